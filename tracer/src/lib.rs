@@ -1,0 +1,14 @@
+//! plegscope: shows, live and by name, why a Kubernetes node's PLEG relist is blocked.
+//!
+//! Data flows one way:
+//!
+//! ```text
+//! kernel hooks -> ring, in-flight maps ┐
+//! /proc, bundles, disk ────────────────┼─> decode ─> order ─> correlator ─> frame ─> sinks
+//! ```
+//!
+//! Everything left of `decode` runs in a child process (the *warden*) that may hang so that the parent never does.
+//! `decode`, `order`, `correlator` and `golang` are pure: no I/O, no clock, no threads.
+
+pub mod event;
+pub mod thresholds;

@@ -1,0 +1,3 @@
+//! The `plegscope` binary: parse, run, map the result to an exit status.
+
+fn main() {}

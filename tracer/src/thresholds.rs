@@ -1,0 +1,67 @@
+//! Every default threshold and floor, in one place.
+//!
+//! A *floor* decides what is remembered and shown; a *threshold* decides what is an incident. Both are ages in
+//! nanoseconds of [`crate::event::Kind`]s.
+
+use crate::event::{Kind, Ns};
+
+/// One second in [`Ns`].
+pub const SECOND: Ns = 1_000_000_000;
+/// One millisecond in [`Ns`].
+pub const MILLISECOND: Ns = 1_000_000;
+
+/// The kubelet calls the node NotReady when the last good relist began this long ago.
+pub const PLEG_THRESHOLD: Ns = 180 * SECOND;
+/// How often the kernel half's in-flight state is read.
+pub const POLL_EVERY: Ns = 100 * MILLISECOND;
+/// Ticks of the correlator stand on this grid of event time.
+pub const TICK_EVERY: Ns = 100 * MILLISECOND;
+/// A record that comes later than this after a newer one is counted as late.
+pub const LATENESS: Ns = 200 * MILLISECOND;
+
+/// The limits in force.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Thresholds {
+    /// A chain is shown once its stuck call is this old.
+    pub shown: Ns,
+    /// An unmount is an incident once it is this old.
+    pub unmount: Ns,
+    /// A lock wait is an incident once it is this old.
+    pub lock: Ns,
+    /// A CRI call is an incident once it is this old.
+    pub cri: Ns,
+    /// A relist is an incident once it is this old.
+    pub relist: Ns,
+    /// A container exit that containerd has not finished handling is an incident once it is this old.
+    pub exit: Ns,
+}
+
+impl Default for Thresholds {
+    fn default() -> Self {
+        Thresholds {
+            shown: 500 * MILLISECOND,
+            unmount: 5 * SECOND,
+            lock: 5 * SECOND,
+            cri: 5 * SECOND,
+            relist: 5 * SECOND,
+            exit: 10 * SECOND,
+        }
+    }
+}
+
+/// Below this age the end of an operation is not reported one by one (the kernel half counts it in a histogram), and a
+/// poll does not report it either.
+pub fn floor(kind: Kind) -> Ns {
+    match kind {
+        Kind::LockWait | Kind::LockHold => 20 * MILLISECOND,
+        Kind::Relist
+        | Kind::CriClient
+        | Kind::CriCall
+        | Kind::StatusUpdate
+        | Kind::ExitHandling
+        | Kind::ShimCall
+        | Kind::ShimServe
+        | Kind::InitMethod => 50 * MILLISECOND,
+        Kind::Unmount | Kind::SuperShutdown | Kind::Sync => 10 * MILLISECOND,
+    }
+}

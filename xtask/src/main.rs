@@ -1,0 +1,2 @@
+//! Build, lab, test and bench commands of plegscope.
+fn main() {}
