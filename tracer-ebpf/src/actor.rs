@@ -55,35 +55,65 @@ pub fn goroutine_of(tgid: u32) -> Option<(u64, u64)> {
     Some((g, goid))
 }
 
-/// Registers at a probe site of a Go function.
-pub struct Site<'a> {
-    /// The site's cookie.
-    pub cookie: Cookie,
-    regs: &'a pt_regs,
+/// Reads a register once, here and unconditionally: the compiler would otherwise merge loads of several registers into
+/// one load at a computed offset, and the verifier refuses arithmetic on the context.
+macro_rules! register {
+    ($regs:expr, $name:ident) => {
+        // SAFETY: a field of the program's context, which is a `pt_regs`.
+        unsafe { core::ptr::read_volatile(&raw const (*$regs).$name) }
+    };
 }
 
-impl<'a> Site<'a> {
+/// Registers at a probe site of a Go function.
+pub struct Site {
+    /// The site's cookie.
+    pub cookie: Cookie,
+    rsp: u64,
+    r14: u64,
+    rax: u64,
+    rbx: u64,
+    rcx: u64,
+    rdi: u64,
+    rsi: u64,
+    r8: u64,
+    r9: u64,
+    r10: u64,
+    r11: u64,
+}
+
+impl Site {
     /// The registers of a uprobe hit; `None` when the hit does not count, because the stack check's branch is taken
     /// and the function will begin again.
     #[inline(always)]
-    pub fn new<C: EbpfContext>(ctx: &'a C, cookie: Cookie) -> Option<Site<'a>> {
+    pub fn new<C: EbpfContext>(ctx: &C, cookie: Cookie) -> Option<Site> {
         const CARRY: u64 = 1;
         const ZERO: u64 = 1 << 6;
-        // SAFETY: the context of a uprobe program is a `pt_regs`.
-        let regs = unsafe { &*ctx.as_ptr().cast::<pt_regs>() };
-        if cookie.stack_check() && regs.eflags & (CARRY | ZERO) != 0 {
-            return None;
-        }
-        Some(Site { cookie, regs })
+        let regs = ctx.as_ptr().cast::<pt_regs>();
+        let eflags = register!(regs, eflags);
+        let site = Site {
+            cookie,
+            rsp: register!(regs, rsp),
+            r14: register!(regs, r14),
+            rax: register!(regs, rax),
+            rbx: register!(regs, rbx),
+            rcx: register!(regs, rcx),
+            rdi: register!(regs, rdi),
+            rsi: register!(regs, rsi),
+            r8: register!(regs, r8),
+            r9: register!(regs, r9),
+            r10: register!(regs, r10),
+            r11: register!(regs, r11),
+        };
+        if cookie.stack_check() && eflags & (CARRY | ZERO) != 0 { None } else { Some(site) }
     }
 
     /// `g` of the running goroutine. With the stack ABI it is in RCX at the stack check, else in thread-local storage.
     #[inline(always)]
     pub fn g(&self) -> Option<u64> {
         if !self.cookie.stack_abi() {
-            Some(self.regs.r14)
+            Some(self.r14)
         } else if self.cookie.stack_check() {
-            Some(self.regs.rcx)
+            Some(self.rcx)
         } else {
             g_of_thread()
         }
@@ -93,18 +123,18 @@ impl<'a> Site<'a> {
     #[inline(always)]
     pub fn word(&self, n: u64) -> Option<u64> {
         if self.cookie.stack_abi() {
-            return user_word(self.regs.rsp + 8 + 8 * n);
+            return user_word(self.rsp + 8 + 8 * n);
         }
         Some(match n {
-            0 => self.regs.rax,
-            1 => self.regs.rbx,
-            2 => self.regs.rcx,
-            3 => self.regs.rdi,
-            4 => self.regs.rsi,
-            5 => self.regs.r8,
-            6 => self.regs.r9,
-            7 => self.regs.r10,
-            8 => self.regs.r11,
+            0 => self.rax,
+            1 => self.rbx,
+            2 => self.rcx,
+            3 => self.rdi,
+            4 => self.rsi,
+            5 => self.r8,
+            6 => self.r9,
+            7 => self.r10,
+            8 => self.r11,
             _ => return None,
         })
     }

@@ -1,10 +1,10 @@
 //! The only way out: counters, histograms, and the ring. Every refusal is counted by kind and cause.
 
-use crate::maps::{DURATIONS, FLOORS, RING, STATS};
-use aya_ebpf::EbpfContext;
+use crate::maps::{BLANK, DURATIONS, FLOORS, OPS, RING, STATS};
+use aya_ebpf::{EbpfContext, helpers::bpf_ktime_get_ns};
 use aya_log_ebpf::debug;
 use tracer_common::{
-    op::{Op, Wait, kind},
+    op::{Key, Op, Wait, kind},
     record::{Header, OpEnded, WaitEnded, record_kind},
     settings::{BUCKETS, bucket},
     stats::{Cause, FIRST_CAUSE, HITS, SLOTS},
@@ -56,6 +56,34 @@ pub fn send<C: EbpfContext, R: Copy + 'static>(ctx: &C, kind: u32, record: &R) {
     if RING.output::<R>(record, 0).is_err() {
         refuse(ctx, kind, Cause::RingFull);
     }
+}
+
+/// Makes a blank entry for an operation and gives it to be filled in place. Its `begin` must be written last, by
+/// [`begun`]: until then readers take it for not there yet.
+#[inline(always)]
+pub fn begin<'a, C: EbpfContext>(ctx: &C, key: &Key) -> Option<&'a mut Op> {
+    let kind = key.what & 0xff;
+    let made =
+        BLANK.get(0).and_then(|blank| OPS.insert(key, blank, 0).ok()).and_then(|()| OPS.get_ptr_mut(key));
+    match made {
+        // SAFETY: only the actor in the key writes this entry, and it removes it no earlier than at the operation's end.
+        Some(op) => {
+            let op = unsafe { &mut *op };
+            op.key = *key;
+            Some(op)
+        }
+        None => {
+            refuse(ctx, kind, Cause::MapFull);
+            None
+        }
+    }
+}
+
+/// The operation begins now, and is visible from now on.
+#[inline(always)]
+pub fn begun(op: &mut Op) {
+    // SAFETY: a valid reference; volatile keeps the write behind the others. The helper always succeeds.
+    unsafe { core::ptr::write_volatile(&raw mut op.begin, bpf_ktime_get_ns()) };
 }
 
 /// A lock wait or hold is over.

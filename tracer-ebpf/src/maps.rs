@@ -22,6 +22,10 @@ pub static WAITS: HashMap<Key, Wait> = HashMap::with_max_entries(16384, 0);
 #[map]
 pub static OPS: HashMap<Key, Op> = HashMap::with_max_entries(4096, 0);
 
+/// One blank operation, never written: an [`Op`] does not fit on the stack beside the registers.
+#[map]
+pub static BLANK: Array<Op> = Array::with_max_entries(1, 0);
+
 /// Threads that are inside an unmount: `pid_tgid` -> key actor of the unmount.
 #[map]
 pub static UNMOUNTING: HashMap<u64, u64> = HashMap::with_max_entries(1024, 0);

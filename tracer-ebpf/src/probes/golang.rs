@@ -56,7 +56,7 @@ fn cookie<C: EbpfContext>(ctx: &C, end: bool) -> Option<Cookie> {
 }
 
 #[inline(always)]
-fn goid(site: &Site<'_>, g: u64) -> u64 {
+fn goid(site: &Site, g: u64) -> u64 {
     let offset = site.cookie.goid_offset();
     if offset == 0 { 0 } else { user_word(g + offset).unwrap_or(0) }
 }
@@ -93,7 +93,7 @@ fn try_write_lock(ctx: &ProbeContext) -> Option<()> {
 }
 
 #[inline(always)]
-fn remember_lock(ctx: &ProbeContext, site: &Site<'_>, kind: u32, object: u64, key_object: u64) -> Option<()> {
+fn remember_lock(ctx: &ProbeContext, site: &Site, kind: u32, object: u64, key_object: u64) -> Option<()> {
     emit::hit(kind);
     let Some(g) = site.g() else {
         emit::refuse(ctx, kind, Cause::NoGoroutine);
@@ -185,22 +185,12 @@ fn try_operation(ctx: &ProbeContext) -> Option<()> {
     };
     let (tgid, tid) = thread();
     let key = Key { tgid, what: cookie.what(), actor: g, object: 0 };
-    let mut op = Op {
-        key,
-        begin: 0,
-        end: 0,
-        g,
-        goid: goid(&site, g),
-        object: cookie.object().and_then(|n| site.word(n)).unwrap_or(0),
-        tid,
-        flags: flag::GOROUTINE,
-        dev: 0,
-        errno: 0,
-        text_len: 0,
-        name_len: 0,
-        text: [0; TEXT],
-        name: [0; NAME],
-    };
+    let op = emit::begin(ctx, &key)?;
+    op.g = g;
+    op.goid = goid(&site, g);
+    op.object = cookie.object().and_then(|n| site.word(n)).unwrap_or(0);
+    op.tid = tid;
+    op.flags = flag::GOROUTINE;
     if let Some(word) = cookie.name_word()
         && let (Some(pointer), Some(len)) = (site.word(word), site.word(word + 1))
     {
@@ -212,23 +202,20 @@ fn try_operation(ctx: &ProbeContext) -> Option<()> {
         }
         // Wait lasts as long as the container does: it is not a call anybody is blocked in.
         if kind == kind::SHIM_CALL && n == 4 && op.name[..4] == *b"Wait" {
+            let _ = OPS.remove(&key);
             return None;
         }
     }
-    read_text(ctx, &site, &mut op, kind);
+    read_text(ctx, &site, op, kind);
     if kind == kind::UNMOUNT {
         let _ = UNMOUNTING.insert(&bpf_get_current_pid_tgid(), &g, 0);
     }
-    // SAFETY: the helper takes no arguments and always succeeds.
-    op.begin = unsafe { bpf_ktime_get_ns() };
-    if OPS.insert(&key, &op, 0).is_err() {
-        emit::refuse(ctx, kind, Cause::MapFull);
-    }
+    emit::begun(op);
     Some(())
 }
 
 #[inline(always)]
-fn read_text(ctx: &ProbeContext, site: &Site<'_>, op: &mut Op, kind: u32) {
+fn read_text(ctx: &ProbeContext, site: &Site, op: &mut Op, kind: u32) {
     let cookie = site.cookie;
     let header = match cookie.text_source() {
         text::ARGUMENT => site.word(cookie.text_word()).zip(site.word(cookie.text_word() + 1)),

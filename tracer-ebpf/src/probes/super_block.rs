@@ -15,7 +15,7 @@ use aya_ebpf::{
     programs::{FEntryContext, FExitContext, ProbeContext, RawTracePointContext, RetProbeContext},
 };
 use tracer_common::{
-    op::{Key, NAME, Op, TEXT, flag, kind},
+    op::{Key, flag, kind},
     stats::Cause,
 };
 
@@ -26,25 +26,12 @@ const REASON_SYNC: i32 = 2;
 fn begin<C: EbpfContext>(ctx: &C, kind: u32, block: u64, nested: u64, how: u32) {
     emit::hit(kind);
     let (tgid, tid) = thread();
-    let (g, goid) = goroutine_of(tgid).unwrap_or((0, 0));
     let key = Key { tgid, what: kind, actor: u64::from(tid), object: nested };
-    let mut op = Op {
-        key,
-        // SAFETY: the helper takes no arguments and always succeeds.
-        begin: unsafe { bpf_ktime_get_ns() },
-        end: 0,
-        g,
-        goid,
-        object: block,
-        tid,
-        flags: how,
-        dev: 0,
-        errno: 0,
-        text_len: 0,
-        name_len: 0,
-        text: [0; TEXT],
-        name: [0; NAME],
-    };
+    let Some(op) = emit::begin(ctx, &key) else { return };
+    (op.g, op.goid) = goroutine_of(tgid).unwrap_or((0, 0));
+    op.object = block;
+    op.tid = tid;
+    op.flags = how;
     match kernel::<u32>(block + u64::from(globals::off_s_dev())) {
         Some(dev) => op.dev = dev,
         None => emit::refuse(ctx, kind, Cause::ReadKernel),
@@ -56,9 +43,7 @@ fn begin<C: EbpfContext>(ctx: &C, kind: u32, block: u64, nested: u64, how: u32) 
     {
         op.name_len = read.len() as u32;
     }
-    if OPS.insert(&key, &op, 0).is_err() {
-        emit::refuse(ctx, kind, Cause::MapFull);
-    }
+    emit::begun(op);
 }
 
 #[inline(always)]

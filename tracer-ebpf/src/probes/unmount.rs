@@ -24,7 +24,7 @@ use aya_ebpf::{
     programs::{FEntryContext, FExitContext, ProbeContext, RetProbeContext, TracePointContext},
 };
 use tracer_common::{
-    op::{Key, NAME, Op, TEXT, flag, kind},
+    op::{Key, TEXT, flag, kind},
     stats::Cause,
 };
 
@@ -47,23 +47,10 @@ fn begin<C: EbpfContext>(ctx: &C, path: u64, how: u32) {
     emit::hit(UNMOUNT);
     let key = key();
     finish(ctx, &key);
-    let (g, goid) = goroutine_of(key.tgid).unwrap_or((0, 0));
-    let mut op = Op {
-        key,
-        begin: now(),
-        end: 0,
-        g,
-        goid,
-        object: 0,
-        tid: key.actor as u32,
-        flags: how,
-        dev: 0,
-        errno: 0,
-        text_len: 0,
-        name_len: 0,
-        text: [0; TEXT],
-        name: [0; NAME],
-    };
+    let Some(op) = emit::begin(ctx, &key) else { return };
+    (op.g, op.goid) = goroutine_of(key.tgid).unwrap_or((0, 0));
+    op.tid = key.actor as u32;
+    op.flags = how;
     // SAFETY: the helper checks the address and stays inside the destination.
     match unsafe { bpf_probe_read_user_str_bytes(path as *const u8, &mut op.text) } {
         Ok(read) => {
@@ -79,9 +66,7 @@ fn begin<C: EbpfContext>(ctx: &C, path: u64, how: u32) {
         }
     }
     let _ = UNMOUNTING.insert(&bpf_get_current_pid_tgid(), &key.actor, 0);
-    if OPS.insert(&key, &op, 0).is_err() {
-        emit::refuse(ctx, UNMOUNT, Cause::MapFull);
-    }
+    emit::begun(op);
 }
 
 #[inline(always)]
@@ -122,7 +107,9 @@ fn cleaning(on: bool) {
 pub fn finish<C: EbpfContext>(ctx: &C, key: &Key) {
     // SAFETY: only this thread writes its entry, and it is not used after its removal.
     let Some(op) = (unsafe { OPS.get(key) }) else { return };
-    if op.flags & flag::RETURNED != 0 {
+    // A tracepoint alone knows when the call returned, not when the process was back: user space asks /proc for that.
+    let known = op.flags & flag::TRACEPOINT == 0 || op.flags & flag::ERRNO != 0;
+    if op.flags & flag::RETURNED != 0 && known {
         super::super_block::ends_with_unmount(ctx, key.tgid, key.actor as u32, op.end);
         emit::op_ended(ctx, op, op.end);
     }
