@@ -39,7 +39,7 @@ impl BuildInfo {
             (inline_string(&mut rest), inline_string(&mut rest))
         } else if flags & 1 == 0 && bytes.get(14) == Some(&8) {
             // Until Go 1.17: pointers to two Go string headers.
-            (string_header(elf, va + 16), string_header(elf, va + 24))
+            (string_header(elf, va.wrapping_add(16)), string_header(elf, va.wrapping_add(24)))
         } else {
             return Err(Refusal::new("Go build info is big-endian or 32-bit: not an x86-64 program"));
         };
@@ -67,7 +67,10 @@ fn scan(elf: &Elf<'_>) -> Option<u64> {
         let bytes = elf.segment_bytes(segment);
         // The linker aligns it to 16.
         let skew = segment.va.wrapping_neg() & 15;
-        let at = bytes.get(usize::try_from(skew).ok()?..)?.chunks(16).position(|chunk| chunk.starts_with(MAGIC))?;
+        let at = bytes
+            .get(usize::try_from(skew).ok()?..)?
+            .chunks(16)
+            .position(|chunk| chunk.starts_with(MAGIC))?;
         Some(segment.va + skew + 16 * at as u64)
     })
 }
@@ -113,7 +116,9 @@ impl GoVersion {
     /// release candidates (layouts are frozen by then) count as the release; development and beta versions are refused,
     /// because their layouts are those of no release.
     pub fn parse(text: &str) -> Result<GoVersion, Refusal> {
-        let refuse = |why: &str| Refusal::new(format!("Go version {:?}: {why}", text.chars().take(80).collect::<String>()));
+        let refuse = |why: &str| {
+            Refusal::new(format!("Go version {:?}: {why}", text.chars().take(80).collect::<String>()))
+        };
         let rest = text.strip_prefix("go1.").ok_or_else(|| {
             refuse(if text.starts_with("devel") {
                 "a development version, whose layouts are those of no release"
@@ -125,10 +130,12 @@ impl GoVersion {
         let (minor, rest) = rest.split_at(digits(rest));
         let minor = minor.parse::<u32>().map_err(|_| refuse("not a version of the form go1.N.M"))?;
         let patch = match rest.strip_prefix('.') {
-            Some(tail) => {
-                tail[..digits(tail)].parse::<u32>().map_err(|_| refuse("not a version of the form go1.N.M"))?
+            Some(tail) => tail[..digits(tail)]
+                .parse::<u32>()
+                .map_err(|_| refuse("not a version of the form go1.N.M"))?,
+            None if rest.starts_with("beta") => {
+                return Err(refuse("a beta, whose layouts may differ from the release"));
             }
-            None if rest.starts_with("beta") => return Err(refuse("a beta, whose layouts may differ from the release")),
             None if rest.is_empty() || rest.starts_with("rc") || rest.starts_with(['-', ' ', '+']) => 0,
             None => return Err(refuse("not a version of the form go1.N.M")),
         };
@@ -149,7 +156,16 @@ mod tests {
         assert_eq!(ok("go1.24.4 X:nocoverageredesign"), Some((24, 4)));
         assert_eq!(ok("go1.20.12-fips"), Some((20, 12)));
         assert_eq!(ok("go1.19.8 (Red Hat 1.19.8-1.el9)"), Some((19, 8)));
-        for refused in ["go1.28beta1", "devel go1.28-3f2b8d7 Tue", "devel +3f2b8d7", "go2.0", "go1.", "go1.x", "", "go1.99999999999"] {
+        for refused in [
+            "go1.28beta1",
+            "devel go1.28-3f2b8d7 Tue",
+            "devel +3f2b8d7",
+            "go2.0",
+            "go1.",
+            "go1.x",
+            "",
+            "go1.99999999999",
+        ] {
             assert!(ok(refused).is_none(), "{refused}");
         }
         assert!(GoVersion::parse("devel go1.28-3f2b8d7").unwrap_err().to_string().contains("development"));

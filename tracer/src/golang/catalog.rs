@@ -3,12 +3,10 @@
 //! Functions are known by their names, so patched, renamed and multi-call binaries work. Sources: containerd v1.4.13 to
 //! v2.3, Kubernetes v1.20 to v1.36, Go 1.15 to 1.27, at the places named beside the entries.
 
+use super::pclntab::Function;
 use super::probe_site::Site;
 use super::{GoBinary, Name, Refusal};
 use crate::event::{Kind, Role};
-use pclntab::Function;
-
-use super::pclntab;
 
 /// One thing that is probed. Argument words are counted from 0, the receiver first; a string takes two words (pointer,
 /// length), an interface two (type, data); [`super::offsets::Abi`] says where a word is.
@@ -114,7 +112,7 @@ pub enum Source {
 /// A protobuf message type under all names of its package.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Message {
-    /// Accessors of the id field.
+    /// Accessors of the id field; the first that the program has is believed.
     pub accessors: &'static [Name],
     /// Methods that only protobuf-go generates.
     pub reflection: &'static [Name],
@@ -143,7 +141,7 @@ pub struct Resolved {
     pub function: Option<(String, Function)>,
     /// What the string at `places` is.
     pub text: Text,
-    /// Where it is: candidates, best first, at most four. Empty when there is none.
+    /// Where it is: candidates, best first, at most two. Empty when there is none.
     pub places: Vec<Place>,
     /// Where it begins, or why that cannot be probed.
     pub begin: Result<Site, Refusal>,
@@ -173,55 +171,56 @@ const PLAIN: Entry = Entry {
     forms: &[],
 };
 
-/// A CRI call as containerd serves it: package `server` until 1.6, `instrument` since 1.7; the Alpha service answers
-/// kubelets before 1.26 in containerd 1.6 and 1.7. Arguments: receiver, ctx (2 words), request.
+/// A CRI call as containerd serves it: package `cri/pkg/server` in 1.4, `cri/server` in 1.5 and 1.6, `cri/instrument`
+/// since 1.7; the Alpha service answers kubelets before 1.26 in 1.6 and 1.7, with messages of its own layout.
+/// Arguments: receiver, ctx (2 words), request.
 macro_rules! cri {
     ($method:literal) => {
-        cri!($method, Text::None, Source::None)
+        cri!($method, Text::None, Source::None, Source::None)
     };
     ($method:literal, $field:literal) => {
-        cri!($method, Text::Id, Source::Message(3, &Message {
-            accessors: &[
-                Name::Suffix(concat!("cri-api/pkg/apis/runtime/v1.(*", $method, "Request).Get", $field)),
-                Name::Suffix(concat!("cri-api/pkg/apis/runtime/v1alpha2.(*", $method, "Request).Get", $field)),
-            ],
-            reflection: &[Name::Suffix(concat!("cri-api/pkg/apis/runtime/v1.(*", $method, "Request).ProtoReflect"))],
-        }))
+        cri!(
+            $method,
+            Text::Id,
+            Source::Message(3, &Message {
+                accessors: &[
+                    Name::Suffix(concat!("cri-api/pkg/apis/runtime/v1.(*", $method, "Request).Get", $field)),
+                    Name::Suffix(concat!("cri-api/pkg/apis/runtime/v1alpha2.(*", $method, "Request).Get", $field)),
+                ],
+                reflection: &[Name::Suffix(concat!("cri-api/pkg/apis/runtime/v1.(*", $method, "Request).ProtoReflect"))],
+            }),
+            Source::Message(3, &Message {
+                accessors: &[Name::Suffix(concat!(
+                    "cri-api/pkg/apis/runtime/v1alpha2.(*",
+                    $method,
+                    "Request).Get",
+                    $field
+                ))],
+                reflection: &[Name::Suffix(concat!(
+                    "cri-api/pkg/apis/runtime/v1alpha2.(*",
+                    $method,
+                    "Request).ProtoReflect"
+                ))],
+            })
+        )
     };
-    ($method:literal, $text:expr, $source:expr) => {
+    ($method:literal, $text:expr, $v1:expr, $alpha:expr) => {
         Entry {
             kind: Kind::CriCall,
             method: $method,
             roles: CONTAINERD,
             forms: &[
-                Form {
-                    name: Name::Suffix(concat!("cri/instrument.(*instrumentedService).", $method)),
-                    text: $text,
-                    source: $source,
-                },
-                Form {
-                    name: Name::Suffix(concat!("cri/instrument.(*instrumentedAlphaService).", $method)),
-                    text: $text,
-                    source: $source,
-                },
-                Form {
-                    name: Name::Suffix(concat!("cri/server.(*instrumentedService).", $method)),
-                    text: $text,
-                    source: $source,
-                },
-                Form {
-                    name: Name::Suffix(concat!("cri/server.(*instrumentedAlphaService).", $method)),
-                    text: $text,
-                    source: $source,
-                },
-                Form {
-                    name: Name::Suffix(concat!("cri/pkg/server.(*instrumentedService).", $method)),
-                    text: $text,
-                    source: $source,
-                },
+                cri!(form "cri/instrument.(*instrumentedService).", $method, $text, $v1),
+                cri!(form "cri/instrument.(*instrumentedAlphaService).", $method, $text, $alpha),
+                cri!(form "cri/server.(*instrumentedService).", $method, $text, $v1),
+                cri!(form "cri/server.(*instrumentedAlphaService).", $method, $text, $alpha),
+                cri!(form "cri/pkg/server.(*instrumentedService).", $method, $text, $alpha),
             ],
             ..PLAIN
         }
+    };
+    (form $receiver:literal, $method:literal, $text:expr, $source:expr) => {
+        Form { name: Name::Suffix(concat!($receiver, $method)), text: $text, source: $source }
     };
 }
 
@@ -615,17 +614,17 @@ fn places(binary: &GoBinary<'_>, found: &Found, source: Source) -> Vec<Place> {
         Source::Words(words) => words.iter().map(|word| Place::Words(*word)).collect(),
         Source::Field(word, offset) => vec![Place::Field { word, offset }],
         Source::Message(word, message) => {
-            let accessors = message.accessors.iter().flat_map(|name| found.functions(*name));
-            let mut offsets: Vec<u16> =
-                accessors.filter_map(|function| binary.code(*function).ok()?.string_field()).collect();
-            offsets.sort_unstable();
-            offsets.dedup();
-            if offsets.is_empty() {
-                let reflection = message.reflection.iter().any(|name| !found.functions(*name).is_empty());
-                // gogo puts fields first; protobuf-go puts three words of its own first, or one in newer output.
-                offsets = if reflection { vec![40, 8] } else { vec![0] };
-            }
-            offsets.into_iter().take(4).map(|offset| Place::Field { word, offset }).collect()
+            let functions = message.accessors.iter().flat_map(|name| found.functions(*name));
+            let read = functions.filter_map(|function| binary.code(*function).ok()?.string_field()).next();
+            let reflection = || message.reflection.iter().any(|name| !found.functions(*name).is_empty());
+            let offsets = match read {
+                Some(offset) => vec![offset],
+                // protobuf-go puts three words of its own first, or one in newer output.
+                None if reflection() => vec![40, 8],
+                // gogo puts the fields first.
+                None => vec![0],
+            };
+            offsets.into_iter().map(|offset| Place::Field { word, offset }).collect()
         }
     }
 }

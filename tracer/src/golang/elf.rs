@@ -5,7 +5,9 @@
 
 use super::Refusal;
 use object::LittleEndian;
-use object::elf::{DT_NULL, DT_RELA, DT_RELASZ, EM_X86_64, ET_DYN, ET_EXEC, FileHeader64, PF_X, PT_DYNAMIC, PT_LOAD};
+use object::elf::{
+    DT_NULL, DT_RELA, DT_RELASZ, EM_X86_64, ET_DYN, ET_EXEC, FileHeader64, PF_W, PF_X, PT_DYNAMIC, PT_LOAD,
+};
 use object::read::elf::{Dyn, FileHeader, ProgramHeader, SectionHeader};
 
 /// A loadable part of the file (`PT_LOAD`).
@@ -19,6 +21,8 @@ pub struct Segment {
     pub file_size: u64,
     /// Whether it holds code.
     pub executable: bool,
+    /// Whether the program may write to it (some of it only until relocations are applied).
+    pub writable: bool,
 }
 
 /// An ELF file, as far as the Go reader needs it.
@@ -49,7 +53,9 @@ impl<'a> Elf<'a> {
         }
         let kind = header.e_type(endian);
         if kind != ET_DYN && kind != ET_EXEC {
-            return Err(Refusal::new(format!("ELF type {kind}: neither an executable nor position independent")));
+            return Err(Refusal::new(format!(
+                "ELF type {kind}: neither an executable nor position independent"
+            )));
         }
         let headers = header.program_headers(endian, bytes).map_err(|e| bad(&e.to_string()))?;
         let mut segments = Vec::new();
@@ -65,6 +71,7 @@ impl<'a> Elf<'a> {
                         .min((bytes.len() as u64).saturating_sub(part.p_offset(endian)))
                         .min(u64::MAX - part.p_vaddr(endian)),
                     executable: part.p_flags(endian) & PF_X != 0,
+                    writable: part.p_flags(endian) & PF_W != 0,
                 }),
                 PT_DYNAMIC => dynamic = part.dynamic(endian, bytes).ok().flatten(),
                 _ => {}
@@ -138,14 +145,16 @@ impl<'a> Elf<'a> {
         }
     }
 
-    /// Addresses of all words that hold `value`, in data segments and relocations, at most `limit` of them.
+    /// Addresses of all words that hold `value`, in writable segments and relocations, at most `limit` of them.
     pub fn words_equal(&self, value: u64, limit: usize) -> Vec<u64> {
         let mut found: Vec<u64> =
             self.relocations.iter().filter(|r| r.1 == value).map(|r| r.0).take(limit).collect();
-        for segment in self.segments.iter().filter(|s| !s.executable) {
+        for segment in self.segments.iter().filter(|s| s.writable && !s.executable) {
             let skew = segment.va.wrapping_neg() & 7;
             let bytes = self.segment_bytes(segment);
-            let Some(aligned) = usize::try_from(skew).ok().and_then(|skew| bytes.get(skew..)) else { continue };
+            let Some(aligned) = usize::try_from(skew).ok().and_then(|skew| bytes.get(skew..)) else {
+                continue;
+            };
             let needle = value.to_le_bytes();
             for (i, word) in aligned.chunks_exact(8).enumerate() {
                 if word == needle && found.len() < limit {
@@ -218,7 +227,8 @@ impl<'a> Relocations<'a> {
     }
 
     fn iter(&self) -> impl Iterator<Item = (u64, u64)> {
-        let sorted = self.sorted.chunks_exact(RELA_SIZE).filter_map(rela).map(|(offset, _, addend)| (offset, addend));
+        let sorted =
+            self.sorted.chunks_exact(RELA_SIZE).filter_map(rela).map(|(offset, _, addend)| (offset, addend));
         sorted.chain(self.rest.iter().copied())
     }
 

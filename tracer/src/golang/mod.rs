@@ -56,9 +56,9 @@ impl Name {
     fn matches(&self, name: &[u8]) -> bool {
         match self {
             Name::Exact(text) => name == text.as_bytes(),
-            Name::Suffix(text) => {
-                name.strip_suffix(text.as_bytes()).is_some_and(|prefix| prefix.is_empty() || prefix.ends_with(b"/"))
-            }
+            Name::Suffix(text) => name
+                .strip_suffix(text.as_bytes())
+                .is_some_and(|prefix| prefix.is_empty() || prefix.ends_with(b"/")),
         }
     }
 }
@@ -114,7 +114,8 @@ impl<'a> GoBinary<'a> {
             tails.entry(tail(text)).or_default().push(at);
         }
         for (index, name) in self.functions.names() {
-            let likely = endings.get(ending(name) >> 6).is_some_and(|slot| slot >> (ending(name) & 63) & 1 == 1);
+            let likely =
+                endings.get(ending(name) >> 6).is_some_and(|slot| slot >> (ending(name) & 63) & 1 == 1);
             if !likely {
                 continue;
             }
@@ -129,7 +130,10 @@ impl<'a> GoBinary<'a> {
 
     /// Full name of a function.
     pub fn name(&self, function: Function) -> String {
-        self.functions.name(function.index).map(|n| String::from_utf8_lossy(n).into_owned()).unwrap_or_default()
+        self.functions
+            .name(function.index)
+            .map(|n| String::from_utf8_lossy(n).into_owned())
+            .unwrap_or_default()
     }
 
     /// Frames at `pc` (without load bias), innermost first, inlined ones restored. Pass return addresses minus one.
@@ -186,8 +190,12 @@ mod tests {
     fn suffixes_match_on_path_boundaries_only() {
         let name = Name::Suffix("cri/store/container.(*statusStorage).Get");
         assert!(name.matches(b"cri/store/container.(*statusStorage).Get"));
-        assert!(name.matches(b"github.com/containerd/containerd/pkg/cri/store/container.(*statusStorage).Get"));
-        assert!(!name.matches(b"github.com/containerd/containerd/pkg/xcri/store/container.(*statusStorage).Get"));
+        assert!(
+            name.matches(b"github.com/containerd/containerd/pkg/cri/store/container.(*statusStorage).Get")
+        );
+        assert!(
+            !name.matches(b"github.com/containerd/containerd/pkg/xcri/store/container.(*statusStorage).Get")
+        );
         assert!(!name.matches(b"store/container.(*statusStorage).Get"));
         assert!(!Name::Exact("sync.(*RWMutex).Lock").matches(b"internal/sync.(*RWMutex).Lock"));
     }

@@ -180,7 +180,15 @@ mod tests {
         for (minors, words, bp, rest) in rows {
             for minor in minors {
                 let o = Offsets::of(GoVersion { minor, patch: 3 }).unwrap();
-                let got = [o.goid, o.sched_bp, o.atomic_status, o.wait_reason, o.wait_since, o.syscall_sp, o.syscall_pc];
+                let got = [
+                    o.goid,
+                    o.sched_bp,
+                    o.atomic_status,
+                    o.wait_reason,
+                    o.wait_since,
+                    o.syscall_sp,
+                    o.syscall_pc,
+                ];
                 assert_eq!(got, words, "1.{minor}");
                 assert_eq!(o.syscall_bp, bp, "1.{minor}");
                 assert_eq!([o.waiting, o.m_procid, o.m_curg], rest, "1.{minor}");
@@ -195,7 +203,10 @@ mod tests {
     fn unknown_versions_are_refused_in_words() {
         for minor in [2, 14, 28, 99] {
             let refusal = Offsets::of(GoVersion { minor, patch: 0 }).unwrap_err().to_string();
-            assert!(refusal.contains(&format!("go1.{minor}.0")) && refusal.contains("1.15 to 1.27"), "{refusal}");
+            assert!(
+                refusal.contains(&format!("go1.{minor}.0")) && refusal.contains("1.15 to 1.27"),
+                "{refusal}"
+            );
         }
     }
 

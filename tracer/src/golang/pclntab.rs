@@ -127,14 +127,16 @@ impl<'a> Pclntab<'a> {
                 Err(why) => refusal = refusal.or(Some(why)),
             }
         }
-        Err(refusal.unwrap_or_else(|| Refusal::new("no Go symbol table (pclntab): not a Go program, or packed")))
+        Err(refusal
+            .unwrap_or_else(|| Refusal::new("no Go symbol table (pclntab): not a Go program, or packed")))
     }
 
     /// Reads the table at `va`.
     fn at(elf: &Elf<'a>, va: u64, version: Option<GoVersion>) -> Result<Pclntab<'a>, Refusal> {
         let bad = |what: &str| Refusal::new(format!("Go symbol table (pclntab) at {va:#x}: {what}"));
         let data = elf.bytes_from(va).ok_or_else(|| bad("not in the file"))?;
-        let format = u32_at(data, 0).and_then(Format::of_magic).ok_or_else(|| bad("unknown format (magic)"))?;
+        let format =
+            u32_at(data, 0).and_then(Format::of_magic).ok_or_else(|| bad("unknown format (magic)"))?;
         let (quantum, pointer) = match data.get(4..8) {
             Some(&[0, 0, quantum, pointer]) => (quantum, pointer),
             _ => return Err(bad("damaged header")),
@@ -173,12 +175,17 @@ impl<'a> Pclntab<'a> {
             records,
             relocated: None,
             moduledata: None,
-            function_data: if format < Format::Go118 { FunctionData::Absolute } else { FunctionData::Unknown },
+            function_data: if format < Format::Go118 {
+                FunctionData::Absolute
+            } else {
+                FunctionData::Unknown
+            },
         };
         if format < Format::Go118 {
             if elf.position_independent() {
                 let start = va + (table.as_ptr() as usize - data.as_ptr() as usize) as u64;
-                let entries: Option<Vec<u64>> = (0..=count as u64).map(|i| elf.word(start + 16 * i)).collect();
+                let entries: Option<Vec<u64>> =
+                    (0..=count as u64).map(|i| elf.word(start + 16 * i)).collect();
                 made.relocated = Some(entries.ok_or_else(|| bad("cut short"))?);
             }
         } else {
@@ -188,7 +195,7 @@ impl<'a> Pclntab<'a> {
         let first = made.entry(0);
         made.moduledata = elf.words_equal(va, 64).into_iter().find(|&at| {
             let (text, min_pc) = if format == Format::Go12 { (96, 80) } else { (176, 160) };
-            let words = [elf.word(at + min_pc), elf.word(at + text), elf.word(at + text + 8)];
+            let words = [min_pc, text, text + 8].map(|offset| elf.word(at.wrapping_add(offset)));
             match words {
                 // The first function begins at minpc, and text holds it.
                 [Some(min_pc), Some(text), Some(etext)] => {
@@ -204,7 +211,7 @@ impl<'a> Pclntab<'a> {
             if made.text_base == 0 {
                 made.text_base = made
                     .moduledata
-                    .and_then(|at| elf.word(at + 176))
+                    .and_then(|at| elf.word(at.wrapping_add(176)))
                     .filter(|base| *base != 0)
                     .ok_or_else(|| bad("no text base: the header has none and no moduledata was found"))?;
             }
@@ -214,10 +221,10 @@ impl<'a> Pclntab<'a> {
                 (_, Some(27)) => Some(344),
                 _ => None,
             };
-            if let (Some(moduledata), Some(base_at)) = (made.moduledata, base_at) {
-                if let Some(base) = elf.word(moduledata + base_at).filter(|base| elf.bytes_at(*base, 1).is_some()) {
-                    made.function_data = FunctionData::Base(base);
-                }
+            let base =
+                made.moduledata.zip(base_at).and_then(|(at, offset)| elf.word(at.wrapping_add(offset)));
+            if let Some(base) = base.filter(|base| elf.bytes_at(*base, 1).is_some()) {
+                made.function_data = FunctionData::Base(base);
             }
         }
         // Believe the table only if its first and last function lie in code.
@@ -360,7 +367,8 @@ impl<'a> Pclntab<'a> {
         let pcdata_count = u32_at(record, pcdata_count_at)?;
         // Fixed part behind the count: Go 1.16 added the compilation unit, Go 1.20 the start line; then four bytes
         // whose last is the number of function data.
-        let fixed = pcdata_count_at + 4
+        let fixed = pcdata_count_at
+            + 4
             + match self.format {
                 Format::Go12 => 0,
                 Format::Go116 | Format::Go118 => 4,
@@ -382,8 +390,8 @@ impl<'a> Pclntab<'a> {
             FunctionData::Absolute => {
                 // Pointers, aligned in memory, not in the record.
                 let record_va = self.va_of(elf, record)?;
-                let at = (record_va + behind as u64).next_multiple_of(8) + 8 * u64::from(which);
-                elf.word(at).filter(|tree| *tree != 0)?
+                let at = record_va.checked_add(behind as u64)?.checked_next_multiple_of(8)?;
+                elf.word(at.checked_add(8 * u64::from(which))?).filter(|tree| *tree != 0)?
             }
             FunctionData::Base(base) => {
                 let offset = u32_at(record, behind + 4 * usize::from(which))?;

@@ -88,7 +88,10 @@ impl Code {
         };
         for instruction in &mut Decoder::with_ip(64, bytes, entry, DecoderOptions::NONE) {
             if instruction.is_invalid() {
-                return Err(Refusal::new(format!("cannot decode the instruction at {:#x}", instruction.ip())));
+                return Err(Refusal::new(format!(
+                    "cannot decode the instruction at {:#x}",
+                    instruction.ip()
+                )));
             }
             match instruction.flow_control() {
                 FlowControl::UnconditionalBranch | FlowControl::ConditionalBranch => {
@@ -119,7 +122,9 @@ impl Code {
         let grows = self.instructions.iter().any(|i| calls_one_of(i, &runtime.grow_stack));
         if !grows {
             if runtime.grow_stack.is_empty() {
-                return Err(Refusal::new("runtime.morestack is not in the symbol table, so stack checks cannot be told"));
+                return Err(Refusal::new(
+                    "runtime.morestack is not in the symbol table, so stack checks cannot be told",
+                ));
             }
             if self.jumped_to(self.entry) {
                 return Err(Refusal::new("the function has no stack check and jumps back to its entry"));
@@ -134,7 +139,9 @@ impl Code {
             return Err(Refusal::new("the stack check overwrites a register that g or an argument is in"));
         }
         if !self.restarts(grow, runtime) {
-            return Err(Refusal::new("the stack check does not lead to runtime.morestack and back to the entry"));
+            return Err(Refusal::new(
+                "the stack check does not lead to runtime.morestack and back to the entry",
+            ));
         }
         // Only the way back from growing the stack may lead into the check; then the run that counts is the last.
         let intruder = self.jumps.iter().find(|&&(to, from)| {
@@ -184,16 +191,22 @@ impl Code {
         let mut scratch_ok = true;
         let mut early: Option<u64> = None;
         for i in self.instructions.iter().take(10) {
-            let is_register = |operand| i.op_kind(operand) == OpKind::Register && i.op_register(operand).is_gpr64();
+            let is_register =
+                |operand| i.op_kind(operand) == OpKind::Register && i.op_register(operand).is_gpr64();
             let of = |register: Register| values.get(register.number()).copied().unwrap_or(Value::Other);
-            let value = |operand| if is_register(operand) { of(i.op_register(operand)) } else { Value::Other };
-            let memory = i.op_count() == 2 && i.op1_kind() == OpKind::Memory && i.memory_index() == Register::None;
+            let value =
+                |operand| if is_register(operand) { of(i.op_register(operand)) } else { Value::Other };
+            let memory =
+                i.op_count() == 2 && i.op1_kind() == OpKind::Memory && i.memory_index() == Register::None;
             let thread_local = i.segment_prefix() == Register::FS;
             let base = if i.memory_base().is_gpr64() { of(i.memory_base()) } else { Value::Other };
             let guard_operand =
                 memory && !thread_local && base == Value::G && i.memory_displacement64() == G_STACK_GUARD;
             let immediate = i.op_count() == 2
-                && matches!(i.op1_kind(), OpKind::Immediate8to64 | OpKind::Immediate32to64 | OpKind::Immediate64);
+                && matches!(
+                    i.op1_kind(),
+                    OpKind::Immediate8to64 | OpKind::Immediate32to64 | OpKind::Immediate64
+                );
             let mut new = None;
             match i.mnemonic() {
                 Mnemonic::Mov if is_register(0) => {
@@ -214,7 +227,9 @@ impl Code {
                         return None;
                     });
                 }
-                Mnemonic::Lea if is_register(0) && memory && i.memory_base() == Register::RSP => new = Some(Value::Stack),
+                Mnemonic::Lea if is_register(0) && memory && i.memory_base() == Register::RSP => {
+                    new = Some(Value::Stack)
+                }
                 Mnemonic::Sub if value(0) == Value::Stack && i.op0_register() != Register::RSP => {
                     if !immediate && value(1) != Value::Guard {
                         return None;
@@ -222,7 +237,9 @@ impl Code {
                     flags = Flags::Borrow;
                     new = Some(Value::Stack);
                 }
-                Mnemonic::Cmp if value(0) == Value::Stack && (guard_operand || immediate) => flags = Flags::Check,
+                Mnemonic::Cmp if value(0) == Value::Stack && (guard_operand || immediate) => {
+                    flags = Flags::Check
+                }
                 Mnemonic::Cmp if value(0) == Value::Guard && immediate => flags = Flags::Preempt,
                 Mnemonic::Jb if flags == Flags::Borrow => {
                     early = Some(i.near_branch_target());
@@ -307,8 +324,12 @@ impl Code {
                 FlowControl::Call if calls_one_of(i, &runtime.short) && emulated(i) => {
                     return Some(self.site(i, How::Call));
                 }
-                FlowControl::Next if i.has_lock_prefix() || i.mnemonic() == Mnemonic::Xchg && !is_nop(i) => return None,
-                FlowControl::Next if i.code() == Op::Nopd && i.len() == 1 => return Some(self.site(i, How::Nop)),
+                FlowControl::Next if i.has_lock_prefix() || i.mnemonic() == Mnemonic::Xchg && !is_nop(i) => {
+                    return None;
+                }
+                FlowControl::Next if i.code() == Op::Nopd && i.len() == 1 => {
+                    return Some(self.site(i, How::Nop));
+                }
                 FlowControl::Next => below = i,
                 _ => return None,
             }
@@ -325,7 +346,11 @@ impl Code {
                 && !matches!(i.memory_base(), Register::RSP | Register::RBP | Register::R14)
                 && i.memory_index() == Register::None
                 && i.segment_prefix() == Register::None;
-            if i.mnemonic() == Mnemonic::Mov && i.op1_kind() == OpKind::Memory && i.op0_register().is_gpr64() && plain {
+            if i.mnemonic() == Mnemonic::Mov
+                && i.op1_kind() == OpKind::Memory
+                && i.op0_register().is_gpr64()
+                && plain
+            {
                 offsets.push(i.memory_displacement64());
             }
         }
@@ -419,7 +444,13 @@ mod tests {
                 }
                 Jump(op, label) => {
                     code.extend_from_slice(op);
-                    let to = if *label == "entry" { ENTRY } else if *label == "outside" { OTHER } else { place(label) };
+                    let to = if *label == "entry" {
+                        ENTRY
+                    } else if *label == "outside" {
+                        OTHER
+                    } else {
+                        place(label)
+                    };
                     code.extend(displacement(to));
                 }
                 Label(_) => {}
@@ -481,7 +512,9 @@ mod tests {
                     Bytes(MOV_RCX_TLS),
                     Bytes(&[0x48, 0x8b, 0x71, 0x10, 0x48, 0x81, 0xfe, 0xde, 0xfa, 0xff, 0xff]),
                     Jump(JE, "grow"),
-                    Bytes(&[0x48, 0x8d, 0x84, 0x24, 0xa0, 3, 0, 0, 0x48, 0x29, 0xf0, 0x48, 0x3d, 0, 0x30, 0, 0]),
+                    Bytes(&[
+                        0x48, 0x8d, 0x84, 0x24, 0xa0, 3, 0, 0, 0x48, 0x29, 0xf0, 0x48, 0x3d, 0, 0x30, 0, 0,
+                    ]),
                     Jump(JBE, "grow"),
                 ],
                 9 + 11 + 6 + 17,
@@ -535,7 +568,8 @@ mod tests {
 
     #[test]
     fn without_a_check_it_begins_at_the_entry_unless_that_is_a_loop() {
-        let leaf = decode(&[Bytes(&[0x55]), Bytes(POP_RBP), Bytes(RET)]).begin(Abi::Register, &runtime()).unwrap();
+        let leaf =
+            decode(&[Bytes(&[0x55]), Bytes(POP_RBP), Bytes(RET)]).begin(Abi::Register, &runtime()).unwrap();
         assert_eq!((leaf.va, leaf.how, leaf.cost), (ENTRY, How::Entry, Cost::Emulated));
         let looping = decode(&[Bytes(NOP), Jump(JE, "entry"), Bytes(RET)]);
         assert!(looping.begin(Abi::Register, &runtime()).is_err());
@@ -550,7 +584,15 @@ mod tests {
     #[test]
     fn ends_on_the_cheapest_place_that_is_still_exact() {
         // A short call, even when the call itself is jumped to.
-        let short = [Jump(JE, "c"), Bytes(NOP), Label("c"), Call(RELEASE), Bytes(ADD_RSP), Bytes(POP_RBP), Bytes(RET)];
+        let short = [
+            Jump(JE, "c"),
+            Bytes(NOP),
+            Label("c"),
+            Call(RELEASE),
+            Bytes(ADD_RSP),
+            Bytes(POP_RBP),
+            Bytes(RET),
+        ];
         assert_eq!(ends(&short, false), [(7, How::Call)]);
         assert_eq!(ends(&short, true), [(17, How::Return)], "results are read at the return");
         // A nop behind the last lock operation, but none before it.
@@ -559,7 +601,10 @@ mod tests {
         // Nothing before a call that may run deferred functions.
         assert_eq!(ends(&[Bytes(NOP), Call(OTHER), Bytes(ADD_RSP), Bytes(RET)], false), [(10, How::Return)]);
         // A long nop or one with a prefix is not emulated everywhere.
-        assert_eq!(ends(&[Bytes(&[0x66, 0x90]), Bytes(&[0x0f, 0x1f, 0]), Bytes(RET)], false), [(5, How::Return)]);
+        assert_eq!(
+            ends(&[Bytes(&[0x66, 0x90]), Bytes(&[0x0f, 0x1f, 0]), Bytes(RET)], false),
+            [(5, How::Return)]
+        );
         // Somebody jumps between the call and the return.
         let joined = [Jump(JE, "out"), Call(RELEASE), Label("out"), Bytes(ADD_RSP), Bytes(RET)];
         assert_eq!(ends(&joined, false), [(15, How::Return)]);
@@ -581,7 +626,10 @@ mod tests {
     #[test]
     fn accessors_tell_the_offset_of_their_field() {
         // test rax,rax; je; mov rcx,[rax+0x28]; mov rbx,[rax+0x30]; mov rax,rcx; ret
-        let getter = [0x48, 0x85, 0xc0, 0x74, 0x0c, 0x48, 0x8b, 0x48, 0x28, 0x48, 0x8b, 0x58, 0x30, 0x48, 0x89, 0xc8, 0xc3, 0xc3];
+        let getter = [
+            0x48, 0x85, 0xc0, 0x74, 0x0c, 0x48, 0x8b, 0x48, 0x28, 0x48, 0x8b, 0x58, 0x30, 0x48, 0x89, 0xc8,
+            0xc3, 0xc3,
+        ];
         assert_eq!(Code::decode(&getter, 0, 0).unwrap().string_field(), Some(0x28));
         // A single word is no string.
         assert_eq!(Code::decode(&[0x48, 0x8b, 0x00, 0xc3], 0, 0).unwrap().string_field(), None);
