@@ -13,4 +13,5 @@
 pub mod bpf;
 pub mod decode;
 pub mod event;
+pub mod golang;
 pub mod thresholds;
