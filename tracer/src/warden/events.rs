@@ -1,6 +1,7 @@
 //! Reads the kernel half: the ring as it fills, what is in flight ten times a second.
 
 use super::{
+    binaries::method_name,
     child::{Shared, lock},
     outbox::Outbox,
     protocol::{Cost, Level, Message},
@@ -9,7 +10,6 @@ use crate::{
     bpf::read::Reader,
     decode,
     event::{Actor, Body, Event, Kind, LossPoint, Ns, Operation, Outcome},
-    golang::catalog,
     node::{clock, threads},
     thresholds::{POLL_EVERY, floor},
 };
@@ -67,7 +67,7 @@ fn from_record(record: &Record, shared: &Shared, events: &mut Vec<Event>) {
             (r.header.at, decode::wait(&r.wait).map(|operation| Body::Ended(operation, Outcome::Done)))
         }
         Record::OpEnded(r) => {
-            (r.header.at, decode::op(&r.op, catalog::method_name).map(|o| Body::Ended(o, decode::outcome(&r.op))))
+            (r.header.at, decode::op(&r.op, method_name).map(|o| Body::Ended(o, decode::outcome(&r.op))))
         }
         Record::Woken(r) => (
             r.header.at,
@@ -126,7 +126,7 @@ impl Poller {
             if !old(decode::kind_of(&op.key), op.begin) {
                 continue;
             }
-            let Some(operation) = decode::op(op, catalog::method_name) else { continue };
+            let Some(operation) = decode::op(op, method_name) else { continue };
             match over(op, now) {
                 None => self.operations.push(operation),
                 Some(at) => {
@@ -184,7 +184,7 @@ fn over(op: &Op, now: Ns) -> Option<Ns> {
     }
     // Without a probe on `cleanup_mnt` the thread itself must be asked whether it is back.
     match threads::look(op.key.tgid, op.tid) {
-        Ok(site) if site.syscall == Some(SYS_UMOUNT2) => None,
+        Ok(site) if site.site.syscall == Some(SYS_UMOUNT2) => None,
         _ => Some(now),
     }
 }
