@@ -11,4 +11,5 @@
 //! `decode`, `order`, `correlator` and `golang` are pure: no I/O, no clock, no threads.
 
 pub mod event;
+pub mod node;
 pub mod thresholds;
