@@ -10,5 +10,9 @@
 //! Everything left of `decode` runs in a child process (the *warden*) that may hang so that the parent never does.
 //! `decode`, `order`, `correlator` and `golang` are pure: no I/O, no clock, no threads.
 
+pub mod correlator;
 pub mod event;
+pub mod order;
+pub mod sinks;
+pub mod stats;
 pub mod thresholds;

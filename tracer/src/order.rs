@@ -1,0 +1,1 @@
+//! Puts what arrives out of order back into the order of its times.

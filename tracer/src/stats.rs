@@ -1,0 +1,1 @@
+//! How long things took: bounded latency distributions.
