@@ -109,6 +109,8 @@ pub struct Link {
     pub who: Who,
     /// The container it is done for or to.
     pub subject: Option<Subject>,
+    /// The device of a sync or shutdown, by name.
+    pub device: Option<DeviceName>,
     /// Whose lock it is, for a lock wait.
     pub lock: Option<Lock>,
     /// Since when it lasts: its begin, or the begin of the first of several merged lock waits.
@@ -117,8 +119,6 @@ pub struct Link {
     pub age: Ns,
     /// The part of the stuck call's age during which this was the deepest operation reached.
     pub critical: Ns,
-    /// How often it was seen to fail in a row before (EBUSY).
-    pub failures: u64,
 }
 
 /// Why one operation waits for another.

@@ -27,6 +27,8 @@ pub const SETTLING: usize = 4_096;
 pub const FAILED_UNMOUNTS: usize = 256;
 /// Incidents that are open.
 pub const INCIDENTS: usize = 128;
+/// Slow relists (or list calls that stand for them) in flight.
+pub const SLOW_RELISTS: usize = 4_096;
 /// Operations by which an incident is known again when what it ends in changes.
 pub const INCIDENT_MEMBERS: usize = 256;
 
