@@ -15,7 +15,7 @@ use crate::{
         plan::{self, Probe, Sight, UNMOUNT_SIGHT},
         read::Reader,
     },
-    event::{Body, Event, Kind, Ns, Process, Role, SeenBy},
+    event::{Body, Event, Kind, Ns, Process, SeenBy},
     node::{
         clock,
         procs::{Exe, FileId, ProcessFacts, Processes},

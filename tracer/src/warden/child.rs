@@ -108,10 +108,14 @@ fn attach(settings: Settings, outbox: &Outbox, shared: &Arc<Shared>) {
 struct Forward(Outbox);
 
 impl log::Log for Forward {
-    fn enabled(&self, _: &log::Metadata<'_>) -> bool {
-        true
+    fn enabled(&self, of: &log::Metadata<'_>) -> bool {
+        // aya tells each relocation at debug level; records of the kernel half have the target of its own modules.
+        of.level() <= log::Level::Warn || !of.target().starts_with("aya")
     }
     fn log(&self, record: &log::Record<'_>) {
+        if !self.enabled(record.metadata()) {
+            return;
+        }
         let level = match record.level() {
             log::Level::Error => Level::Error,
             log::Level::Warn => Level::Warning,
