@@ -10,6 +10,8 @@ pub mod elf;
 pub mod offsets;
 pub mod pclntab;
 pub mod probe_site;
+#[cfg(test)]
+mod synthetic;
 
 use buildinfo::{BuildInfo, GoVersion};
 use elf::Elf;
@@ -63,6 +65,9 @@ impl Name {
     }
 }
 
+/// One name occurs a few times at most (ABI wrappers, vendored copies); bounds the work on hostile files.
+pub const MAX_HITS: usize = 16;
+
 /// A Go program. Borrows the file's bytes.
 pub struct GoBinary<'a> {
     /// The file.
@@ -100,7 +105,7 @@ impl<'a> GoBinary<'a> {
         Offsets::of(self.version.clone()?)
     }
 
-    /// All functions that match, for each of the names, in one pass over the table.
+    /// All functions that match, for each of the names, in one pass over the table; at most [`MAX_HITS`] for a name.
     pub fn find(&self, names: &[Name]) -> Vec<Vec<Function>> {
         let mut found = vec![Vec::new(); names.len()];
         // Most functions are dismissed by their last two bytes; the rest by what follows their last slash.
@@ -120,7 +125,9 @@ impl<'a> GoBinary<'a> {
                 continue;
             }
             for &at in tails.get(tail(name)).map_or(&[][..], Vec::as_slice) {
-                if let (true, Some(hits)) = (names[at].matches(name), found.get_mut(at)) {
+                if let (true, Some(hits)) =
+                    (names[at].matches(name), found.get_mut(at).filter(|h| h.len() < MAX_HITS))
+                {
                     hits.extend(self.functions.function(index));
                 }
             }

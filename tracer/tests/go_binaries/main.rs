@@ -4,6 +4,8 @@
 //! The programs are too big for the repository. `cargo xtask test` fetches them and sets `PLEGSCOPE_GO_BINARIES` to a
 //! folder with `containerd-1.4` … `shim-2.1`, `kubelet-1.20`; without it these tests say that they were skipped.
 
+#![allow(clippy::unwrap_used)]
+
 mod table;
 
 use std::path::PathBuf;
