@@ -36,13 +36,20 @@ pub struct Changes {
 }
 
 /// The containers of the node.
-#[derive(Default)]
 pub struct Containers {
     shims: BTreeMap<u32, BundleId>,
     places: BTreeMap<Place, PlaceState>,
     known: BTreeMap<BundleId, Known>,
     scans: u64,
     blind: BTreeMap<String, String>,
+    /// Longest wait for one look.
+    patience: Duration,
+}
+
+impl Default for Containers {
+    fn default() -> Self {
+        Self::new()
+    }
 }
 
 /// Where bundles lie: a namespace of one containerd.
@@ -99,7 +106,14 @@ enum Rootfs {
 impl Containers {
     /// Nothing is known yet.
     pub fn new() -> Self {
-        Self::default()
+        Containers {
+            shims: BTreeMap::new(),
+            places: BTreeMap::new(),
+            known: BTreeMap::new(),
+            scans: 0,
+            blind: BTreeMap::new(),
+            patience: LOOK,
+        }
     }
 
     /// A shim has appeared: its bundles are looked at from the next scan on. Gives the bundle it was started for. Fails
@@ -186,7 +200,8 @@ impl Containers {
             .map(|(bundle, _)| bundle.id.clone())
             .collect();
         let started = self.places.get(place).map(|state| Arc::clone(&state.bundles)).unwrap_or_default();
-        run_once(workers, started, move || look_at_bundles(&shims, &settled))?.map_err(|e| e.to_string())
+        run_once(workers, self.patience, started, move || look_at_bundles(&shims, &settled))?
+            .map_err(|e| e.to_string())
     }
 
     /// Finds out what is mounted for those containers of which it is not known.
@@ -206,7 +221,7 @@ impl Containers {
             return Ok(Vec::new());
         }
         let started = self.places.get(place).map(|state| Arc::clone(&state.mounts)).unwrap_or_default();
-        run_once(workers, started, move || look_at_mounts(wanted))?.map_err(|e| e.to_string())
+        run_once(workers, self.patience, started, move || look_at_mounts(wanted))?.map_err(|e| e.to_string())
     }
 
     fn of_place<'a>(&'a self, place: &'a Place) -> impl Iterator<Item = (&'a BundleId, &'a Known)> {
@@ -346,6 +361,7 @@ impl Containers {
 /// Runs a look on a worker unless the previous one of its kind, which held `started` too, has not come back.
 fn run_once<T: Send + 'static>(
     workers: &Workers,
+    patience: Duration,
     started: Arc<()>,
     look: impl FnOnce() -> T + Send + 'static,
 ) -> Result<T, String> {
@@ -353,7 +369,7 @@ fn run_once<T: Send + 'static>(
     if Arc::strong_count(&started) > 2 {
         return Err("an earlier look has not come back from the file system".into());
     }
-    let outcome = workers.run(LOOK, move || {
+    let outcome = workers.run(patience, move || {
         let answer = look();
         drop(started);
         answer
@@ -423,6 +439,11 @@ mod tests {
     const SANDBOX: &str = "aa00000000000000000000000000000000000000000000000000000000000001";
     const MEMBER: &str = "bb00000000000000000000000000000000000000000000000000000000000002";
 
+    /// Never gives up on a look: a loaded machine is no reason for a test to fail.
+    fn patient() -> Containers {
+        Containers { patience: Duration::from_secs(600), ..Containers::new() }
+    }
+
     fn config(kind: &str, names: &str) -> String {
         format!(
             r#"{{"annotations":{{"io.kubernetes.cri.container-type":"{kind}","io.kubernetes.cri.sandbox-id":"{SANDBOX}"{names}}}}}"#
@@ -437,7 +458,7 @@ mod tests {
         let state = State::new("pod", SANDBOX);
         state.write_config(SANDBOX, &config("sandbox", NAMES));
         let workers = Workers::new(2);
-        let mut containers = Containers::new();
+        let mut containers = patient();
         let pid = state.shim.id();
         assert_eq!(containers.shim_appeared(pid).unwrap(), state.bundle(SANDBOX));
 
@@ -481,7 +502,7 @@ mod tests {
         let folder = r#","io.kubernetes.cri.sandbox-log-directory":"/var/log/pods/shop_web-0_0f2b""#;
         state.write_config(SANDBOX, &config("sandbox", folder));
         state.write_config(MEMBER, &config("container", ""));
-        let mut containers = Containers::new();
+        let mut containers = patient();
         containers.shim_appeared(state.shim.id()).unwrap();
         let seen = containers.scan(&Workers::new(1)).containers;
         let member = seen.iter().find(|c| c.id == MEMBER).unwrap();
@@ -494,7 +515,7 @@ mod tests {
         let state = State::new("again", SANDBOX);
         state.write_config(SANDBOX, &config("sandbox", NAMES));
         let workers = Workers::new(1);
-        let mut containers = Containers::new();
+        let mut containers = patient();
         containers.shim_appeared(state.shim.id()).unwrap();
         state.write_config("job", "{}");
         assert_eq!(containers.scan(&workers).containers.len(), 2);
@@ -511,7 +532,7 @@ mod tests {
         let state = State::new("broken", SANDBOX);
         state.write_config(SANDBOX, "no json");
         let workers = Workers::new(1);
-        let mut containers = Containers::new();
+        let mut containers = patient();
         containers.shim_appeared(state.shim.id()).unwrap();
         for _ in 1..TRIES {
             assert_eq!(containers.scan(&workers), Changes::default());
@@ -527,7 +548,7 @@ mod tests {
     fn without_a_worker_it_says_so_and_recovers() {
         let state = State::new("busy", SANDBOX);
         state.write_config(SANDBOX, &config("sandbox", NAMES));
-        let mut containers = Containers::new();
+        let mut containers = patient();
         containers.shim_appeared(state.shim.id()).unwrap();
         let changes = containers.scan(&Workers::new(0));
         assert_eq!(changes.containers, vec![]);
@@ -543,21 +564,21 @@ mod tests {
         let workers = Workers::new(3);
         let started = Arc::new(());
         let (release, wait) = std::sync::mpsc::channel::<()>();
-        let first = run_once(&workers, Arc::clone(&started), move || wait.recv());
-        assert!(first.unwrap_err().contains("no answer within 250 ms"));
-        let second = run_once(&workers, Arc::clone(&started), || ());
+        let first = run_once(&workers, Duration::from_millis(1), Arc::clone(&started), move || wait.recv());
+        assert!(first.unwrap_err().contains("no answer within 1 ms"));
+        let second = run_once(&workers, LOOK, Arc::clone(&started), || ());
         assert!(second.unwrap_err().contains("not come back"));
         assert_eq!(workers.stuck(), 1);
         release.send(()).unwrap();
         while Arc::strong_count(&started) > 1 {
             std::thread::yield_now();
         }
-        assert_eq!(run_once(&workers, started.clone(), || 5), Ok(5));
+        assert_eq!(run_once(&workers, Duration::from_secs(600), started, || 5), Ok(5));
     }
 
     #[test]
     fn the_ones_deleted_first_are_forgotten_first() {
-        let mut containers = Containers::new();
+        let mut containers = patient();
         let place = Place { state: "/run/x".into(), namespace: "k8s.io".into() };
         for n in 0..LIMIT + 3 {
             let gone = (n % 2 == 0).then_some((LIMIT * 2 - n) as u64);

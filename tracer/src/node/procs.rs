@@ -1,7 +1,9 @@
 //! Which processes there are: a cheap scan of `/proc`, of which only what is new is looked at closely.
 //!
-//! Only `stat`, `status` and the identity of `exe` are read; none of them waits for a disk or for a lock that the
-//! process can hold for long. Process ids are those of the root pid namespace ([`in_root_pid_namespace`]).
+//! Only `stat` and `status` are read, which wait neither for a disk nor for a lock that the process can hold for long,
+//! and the identity of `exe`. The latter asks the server when the file lies on a network file system, so it goes through
+//! a worker, and a file whose server does not answer is not asked about again until the first question came back.
+//! Process ids are those of the root pid namespace ([`in_root_pid_namespace`]).
 //!
 //! A pid that was seen before may belong to another process, or to the same one after an exec. Reading `stat` of every
 //! process every second to find out would cost tens of milliseconds on a large node. Instead:
@@ -13,10 +15,17 @@
 //! * who learns of an exec or exit by other means calls [`Processes::recheck`].
 
 use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::fs;
+use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStringExt;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
 
 use rustix::fs::{AtFlags, Mode, OFlags, StatxFlags};
 
+use super::worker::{WorkerError, Workers};
 use super::{ReadError, clock, number, proc_folder, read_below, read_file};
 use crate::event::{Device, Ns};
 
@@ -24,6 +33,10 @@ use crate::event::{Device, Ns};
 const LIMIT: usize = 65_536;
 /// Old processes looked at again in each scan.
 const RECHECKED: usize = 32;
+/// Longest wait for the identity of one file. In memory it takes microseconds.
+const EXE_LOOK: Duration = Duration::from_millis(50);
+/// Files that do not answer, remembered at most.
+const HUNG: usize = 64;
 /// `stat` and `status` are smaller than this.
 const SMALL: usize = 16 * 1024;
 /// Ticks per second of user-visible times. `USER_HZ` is 100 on every architecture that Linux calls x86 or arm64.
@@ -73,7 +86,7 @@ pub struct ProcessFacts {
 }
 
 /// What changed since the previous scan. A process that replaced itself by exec, or a pid that now belongs to another
-/// process, is in both lists.
+/// process, is in both lists. One whose file could not be told and now can is in `new` again.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Scan {
     /// Not there before.
@@ -91,11 +104,15 @@ pub struct Processes {
     last_pid: Option<u32>,
     /// Where the look at old processes goes on.
     rotor: u32,
+    /// Files about which a question has not come back, while somebody else holds the mark too.
+    hung: BTreeMap<PathBuf, Arc<()>>,
+    /// Longest wait for the identity of one file.
+    patience: Duration,
 }
 
 struct Known {
     facts: ProcessFacts,
-    /// Scans since it was first seen.
+    /// Scans, or before its first one seconds, since it started or replaced itself.
     age: u32,
 }
 
@@ -108,7 +125,13 @@ impl Default for Processes {
 impl Processes {
     /// Nothing is known yet; the first scan finds everything new.
     pub fn new() -> Self {
-        Processes { known: BTreeMap::new(), last_pid: None, rotor: 0 }
+        Processes {
+            known: BTreeMap::new(),
+            last_pid: None,
+            rotor: 0,
+            hung: BTreeMap::new(),
+            patience: EXE_LOOK,
+        }
     }
 
     /// What is known of a process as of the last look at it.
@@ -122,8 +145,9 @@ impl Processes {
     }
 
     /// Looks at which processes there are.
-    pub fn scan(&mut self) -> Result<Scan, ReadError> {
+    pub fn scan(&mut self, workers: &Workers) -> Result<Scan, ReadError> {
         let mut scan = Scan::default();
+        self.hung.retain(|_, mark| Arc::strong_count(mark) > 1);
         // Read before the listing: what is handed out while we list is suspect in the next scan again.
         let handed_out = read_file("/proc/loadavg", SMALL).ok().and_then(|text| parse_last_pid(&text));
         let mut listed = list()?;
@@ -134,13 +158,13 @@ impl Processes {
             self.known.keys().copied().filter(|pid| listed.binary_search(pid).is_err()).collect();
         for pid in missing {
             // A listing is not a snapshot; that it is gone is asked of the process itself.
-            self.look_again(pid, &mut scan);
+            self.look_again(pid, workers, &mut scan);
         }
 
         let turn = self.turn();
         for pid in listed {
             match self.known.get_mut(&pid) {
-                None => self.look_first(pid, &mut scan),
+                None => self.look_first(pid, workers, &mut scan),
                 Some(known) => {
                     known.age = known.age.saturating_add(1);
                     let young = known.age <= 64 && known.age.is_power_of_two();
@@ -149,7 +173,7 @@ impl Processes {
                         _ => true,
                     };
                     if young || reusable || turn.binary_search(&pid).is_ok() {
-                        self.look_again(pid, &mut scan);
+                        self.look_again(pid, workers, &mut scan);
                     }
                 }
             }
@@ -159,12 +183,12 @@ impl Processes {
     }
 
     /// Looks at one process now: it is said to have started, replaced itself by exec, or ended.
-    pub fn recheck(&mut self, pid: u32) -> Scan {
+    pub fn recheck(&mut self, pid: u32, workers: &Workers) -> Scan {
         let mut scan = Scan::default();
         if self.known.contains_key(&pid) {
-            self.look_again(pid, &mut scan);
+            self.look_again(pid, workers, &mut scan);
         } else {
-            self.look_first(pid, &mut scan);
+            self.look_first(pid, workers, &mut scan);
         }
         scan
     }
@@ -181,29 +205,35 @@ impl Processes {
         turn
     }
 
-    fn look_first(&mut self, pid: u32, scan: &mut Scan) {
+    fn look_first(&mut self, pid: u32, workers: &Workers, scan: &mut Scan) {
         if self.known.len() >= LIMIT {
             scan.beyond_limit += 1;
             return;
         }
         // One that ended between the listing and the look was never there.
-        if let Ok(facts) = look(pid) {
+        if let Ok(facts) = self.look(pid, workers) {
             scan.new.push(facts.clone());
-            self.known.insert(pid, Known { facts, age: 0 });
+            // One that has long been running is not about to replace itself.
+            let seconds = clock::monotonic().saturating_sub(facts.started) / 1_000_000_000;
+            self.known.insert(pid, Known { facts, age: u32::try_from(seconds).unwrap_or(u32::MAX) });
         }
     }
 
-    fn look_again(&mut self, pid: u32, scan: &mut Scan) {
+    fn look_again(&mut self, pid: u32, workers: &Workers, scan: &mut Scan) {
+        let looked = self.look(pid, workers);
         let Some(known) = self.known.get_mut(&pid) else { return };
-        match look(pid) {
-            Ok(now) if same(&known.facts, &now) => {
-                known.facts = ProcessFacts { exe: known.facts.exe.clone(), ..now };
-            }
-            Ok(now) => {
-                scan.gone.push(std::mem::replace(&mut known.facts, now.clone()));
-                known.age = 0;
-                scan.new.push(now);
-            }
+        match looked {
+            Ok(now) if now.start_ticks == known.facts.start_ticks => match (&known.facts.exe, &now.exe) {
+                // A process that exits loses its file before it is gone: that is no change.
+                (_, Exe::Unknown(_)) => known.facts = ProcessFacts { exe: known.facts.exe.clone(), ..now },
+                (before, after) if before == after => known.facts = now,
+                (Exe::Unknown(_), _) => {
+                    known.facts = now.clone();
+                    scan.new.push(now);
+                }
+                _ => Self::replace(known, now, scan),
+            },
+            Ok(now) => Self::replace(known, now, scan),
             Err(e) if e.is_gone() => {
                 if let Some(known) = self.known.remove(&pid) {
                     scan.gone.push(known.facts);
@@ -213,17 +243,64 @@ impl Processes {
             Err(_) => {}
         }
     }
-}
 
-/// Whether both are the same process running the same file. A process that exits loses its `exe` before it is gone:
-/// that is no change.
-fn same(before: &ProcessFacts, now: &ProcessFacts) -> bool {
-    before.start_ticks == now.start_ticks
-        && match (&before.exe, &now.exe) {
-            (Exe::File(a), Exe::File(b)) => a == b,
-            (_, Exe::Unknown(_)) => true,
-            (a, b) => a == b,
+    fn replace(known: &mut Known, now: ProcessFacts, scan: &mut Scan) {
+        scan.gone.push(std::mem::replace(&mut known.facts, now.clone()));
+        known.age = 0;
+        scan.new.push(now);
+    }
+
+    /// Looks at one process.
+    fn look(&mut self, pid: u32, workers: &Workers) -> Result<ProcessFacts, ReadError> {
+        let folder = proc_folder(pid)?;
+        let read = |name: &str| {
+            read_below(&folder, name, SMALL).map_err(|e| ReadError::new(format!("/proc/{pid}/{name}"), e))
+        };
+        let text = read("stat")?;
+        let stat = parse_stat(&text).ok_or_else(|| {
+            ReadError::malformed(format!("/proc/{pid}/stat"), String::from_utf8_lossy(&text))
+        })?;
+        let innermost_pid = parse_innermost_pid(&read("status")?);
+        let exe = if stat.kernel_thread { Exe::KernelThread } else { self.exe(folder, workers) };
+        Ok(ProcessFacts {
+            pid,
+            parent: stat.parent,
+            started: (stat.start_ticks * TICK).saturating_sub(clock::boottime_ahead()),
+            start_ticks: stat.start_ticks,
+            comm: stat.comm,
+            exe,
+            innermost_pid,
+        })
+    }
+
+    /// What the process whose folder this is runs.
+    fn exe(&mut self, folder: OwnedFd, workers: &Workers) -> Exe {
+        // The text of the link comes from memory, whatever it points to.
+        let path = match rustix::fs::readlinkat(&folder, "exe", Vec::new()) {
+            Ok(path) => PathBuf::from(OsString::from_vec(path.into_bytes())),
+            Err(e) => return Exe::Unknown(e.to_string()),
+        };
+        if self.hung.contains_key(&path) {
+            return Exe::Unknown("its file system has not answered yet".into());
         }
+        let mark = Arc::new(());
+        let theirs = Arc::clone(&mark);
+        let answer = workers.run(self.patience, move || {
+            let answer = exe_of(folder);
+            drop(theirs);
+            answer
+        });
+        match answer {
+            Ok(Ok(file)) => Exe::File(file),
+            Ok(Err(e)) => Exe::Unknown(e.to_string()),
+            Err(e) => {
+                if matches!(e, WorkerError::TimedOut(_)) && self.hung.len() < HUNG {
+                    self.hung.insert(path, mark);
+                }
+                Exe::Unknown(e.to_string())
+            }
+        }
+    }
 }
 
 /// Whether the kernel may have handed out `pid` after `from` and up to `to`, if it went round at most once.
@@ -244,35 +321,9 @@ fn list() -> Result<Vec<u32>, ReadError> {
     Ok(pids)
 }
 
-/// Looks at one process.
-pub fn look(pid: u32) -> Result<ProcessFacts, ReadError> {
-    let folder = proc_folder(pid)?;
-    let read = |name: &str| {
-        read_below(&folder, name, SMALL).map_err(|e| ReadError::new(format!("/proc/{pid}/{name}"), e))
-    };
-    let text = read("stat")?;
-    let stat = parse_stat(&text)
-        .ok_or_else(|| ReadError::malformed(format!("/proc/{pid}/stat"), String::from_utf8_lossy(&text)))?;
-    let exe = if stat.kernel_thread {
-        Exe::KernelThread
-    } else {
-        exe_of(&folder).map_or_else(|e| Exe::Unknown(e.to_string()), Exe::File)
-    };
-    let innermost_pid = parse_innermost_pid(&read("status")?);
-    Ok(ProcessFacts {
-        pid,
-        parent: stat.parent,
-        started: (stat.start_ticks * TICK).saturating_sub(clock::boottime_ahead()),
-        start_ticks: stat.start_ticks,
-        comm: stat.comm,
-        exe,
-        innermost_pid,
-    })
-}
-
 /// Identity of the file a process runs. Opened as a mere path: nothing of the file is read, and the attributes are
-/// those in memory, so that a network file system is not asked.
-fn exe_of(folder: impl std::os::fd::AsFd) -> rustix::io::Result<FileId> {
+/// those in memory. Following the link may still ask a network file system whether the file is there.
+fn exe_of(folder: OwnedFd) -> rustix::io::Result<FileId> {
     let file = rustix::fs::openat(folder, "exe", OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
     let flags = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC | AtFlags::NO_AUTOMOUNT;
     let facts = rustix::fs::statx(file, "", flags, StatxFlags::INO)?;
@@ -426,6 +477,11 @@ mod tests {
         }
     }
 
+    /// Never gives up on a file: a loaded machine is no reason for a test to fail.
+    fn patient() -> Processes {
+        Processes { patience: Duration::from_secs(600), ..Processes::new() }
+    }
+
     /// A child that waits for its standard input to close.
     fn waiting_child() -> std::process::Child {
         Command::new("cat").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap()
@@ -433,14 +489,14 @@ mod tests {
 
     #[test]
     fn a_child_is_seen_with_its_start_time_and_its_end() {
-        let mut processes = Processes::new();
-        processes.scan().unwrap();
+        let (mut processes, workers) = (patient(), Workers::new(2));
+        processes.scan(&workers).unwrap();
         let before = clock::monotonic();
         let mut child = waiting_child();
         let after = clock::monotonic();
         let pid = child.id();
 
-        let scan = processes.scan().unwrap();
+        let scan = processes.scan(&workers).unwrap();
         let facts = scan.new.iter().find(|p| p.pid == pid).unwrap();
         assert_eq!(facts.parent, std::process::id());
         // Field 22 is cut to 10 ms, downwards.
@@ -453,14 +509,14 @@ mod tests {
 
         drop(child.stdin.take());
         child.wait().unwrap();
-        let scan = processes.scan().unwrap();
+        let scan = processes.scan(&workers).unwrap();
         assert!(scan.gone.iter().any(|p| p.pid == pid));
         assert!(processes.get(pid).is_none());
     }
 
     #[test]
     fn the_exe_is_the_file_that_stat_names() {
-        let facts = look(std::process::id()).unwrap();
+        let facts = patient().look(std::process::id(), &Workers::new(1)).unwrap();
         let file = fs::metadata(std::env::current_exe().unwrap()).unwrap();
         let Exe::File(id) = facts.exe else { panic!("{facts:?}") };
         assert_eq!(id.inode, file.st_ino());
@@ -480,9 +536,9 @@ mod tests {
             .stdout(Stdio::piped())
             .spawn()
             .unwrap();
-        let mut processes = Processes::new();
+        let (mut processes, workers) = (patient(), Workers::new(2));
         // spawn() returns after the exec of sh.
-        processes.scan().unwrap();
+        processes.scan(&workers).unwrap();
         let first = processes.get(child.id()).unwrap().clone();
         let mut stdin = child.stdin.take().unwrap();
         std::io::Write::write_all(&mut stdin, b"go\nback\n").unwrap();
@@ -491,7 +547,7 @@ mod tests {
         std::io::Read::read_exact(child.stdout.as_mut().unwrap(), &mut answer).unwrap();
         assert_eq!(&answer, b"back\n");
 
-        let scan = processes.recheck(child.id());
+        let scan = processes.recheck(child.id(), &workers);
         assert_eq!(scan.gone, vec![first.clone()]);
         assert_eq!(scan.new.len(), 1);
         assert_eq!(scan.new[0].start_ticks, first.start_ticks);
@@ -499,19 +555,52 @@ mod tests {
         assert_ne!(scan.new[0].exe, first.exe);
         drop(stdin);
         child.wait().unwrap();
-        let scan = processes.recheck(child.id());
+        let scan = processes.recheck(child.id(), &workers);
         assert_eq!((scan.new.len(), scan.gone.len()), (0, 1));
     }
 
     #[test]
     fn another_process_with_the_same_pid_is_another_process() {
-        let mut processes = Processes::new();
+        let (mut processes, workers) = (patient(), Workers::new(2));
         let pid = std::process::id();
-        let mut old = look(pid).unwrap();
+        let mut old = processes.look(pid, &workers).unwrap();
         old.start_ticks -= 1;
         processes.known.insert(pid, Known { facts: old.clone(), age: 1000 });
-        let scan = processes.scan().unwrap();
+        let scan = processes.scan(&workers).unwrap();
         assert_eq!(scan.gone.iter().filter(|p| p.pid == pid).collect::<Vec<_>>(), [&old]);
         assert!(scan.new.iter().any(|p| p.pid == pid && p.start_ticks == old.start_ticks + 1));
+    }
+
+    #[test]
+    fn a_file_that_cannot_be_told_is_told_later() {
+        let pid = std::process::id();
+        let mut processes = patient();
+        let scan = processes.recheck(pid, &Workers::new(0));
+        assert!(
+            matches!(&scan.new[0].exe, Exe::Unknown(why) if why.contains("workers are taken")),
+            "{scan:?}"
+        );
+        let scan = processes.recheck(pid, &Workers::new(1));
+        assert!(matches!(scan.new[0].exe, Exe::File(_)) && scan.gone.is_empty(), "{scan:?}");
+        // Once known it is not forgotten.
+        assert_eq!(processes.recheck(pid, &Workers::new(0)), Scan::default());
+        assert!(matches!(processes.get(pid).unwrap().exe, Exe::File(_)));
+    }
+
+    #[test]
+    fn a_file_system_that_hangs_is_asked_once() {
+        let (mut processes, workers) = (patient(), Workers::new(1));
+        let pid = std::process::id();
+        let path = fs::read_link("/proc/self/exe").unwrap();
+        let mark = Arc::new(());
+        processes.hung.insert(path.clone(), Arc::clone(&mark));
+        let scan = processes.recheck(pid, &workers);
+        assert!(matches!(&scan.new[0].exe, Exe::Unknown(why) if why.contains("not answered")), "{scan:?}");
+        assert_eq!(workers.threads(), 0);
+        // It has come back: the next scan asks again.
+        drop(mark);
+        let scan = processes.scan(&workers).unwrap();
+        assert!(!processes.hung.contains_key(&path));
+        assert!(scan.new.iter().any(|p| p.pid == pid && matches!(p.exe, Exe::File(_))));
     }
 }
