@@ -106,7 +106,9 @@ impl Actor {
     pub fn is(&self, other: &Actor) -> bool {
         self.pid == other.pid
             && match (self.g, other.g) {
-                (Some(a), Some(b)) => a == b && (self.goid == other.goid || self.goid.is_none() || other.goid.is_none()),
+                (Some(a), Some(b)) => {
+                    a == b && (self.goid == other.goid || self.goid.is_none() || other.goid.is_none())
+                }
                 _ => self.tid == other.tid,
             }
     }
