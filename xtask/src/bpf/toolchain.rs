@@ -1,5 +1,6 @@
 //! The pinned tools the kernel half is built with, and how to get them where they are not there.
 
+use crate::packages::{self, Index, Suite};
 use crate::shell;
 use anyhow::{Context, Result, bail};
 use std::path::{Path, PathBuf};
@@ -133,7 +134,25 @@ fn rust_src(sysroot: &Path) -> Result<PathBuf> {
     if there(&inside) {
         return Ok(inside);
     }
-    bail!("rust-src: {:?}", rustup.err());
+    let debian = debian_rust_src().context("rust-src cannot be had as a Debian package either");
+    match (debian, rustup) {
+        (Ok(folder), _) if there(&folder) => Ok(folder),
+        (Ok(folder), _) => bail!("Debian's package rust-src has no library/core in {}", folder.display()),
+        (Err(error), Err(rustup)) => Err(error.context(format!("rustup cannot add rust-src: {rustup:#}"))),
+        (Err(error), Ok(_)) => {
+            Err(error.context(format!("rustup added rust-src, but not in {}", inside.display())))
+        }
+    }
+}
+
+/// Debian's package of the compiler's source; its `library/core` is the same as upstream's.
+fn debian_rust_src() -> Result<PathBuf> {
+    const SUITE: &str = "trixie-backports";
+    let suite = Suite::open(SUITE, Index::Packages)?;
+    let versions = suite.versions("rust-src")?;
+    let version = packages::newest(&versions, RUSTC)
+        .with_context(|| format!("{SUITE} has no rust-src {RUSTC}, but {}", versions.join(", ")))?;
+    Ok(suite.unpack("rust-src", version)?.join(format!("usr/src/rustc-{RUSTC}")))
 }
 
 fn linker(rustup_name: Option<&str>) -> Result<PathBuf> {
