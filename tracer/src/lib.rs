@@ -10,5 +10,7 @@
 //! Everything left of `decode` runs in a child process (the *warden*) that may hang so that the parent never does.
 //! `decode`, `order`, `correlator` and `golang` are pure: no I/O, no clock, no threads.
 
+pub mod bpf;
+pub mod decode;
 pub mod event;
 pub mod thresholds;

@@ -193,7 +193,7 @@ fn build(toolchain: &Toolchain) -> Result<Vec<u8>> {
         .env("CARGO_ENCODED_RUSTFLAGS", flags(toolchain, root)?.join("\u{1f}"));
     shell::run(&mut command).context("the kernel half does not build")?;
 
-    let built = target_folder.join(TARGET).join("release/plegscope-bpf");
+    let built = target_folder.join(TARGET).join("release/plegscope");
     let bytes = fs::read(&built).with_context(|| format!("the build left no {}", built.display()))?;
     let bytes = object::strip(&bytes)?;
     object::check_no_folders(&bytes, &toolchain.folders(root)?)?;

@@ -35,10 +35,17 @@ pub struct Field {
 enum Type {
     /// A type of so many bytes: integer, enumeration, pointer, float.
     Sized(usize),
-    Array { element: u32, count: usize },
+    Array {
+        element: u32,
+        count: usize,
+    },
     /// Another name or a qualifier for a type.
     Alias(u32),
-    Struct { name: String, size: usize, members: Vec<(String, u32, usize)> },
+    Struct {
+        name: String,
+        size: usize,
+        members: Vec<(String, u32, usize)>,
+    },
     Unsized,
 }
 
@@ -46,7 +53,8 @@ enum Type {
 pub fn layouts(elf: &[u8]) -> Result<Vec<Layout>, String> {
     let file = object::File::parse(elf).map_err(|error| format!("not an object file: {error}"))?;
     let section = file.section_by_name(".BTF").ok_or("the object has no .BTF section")?;
-    let types = types(section.data().map_err(|error| error.to_string())?).ok_or("the .BTF section ends too early")??;
+    let types = types(section.data().map_err(|error| error.to_string())?)
+        .ok_or("the .BTF section ends too early")??;
     let mut layouts = Vec::new();
     for found in &types {
         let Type::Struct { name, size, members } = found else { continue };
@@ -82,7 +90,9 @@ fn types(btf: &[u8]) -> Option<Result<Vec<Type>, String>> {
             KIND_STRUCT | KIND_UNION | 15 | 19 => 12 * count,
             6 | 13 => 8 * count,
             2 | 7..=12 | 16 | 18 => 0,
-            unknown => return Some(Err(format!("BTF type {} is of the unknown kind {unknown}", types.len()))),
+            unknown => {
+                return Some(Err(format!("BTF type {} is of the unknown kind {unknown}", types.len())));
+            }
         };
         let data = list.get(at..at + extra)?;
         at += extra;

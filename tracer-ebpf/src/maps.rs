@@ -1,0 +1,65 @@
+//! All maps, in one place. Sizes are fixed: nothing a workload does can make them grow.
+
+use aya_ebpf::{
+    macros::map,
+    maps::{Array, HashMap, RingBuf},
+};
+use tracer_common::{
+    op::{Key, Op, Wait, kind},
+    settings::{BUCKETS, Process, Site},
+    stats::SLOTS,
+};
+
+/// Records for user space. 1 MiB: twice mapped, it costs 2 MiB of memory.
+#[map]
+pub static RING: RingBuf = RingBuf::with_byte_size(1 << 20, 0);
+
+/// Lock waits and holds in flight. Never an LRU map: that would evict the oldest, which is the one we look for.
+#[map]
+pub static WAITS: HashMap<Key, Wait> = HashMap::with_max_entries(16384, 0);
+
+/// All other operations in flight.
+#[map]
+pub static OPS: HashMap<Key, Op> = HashMap::with_max_entries(4096, 0);
+
+/// One blank operation, never written: an [`Op`] does not fit on the stack beside the registers.
+#[map]
+pub static BLANK: Array<Op> = Array::with_max_entries(1, 0);
+
+/// Threads that are inside an unmount: `pid_tgid` -> key actor of the unmount.
+#[map]
+pub static UNMOUNTING: HashMap<u64, u64> = HashMap::with_max_entries(1024, 0);
+
+/// Super blocks of the kretprobe family, innermost last: `pid_tgid` -> stack.
+#[map]
+pub static SUPER_STACK: HashMap<u64, SuperStack> = HashMap::with_max_entries(1024, 0);
+
+/// Processes that take part, put here by user space.
+#[map]
+pub static PROCESSES: HashMap<u32, Process> = HashMap::with_max_entries(4096, 0);
+
+/// Cookies by instruction address, for kernels without attach cookies; filled by user space.
+#[map]
+pub static SITES: HashMap<Site, u64> = HashMap::with_max_entries(4096, 0);
+
+/// Floor in ns per kind.
+#[map]
+pub static FLOORS: Array<u64> = Array::with_max_entries(kind::LIMIT, 0);
+
+/// Durations of everything, also below the floor: kind * BUCKETS + bucket.
+#[map]
+pub static DURATIONS: Array<u64> = Array::with_max_entries(kind::LIMIT * BUCKETS, 0);
+
+/// Hits and refusals: kind * SLOTS + slot.
+#[map]
+pub static STATS: Array<u64> = Array::with_max_entries(kind::LIMIT * SLOTS, 0);
+
+/// A kretprobe has no arguments, so the kprobe leaves the super block here.
+#[repr(C)]
+#[derive(Clone, Copy, Default)]
+pub struct SuperStack {
+    /// Number of entries in use.
+    pub depth: u64,
+    /// The super blocks.
+    pub blocks: [u64; 4],
+}

@@ -1,0 +1,245 @@
+//! What this kernel and this user may do, found out by trying, once. Versions are not looked at: vendors backport.
+
+use super::{btf::Btf, sys};
+use serde::{Deserialize, Serialize};
+use std::{io, path::Path};
+
+/// An answer to "can it be had?".
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", tag = "answer", content = "reason")]
+pub enum Answer {
+    /// Yes.
+    Yes,
+    /// No, because.
+    No(String),
+    /// Could not be found out, because. Treated like no, told differently.
+    Unknown(String),
+}
+
+impl Answer {
+    /// Whether it can be had.
+    pub fn yes(&self) -> bool {
+        matches!(self, Answer::Yes)
+    }
+    /// The reason when it cannot.
+    pub fn reason(&self) -> Option<&str> {
+        match self {
+            Answer::Yes => None,
+            Answer::No(reason) | Answer::Unknown(reason) => Some(reason),
+        }
+    }
+}
+
+/// Everything the attach plan depends on.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Features {
+    /// Release of the running kernel, for people.
+    pub kernel: String,
+    /// Whether this process may load BPF programs at all.
+    pub bpf: Answer,
+    /// The kernel's type description, for struct offsets.
+    pub btf: Answer,
+    /// fentry and fexit programs.
+    pub trampolines: Answer,
+    /// kprobes.
+    pub kprobes: Answer,
+    /// uprobes.
+    pub uprobes: Answer,
+    /// Attaching all uprobes of a binary with one call (kernel 6.6).
+    pub uprobe_multi: Answer,
+    /// Attach cookies (kernel 5.15).
+    pub cookies: Answer,
+    /// Ring buffers (kernel 5.8).
+    pub ring_buffer: Answer,
+    /// Reading kernel memory from BPF (not under lockdown=confidentiality).
+    pub kernel_memory: Answer,
+    /// Tracepoints of system calls, through tracefs.
+    pub syscall_tracepoints: Answer,
+    /// Offsets in kernel structs, by the name of the read-only global that takes them.
+    pub offsets: Vec<(String, u32)>,
+}
+
+/// Kernel struct members that the kernel half needs: global, struct, member.
+const OFFSETS: &[(&str, &str, &str)] = &[
+    ("OFF_FSBASE", "task_struct", "thread.fsbase"),
+    ("OFF_S_DEV", "super_block", "s_dev"),
+    ("OFF_S_TYPE", "super_block", "s_type"),
+    ("OFF_FS_NAME", "file_system_type", "name"),
+    ("OFF_REGS_DI", "pt_regs", "di"),
+    ("OFF_WORK_SB", "wb_writeback_work", "sb"),
+    ("OFF_WORK_REASON", "wb_writeback_work", "reason"),
+];
+
+impl Features {
+    /// Offset for a global, if the kernel's description has it.
+    pub fn offset(&self, global: &str) -> Option<u32> {
+        self.offsets.iter().find(|(name, _)| name == global).map(|(_, offset)| *offset)
+    }
+
+    /// Asks the running kernel. Loads and closes a few programs of two instructions; attaches nothing.
+    pub fn detect() -> Features {
+        let vmlinux = std::fs::read("/sys/kernel/btf/vmlinux");
+        let parsed = vmlinux.as_ref().ok().map(|bytes| Btf::parse(bytes));
+        let btf = match (&vmlinux, &parsed) {
+            (Err(error), _) => Answer::No(format!(
+                "/sys/kernel/btf/vmlinux cannot be read ({error}); the kernel needs CONFIG_DEBUG_INFO_BTF=y"
+            )),
+            (_, Some(Err(error))) => Answer::No(format!("/sys/kernel/btf/vmlinux: {error}")),
+            _ => Answer::Yes,
+        };
+        let parsed = parsed.and_then(Result::ok);
+        let offsets = parsed.iter().flat_map(|btf| {
+            OFFSETS.iter().filter_map(|(global, of, member)| Some(((*global).to_owned(), btf.offset_of(of, member)?)))
+        });
+        Features {
+            kernel: kernel_release(),
+            bpf: bpf_allowed(),
+            trampolines: trampolines(parsed.as_ref()),
+            offsets: offsets.collect(),
+            btf,
+            kprobes: probe_type("kprobe"),
+            uprobes: probe_type("uprobe"),
+            uprobe_multi: uprobe_multi(),
+            cookies: cookies(),
+            ring_buffer: match sys::create_ring_buffer() {
+                Ok(_) => Answer::Yes,
+                Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
+                    Answer::No("this kernel has no BPF ring buffers; 5.8 or later is needed".into())
+                }
+                Err(error) => refused("creating a ring buffer", &error),
+            },
+            kernel_memory: kernel_memory(),
+            syscall_tracepoints: syscall_tracepoints(),
+        }
+    }
+}
+
+fn kernel_release() -> String {
+    std::fs::read_to_string("/proc/sys/kernel/osrelease").map_or_else(|_| "unknown".into(), |s| s.trim().to_owned())
+}
+
+fn refused(what: &str, error: &io::Error) -> Answer {
+    match error.raw_os_error() {
+        Some(libc::EPERM | libc::EACCES) => Answer::No(format!("{what} was refused ({error})")),
+        _ => Answer::Unknown(format!("{what} failed ({error})")),
+    }
+}
+
+/// `r0 = 0; exit`, optionally with a call of a helper first.
+fn trivial(helper: Option<i32>) -> Vec<sys::Instruction> {
+    let raw = |code: u8, imm: i32| sys::Instruction {
+        code,
+        _bitfield_align_1: [],
+        _bitfield_1: sys::Instruction::new_bitfield_1(0, 0),
+        off: 0,
+        imm,
+    };
+    let call = helper.map(|helper| raw(0x85, helper));
+    call.into_iter().chain([raw(0xb7, 0), raw(0x95, 0)]).collect()
+}
+
+fn bpf_allowed() -> Answer {
+    let code = trivial(None);
+    match sys::load(&sys::Program { kind: sys::PROGRAM_KPROBE, attach: 0, code: &code, function: 0 }) {
+        Ok(_) => Answer::Yes,
+        Err(error) if error.raw_os_error() == Some(libc::EPERM) => Answer::No(
+            "loading BPF programs was refused; run as root (sudo plegscope), or with CAP_BPF, CAP_PERFMON, \
+             CAP_SYS_PTRACE and CAP_SYS_ADMIN"
+                .into(),
+        ),
+        Err(error) => refused("loading a BPF program", &error),
+    }
+}
+
+fn trampolines(btf: Option<&Btf<'_>>) -> Answer {
+    let Some(btf) = btf else { return Answer::No("needs the kernel's type description (BTF)".into()) };
+    let Some(function) = btf.function_id("sync_filesystem") else {
+        return Answer::No("the kernel's type description has no sync_filesystem".into());
+    };
+    let code = trivial(None);
+    let program = sys::Program { kind: sys::PROGRAM_TRACING, attach: sys::ATTACH_FENTRY, code: &code, function };
+    match sys::load(&program) {
+        Ok(_) => Answer::Yes,
+        Err(error) => refused("loading a BPF tracing program", &error),
+    }
+}
+
+/// Dynamic probes are perf event sources.
+fn probe_type(name: &str) -> Answer {
+    let path = format!("/sys/bus/event_source/devices/{name}/type");
+    match std::fs::metadata(&path) {
+        Ok(_) => Answer::Yes,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            Answer::No(format!("{name}s are not built into this kernel (no {path})"))
+        }
+        Err(error) => Answer::Unknown(format!("{path}: {error}")),
+    }
+}
+
+fn cookies() -> Answer {
+    const GET_ATTACH_COOKIE: i32 = 174;
+    let code = trivial(Some(GET_ATTACH_COOKIE));
+    match sys::load(&sys::Program { kind: sys::PROGRAM_KPROBE, attach: 0, code: &code, function: 0 }) {
+        Ok(_) => Answer::Yes,
+        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
+            Answer::No("this kernel has no attach cookies (5.15); sites are told apart by their address".into())
+        }
+        Err(error) => refused("loading a program that asks for its cookie", &error),
+    }
+}
+
+fn uprobe_multi() -> Answer {
+    use std::os::fd::AsFd;
+    let code = trivial(None);
+    let program =
+        sys::Program { kind: sys::PROGRAM_KPROBE, attach: sys::ATTACH_UPROBE_MULTI, code: &code, function: 0 };
+    let no = || Answer::No("this kernel attaches uprobes one by one (uprobe-multi links came with 6.6)".into());
+    let program = match sys::load(&program) {
+        Ok(program) => program,
+        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => return no(),
+        Err(error) => return refused("loading a uprobe-multi program", &error),
+    };
+    // A directory cannot be probed: a kernel that knows the link says EBADF, one that does not says EINVAL.
+    match sys::link_uprobe_multi(program.as_fd(), c"/", &[0], &[0]) {
+        Err(error) if error.raw_os_error() == Some(libc::EBADF) => Answer::Yes,
+        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => no(),
+        Err(error) => refused("asking for a uprobe-multi link", &error),
+        Ok(_) => Answer::Unknown("the kernel attached a uprobe to a directory".into()),
+    }
+}
+
+fn kernel_memory() -> Answer {
+    match std::fs::read_to_string("/sys/kernel/security/lockdown") {
+        Ok(text) if text.contains("[confidentiality]") => {
+            Answer::No("the kernel is locked down (lockdown=confidentiality): BPF may not read its memory".into())
+        }
+        _ => Answer::Yes,
+    }
+}
+
+/// Folders where tracefs may be mounted.
+const TRACEFS: [&str; 2] = ["/sys/kernel/tracing", "/sys/kernel/debug/tracing"];
+
+fn syscall_tracepoints() -> Answer {
+    if TRACEFS.iter().any(|root| Path::new(root).join("events/syscalls/sys_enter_umount/id").exists()) {
+        return Answer::Yes;
+    }
+    if TRACEFS.iter().any(|root| Path::new(root).join("events").exists()) {
+        return Answer::No("this kernel has no tracepoints of system calls (CONFIG_FTRACE_SYSCALLS)".into());
+    }
+    Answer::No("tracefs is not mounted; mount -t tracefs nodev /sys/kernel/tracing".into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_refusal_is_a_no_and_anything_else_is_not_known() {
+        let no = refused("x", &io::Error::from_raw_os_error(libc::EPERM));
+        assert!(matches!(no, Answer::No(ref r) if r.contains("x was refused")), "{no:?}");
+        let unknown = refused("x", &io::Error::from_raw_os_error(libc::ENOMEM));
+        assert!(matches!(unknown, Answer::Unknown(_)));
+        assert!(!unknown.yes() && unknown.reason().is_some() && Answer::Yes.reason().is_none());
+    }
+}

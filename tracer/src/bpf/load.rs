@@ -1,0 +1,396 @@
+//! Loads the kernel half and attaches it, way by way, as the plan says. Everything here can block for a long time (see
+//! pitfalls of attaching in docs/probes.md), so it runs in the warden only.
+
+use super::{
+    features::{Answer, Features},
+    plan::{Probe, Sight, Way},
+    sys,
+};
+use crate::event::{Kind, SeenBy};
+use anyhow::{Context, anyhow, bail};
+use aya::{
+    Btf, Ebpf, EbpfLoader,
+    maps::{Array, HashMap, MapData},
+    programs::{
+        FEntry, FExit, KProbe, Program, ProgramError, RawTracePoint, TracePoint, UProbe,
+        uprobe::{UProbeAttachLocation, UProbeAttachPoint, UProbeScope},
+    },
+};
+use aya_obj::generated::bpf_insn;
+use std::{
+    collections::{BTreeMap, HashSet},
+    ffi::CString,
+    os::fd::{AsFd, AsRawFd, OwnedFd},
+};
+use tracer_common::settings;
+
+/// Bytes aligned for a parser of ELF files.
+#[repr(C, align(8))]
+struct Aligned<T: ?Sized>(T);
+static OBJECT: &Aligned<[u8]> = &Aligned(*include_bytes!(concat!(env!("OUT_DIR"), "/plegscope.bpf.o")));
+
+/// Programs for sites in Go executables.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum GoProgram {
+    /// `runtime.semacquire1` begins.
+    LockWait,
+    /// `runtime.semacquire1` ends.
+    LockWaitEnd,
+    /// `sync.(*RWMutex).Lock` begins.
+    WriteLock,
+    /// `sync.(*RWMutex).Unlock` begins.
+    WriteUnlock,
+    /// `runtime.readyWithTime` begins.
+    Wake,
+    /// A named function begins.
+    Operation,
+    /// A named function ends.
+    OperationEnd,
+}
+
+impl GoProgram {
+    const ALL: [GoProgram; 7] = [
+        GoProgram::LockWait,
+        GoProgram::LockWaitEnd,
+        GoProgram::WriteLock,
+        GoProgram::WriteUnlock,
+        GoProgram::Wake,
+        GoProgram::Operation,
+        GoProgram::OperationEnd,
+    ];
+    /// Name in the BPF object.
+    pub const fn name(self) -> &'static str {
+        match self {
+            GoProgram::LockWait => "go_lock_wait",
+            GoProgram::LockWaitEnd => "go_lock_wait_end",
+            GoProgram::WriteLock => "go_write_lock",
+            GoProgram::WriteUnlock => "go_write_unlock",
+            GoProgram::Wake => "go_wake",
+            GoProgram::Operation => "go_operation",
+            GoProgram::OperationEnd => "go_operation_end",
+        }
+    }
+    /// Whether it ends something: those are attached first, so that nothing begins that cannot end.
+    pub const fn ends(self) -> bool {
+        matches!(self, GoProgram::LockWaitEnd | GoProgram::WriteUnlock | GoProgram::OperationEnd)
+    }
+}
+
+/// One site to probe.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SiteRequest {
+    /// By which program.
+    pub program: GoProgram,
+    /// Offset in the executable file.
+    pub offset: u64,
+    /// Address in the file, for kernels without cookies.
+    pub address: u64,
+    /// What the site knows of itself.
+    pub cookie: u64,
+}
+
+/// Attached to one executable; dropping it detaches.
+pub enum Attached {
+    /// One link per program.
+    Multi(Vec<OwnedFd>),
+    /// One link per site.
+    Single(Vec<aya::programs::uprobe::UProbeLink>),
+}
+
+/// The loaded kernel half.
+pub struct Kernel {
+    ebpf: Ebpf,
+    multi: BTreeMap<GoProgram, OwnedFd>,
+    cookies: bool,
+    trampolines: bool,
+}
+
+/// The one table of everything that is written into read-only globals.
+fn globals(features: &Features, diagnostics: bool) -> Vec<(&'static str, Vec<u8>)> {
+    let offset = |name| features.offset(name).unwrap_or(0).to_ne_bytes().to_vec();
+    let flag = |answer: &Answer| u32::from(answer.yes()).to_ne_bytes().to_vec();
+    vec![
+        // The level of aya-log, one byte; 0 lets the verifier drop all diagnostics.
+        ("AYA_LOG_LEVEL", vec![if diagnostics { 5 } else { 0 }]),
+        ("HAVE_COOKIE", flag(&features.cookies)),
+        ("READ_KERNEL", flag(&features.kernel_memory)),
+        ("OFF_FSBASE", offset("OFF_FSBASE")),
+        ("OFF_S_DEV", offset("OFF_S_DEV")),
+        ("OFF_S_TYPE", offset("OFF_S_TYPE")),
+        ("OFF_FS_NAME", offset("OFF_FS_NAME")),
+        ("OFF_REGS_DI", offset("OFF_REGS_DI")),
+        ("OFF_WORK_SB", offset("OFF_WORK_SB")),
+        ("OFF_WORK_REASON", offset("OFF_WORK_REASON")),
+    ]
+}
+
+impl Kernel {
+    /// Creates the maps and prepares the programs; attaches nothing. With `diagnostics` the kernel half tells each
+    /// refusal in its own log.
+    pub fn load(features: &Features, diagnostics: bool) -> anyhow::Result<Kernel> {
+        if let Some(reason) = features.bpf.reason().or(features.ring_buffer.reason()) {
+            bail!("{reason}");
+        }
+        let values = globals(features, diagnostics);
+        let mut loader = EbpfLoader::new();
+        for (name, value) in &values {
+            loader.override_global(name, value.as_slice(), true);
+        }
+        let ebpf = loader.load(&OBJECT.0).context("creating the maps of the kernel half")?;
+        let mut kernel = Kernel {
+            ebpf,
+            multi: BTreeMap::new(),
+            cookies: features.cookies.yes(),
+            trampolines: features.trampolines.yes(),
+        };
+        if features.uprobe_multi.yes() {
+            kernel.multi = kernel.load_multi(&values).context("loading the uprobe programs")?;
+        }
+        Ok(kernel)
+    }
+
+    /// The uprobe programs once more, loaded for uprobe-multi links, sharing the maps that aya made.
+    fn load_multi(&self, values: &[(&'static str, Vec<u8>)]) -> anyhow::Result<BTreeMap<GoProgram, OwnedFd>> {
+        let mut object = aya_obj::Object::parse(&OBJECT.0)?;
+        object.patch_map_data(values.iter().map(|(name, value)| (*name, (value.as_slice(), true))).collect())?;
+        let text: HashSet<usize> = object.functions.keys().map(|(section, _)| *section).collect();
+        let maps: Vec<(String, i32, aya_obj::Map)> = object
+            .maps
+            .iter()
+            .filter_map(|(name, map)| Some((name.clone(), map_fd(self.ebpf.map(name)?)?, map.clone())))
+            .collect();
+        object.relocate_maps(maps.iter().map(|(name, fd, map)| (name.as_str(), *fd, map)), &text)?;
+        object.relocate_calls(&text)?;
+        GoProgram::ALL
+            .iter()
+            .map(|program| {
+                let name = program.name();
+                let key = object.programs.get(name).ok_or_else(|| anyhow!("the object has no program {name}"))?;
+                let code: &[bpf_insn] = &object
+                    .functions
+                    .get(&key.function_key())
+                    .ok_or_else(|| anyhow!("the object has no code for {name}"))?
+                    .instructions;
+                let fd = sys::load(&sys::Program {
+                    kind: sys::PROGRAM_KPROBE,
+                    attach: sys::ATTACH_UPROBE_MULTI,
+                    code,
+                    function: 0,
+                })
+                .with_context(|| format!("loading {name}"))?;
+                Ok((*program, fd))
+            })
+            .collect()
+    }
+
+    /// Attaches the best way that works and tells how it went. `allow` can refuse a way with a reason.
+    pub fn attach_sight(&mut self, sight: &Sight, allow: impl Fn(&Way) -> Result<(), String>) -> Probe {
+        let mut notes: Vec<String> = sight.refused.iter().map(|(how, why)| format!("{}: {why}", word(*how))).collect();
+        let mut probe = Probe {
+            what: sight.what.into(),
+            target: String::new(),
+            how: None,
+            sites: 0,
+            emulated: 0,
+            note: String::new(),
+        };
+        for way in &sight.ways {
+            let result = allow(way).map_err(anyhow::Error::msg).and_then(|()| self.attach_way(way));
+            match result {
+                Ok(()) => {
+                    probe.how = Some(way.how);
+                    let mut targets: Vec<&str> = way.programs.iter().map(|(_, target)| *target).collect();
+                    targets.dedup();
+                    probe.target = targets.join(", ");
+                    probe.sites = way.programs.len() as u32;
+                    break;
+                }
+                Err(error) => notes.push(format!("{}: {error:#}", word(way.how))),
+            }
+        }
+        if probe.how.is_none() {
+            notes.insert(0, sight.loss.into());
+        }
+        probe.note = notes.join("; ");
+        probe
+    }
+
+    fn attach_way(&mut self, way: &Way) -> anyhow::Result<()> {
+        for (at, (program, target)) in way.programs.iter().enumerate() {
+            if let Err(error) = self.attach_program(program, target) {
+                // All or none: an end without its begin, or the reverse, would tell wrong times.
+                for (program, _) in &way.programs[..at] {
+                    self.unload(program);
+                }
+                return Err(error.context(format!("{program} on {target}")));
+            }
+        }
+        Ok(())
+    }
+
+    fn attach_program(&mut self, name: &str, target: &str) -> anyhow::Result<()> {
+        let btf = if self.trampolines { Some(Btf::from_sys_fs) } else { None };
+        let program = self.ebpf.program_mut(name).ok_or_else(|| anyhow!("the object has no program {name}"))?;
+        match program {
+            Program::FEntry(p) => {
+                p.load(target, &btf.ok_or_else(|| anyhow!("no BTF"))?()?)?;
+                p.attach()?;
+            }
+            Program::FExit(p) => {
+                p.load(target, &btf.ok_or_else(|| anyhow!("no BTF"))?()?)?;
+                p.attach()?;
+            }
+            Program::KProbe(p) => {
+                p.load()?;
+                p.attach(target, 0)?;
+            }
+            Program::RawTracePoint(p) => {
+                p.load()?;
+                p.attach(target)?;
+            }
+            Program::TracePoint(p) => {
+                p.load()?;
+                let (category, name) = target.split_once('/').ok_or_else(|| anyhow!("{target} is no tracepoint"))?;
+                p.attach(category, name)?;
+            }
+            other => bail!("{name} is a program of an unexpected kind ({:?})", other.prog_type()),
+        }
+        Ok(())
+    }
+
+    fn unload(&mut self, name: &str) {
+        let result: Result<(), ProgramError> = match self.ebpf.program_mut(name) {
+            Some(Program::FEntry(p)) => FEntry::unload(p),
+            Some(Program::FExit(p)) => FExit::unload(p),
+            Some(Program::KProbe(p)) => KProbe::unload(p),
+            Some(Program::RawTracePoint(p)) => RawTracePoint::unload(p),
+            Some(Program::TracePoint(p)) => TracePoint::unload(p),
+            _ => Ok(()),
+        };
+        if let Err(error) = result {
+            log::warn!("unloading {name}: {error}");
+        }
+    }
+
+    /// Attaches all sites of an executable, ends first. `path` must name the file without touching the disk, for
+    /// instance `/proc/self/fd/N` of an `O_PATH` descriptor.
+    pub fn attach_uprobes(&mut self, path: &str, binary: u32, sites: &[SiteRequest]) -> anyhow::Result<Attached> {
+        let mut by_program: BTreeMap<(bool, GoProgram), Vec<SiteRequest>> = BTreeMap::new();
+        for site in sites {
+            by_program.entry((!site.program.ends(), site.program)).or_default().push(*site);
+        }
+        if !self.multi.is_empty() {
+            let path = CString::new(path)?;
+            let links = by_program.iter().map(|((_, program), sites)| {
+                let fd = self.multi.get(program).ok_or_else(|| anyhow!("{} is not loaded", program.name()))?;
+                let offsets: Vec<u64> = sites.iter().map(|s| s.offset).collect();
+                let cookies: Vec<u64> = sites.iter().map(|s| s.cookie).collect();
+                sys::link_uprobe_multi(fd.as_fd(), &path, &offsets, &cookies)
+                    .with_context(|| format!("attaching {} at {} sites", program.name(), sites.len()))
+            });
+            return Ok(Attached::Multi(links.collect::<anyhow::Result<_>>()?));
+        }
+        if !self.cookies {
+            let map = self.ebpf.map_mut("SITES").ok_or_else(|| anyhow!("the object has no map SITES"))?;
+            let mut map: HashMap<_, SiteKey, u64> = HashMap::try_from(map)?;
+            for site in sites {
+                let end = matches!(site.program, GoProgram::LockWaitEnd | GoProgram::OperationEnd);
+                let key = settings::Site { binary, end: u32::from(end), address: site.address };
+                map.insert(SiteKey(key), site.cookie, 0)?;
+            }
+        }
+        let mut links = Vec::with_capacity(sites.len());
+        for ((_, program), sites) in &by_program {
+            let name = program.name();
+            let cookies = self.cookies;
+            let loaded: &mut UProbe = self.ebpf.program_mut(name).ok_or_else(|| anyhow!("no program {name}"))?.try_into()?;
+            match loaded.load() {
+                Ok(()) | Err(ProgramError::AlreadyLoaded) => {}
+                Err(error) => return Err(error).with_context(|| format!("loading {name}")),
+            }
+            for site in sites {
+                let point = UProbeAttachPoint {
+                    location: UProbeAttachLocation::AbsoluteOffset(site.offset),
+                    cookie: cookies.then_some(site.cookie),
+                };
+                let id = loaded
+                    .attach(point, path, UProbeScope::AllProcesses)
+                    .with_context(|| format!("attaching {name} at file offset {:#x}", site.offset))?;
+                links.push(loaded.take_link(id)?);
+            }
+        }
+        Ok(Attached::Single(links))
+    }
+
+    /// Registers a Go process: its exit is told, and its goroutines are known to kernel probes.
+    pub fn register(&mut self, pid: u32, process: settings::Process) -> anyhow::Result<()> {
+        let map = self.ebpf.map_mut("PROCESSES").ok_or_else(|| anyhow!("the object has no map PROCESSES"))?;
+        let mut map: HashMap<_, u32, ProcessValue> = HashMap::try_from(map)?;
+        Ok(map.insert(pid, ProcessValue(process), 0)?)
+    }
+
+    /// Forgets a process.
+    pub fn forget(&mut self, pid: u32) {
+        let map = self.ebpf.map_mut("PROCESSES").map(HashMap::<_, u32, ProcessValue>::try_from);
+        if let Some(Ok(mut map)) = map {
+            // It may never have been registered.
+            let _ = map.remove(&pid);
+        }
+    }
+
+    /// Sets the floor of every kind.
+    pub fn set_floors(&mut self, floor: impl Fn(Kind) -> u64) -> anyhow::Result<()> {
+        let map = self.ebpf.map_mut("FLOORS").ok_or_else(|| anyhow!("the object has no map FLOORS"))?;
+        let mut map: Array<_, u64> = Array::try_from(map)?;
+        for kind in Kind::ALL {
+            map.set(crate::decode::number_of(kind), floor(kind), 0)?;
+        }
+        Ok(())
+    }
+
+    /// What the reading side needs. To be called once.
+    pub fn reader(&mut self) -> anyhow::Result<super::read::Reader> {
+        let mut take = |name: &str| self.ebpf.take_map(name).ok_or_else(|| anyhow!("the object has no map {name}"));
+        super::read::Reader::new(take("RING")?, take("WAITS")?, take("OPS")?, take("STATS")?, take("DURATIONS")?)
+    }
+
+    /// The kernel half's own diagnostics go to the `log` crate.
+    pub fn logger(&mut self) -> Option<aya_log::EbpfLogger<&'static dyn log::Log>> {
+        aya_log::EbpfLogger::init(&mut self.ebpf).ok()
+    }
+}
+
+/// A word for how something is seen.
+pub fn word(how: SeenBy) -> &'static str {
+    match how {
+        SeenBy::Uprobe => "uprobe",
+        SeenBy::Fentry => "fentry",
+        SeenBy::Kprobe => "kprobe",
+        SeenBy::Tracepoint => "tracepoint",
+        SeenBy::Proc => "/proc",
+    }
+}
+
+#[derive(Clone, Copy)]
+#[repr(transparent)]
+struct SiteKey(settings::Site);
+// SAFETY: repr(C), integers only, no padding (asserted in tracer-common).
+unsafe impl aya::Pod for SiteKey {}
+
+#[derive(Clone, Copy)]
+#[repr(transparent)]
+struct ProcessValue(settings::Process);
+// SAFETY: repr(C), integers only, no padding (asserted in tracer-common).
+unsafe impl aya::Pod for ProcessValue {}
+
+pub(super) fn map_data(map: &aya::maps::Map) -> Option<&MapData> {
+    use aya::maps::Map;
+    match map {
+        Map::Array(data) | Map::HashMap(data) | Map::RingBuf(data) => Some(data),
+        _ => None,
+    }
+}
+
+fn map_fd(map: &aya::maps::Map) -> Option<i32> {
+    Some(map_data(map)?.fd().as_fd().as_raw_fd())
+}

@@ -1,0 +1,225 @@
+//! The attach plan: what should be probed, in which ways, best first, and why not. Pure: features in, plan out.
+//! `doctor` prints it, the loader executes it.
+
+use super::features::Features;
+use crate::event::SeenBy;
+use serde::{Deserialize, Serialize};
+
+/// Something in the kernel that can be seen in several ways.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Sight {
+    /// What is seen, in words; also the name of the blind spot when it is not.
+    pub what: &'static str,
+    /// Ways that this kernel offers, best first.
+    pub ways: Vec<Way>,
+    /// Ways that it does not offer, and why.
+    pub refused: Vec<(SeenBy, String)>,
+    /// What it means when no way is left.
+    pub loss: &'static str,
+}
+
+/// One way to see something: all its programs are attached, or none.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Way {
+    /// By what means.
+    pub how: SeenBy,
+    /// Programs of the BPF object and what each is attached to.
+    pub programs: &'static [(&'static str, &'static str)],
+}
+
+/// A probe as it turned out, for `doctor`, the status line and the capture header.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Probe {
+    /// What it sees.
+    pub what: String,
+    /// Where it sits: a kernel function, or a function of an executable.
+    pub target: String,
+    /// How it is attached; `None` when it is off.
+    pub how: Option<SeenBy>,
+    /// Sites in use.
+    pub sites: u32,
+    /// Of these, how many the kernel emulates (about a tenth of the cost of the others).
+    pub emulated: u32,
+    /// Why it is off, or what is weaker than the first choice; empty when there is nothing to say.
+    pub note: String,
+}
+
+const UNMOUNT: &str = "unmount";
+const SUPER_SHUTDOWN: &str = "super-block shutdown";
+const SYNC: &str = "sync with device";
+const PROCESS: &str = "process exit and exec";
+
+/// Name of the sight whose last resort taxes every system call; the loader attaches it only when asked to.
+pub const UNMOUNT_SIGHT: &str = UNMOUNT;
+
+const UNMOUNT_FENTRY: Way = Way {
+    how: SeenBy::Fentry,
+    programs: &[
+        ("fexit_cleanup_mnt", "cleanup_mnt"),
+        ("fentry_cleanup_mnt", "cleanup_mnt"),
+        ("fexit_unmount", "__x64_sys_umount"),
+        ("fentry_unmount", "__x64_sys_umount"),
+    ],
+};
+const UNMOUNT_KPROBE: Way = Way {
+    how: SeenBy::Kprobe,
+    programs: &[
+        ("kretprobe_cleanup_mnt", "cleanup_mnt"),
+        ("kprobe_cleanup_mnt", "cleanup_mnt"),
+        ("kretprobe_unmount", "__x64_sys_umount"),
+        ("kprobe_unmount", "__x64_sys_umount"),
+    ],
+};
+const UNMOUNT_TRACEPOINT: Way = Way {
+    how: SeenBy::Tracepoint,
+    programs: &[("tracepoint_unmount_exit", "syscalls/sys_exit_umount"), ("tracepoint_unmount", "syscalls/sys_enter_umount")],
+};
+const SHUTDOWN_FENTRY: Way = Way {
+    how: SeenBy::Fentry,
+    programs: &[
+        ("fexit_super_shutdown", "generic_shutdown_super"),
+        ("fentry_super_shutdown", "generic_shutdown_super"),
+    ],
+};
+const SHUTDOWN_KPROBE: Way = Way {
+    how: SeenBy::Kprobe,
+    programs: &[
+        ("kretprobe_super_shutdown", "generic_shutdown_super"),
+        ("kprobe_super_shutdown", "generic_shutdown_super"),
+    ],
+};
+const SYNC_FENTRY: Way = Way {
+    how: SeenBy::Fentry,
+    programs: &[("fexit_sync", "sync_filesystem"), ("fentry_sync", "sync_filesystem")],
+};
+const SYNC_KPROBE: Way = Way {
+    how: SeenBy::Kprobe,
+    programs: &[("kretprobe_sync", "sync_filesystem"), ("kprobe_sync", "sync_filesystem")],
+};
+const SYNC_TRACEPOINT: Way = Way {
+    how: SeenBy::Tracepoint,
+    programs: &[("tracepoint_writeback_queue", "writeback_queue"), ("tracepoint_ext4_sync_fs", "ext4_sync_fs")],
+};
+const PROCESS_TRACEPOINT: Way = Way {
+    how: SeenBy::Tracepoint,
+    programs: &[("tracepoint_exit", "sched_process_exit"), ("tracepoint_exec", "sched_process_exec")],
+};
+
+/// The kernel side of the plan.
+pub fn kernel(features: &Features) -> Vec<Sight> {
+    let sight = |what, loss, ways: &[(Way, Option<String>)]| Sight {
+        what,
+        loss,
+        ways: ways.iter().filter(|(_, no)| no.is_none()).map(|(way, _)| *way).collect(),
+        refused: ways.iter().filter_map(|(way, no)| Some((way.how, no.clone()?))).collect(),
+    };
+    let no = |answer: &super::features::Answer| answer.reason().map(str::to_owned);
+    let needs = |globals: &[&str]| {
+        no(&features.kernel_memory).or_else(|| {
+            let missing = globals.iter().find(|global| features.offset(global).is_none())?;
+            Some(match no(&features.btf) {
+                Some(reason) => reason,
+                None => format!("the kernel's type description lacks what {missing} stands for"),
+            })
+        })
+    };
+    let block = ["OFF_S_DEV", "OFF_S_TYPE", "OFF_FS_NAME"];
+    let fentry = no(&features.trampolines);
+    let kprobe = no(&features.kprobes);
+    let tracepoint = no(&features.bpf);
+    let with = |first: &Option<String>, second: Option<String>| first.clone().or(second);
+    vec![
+        sight(
+            UNMOUNT,
+            "unmounts of programs other than containerd and its shims are not seen",
+            &[
+                (UNMOUNT_FENTRY, with(&fentry, needs(&["OFF_REGS_DI"]))),
+                (UNMOUNT_KPROBE, with(&kprobe, needs(&["OFF_REGS_DI"]))),
+                (UNMOUNT_TRACEPOINT, no(&features.syscall_tracepoints)),
+            ],
+        ),
+        sight(
+            SUPER_SHUTDOWN,
+            "a super block that is shut down without an unmount call is not seen",
+            &[(SHUTDOWN_FENTRY, with(&fentry, needs(&block))), (SHUTDOWN_KPROBE, with(&kprobe, needs(&block)))],
+        ),
+        sight(
+            SYNC,
+            "which device an unmount syncs is taken from the mount table",
+            &[
+                (SYNC_FENTRY, with(&fentry, needs(&block))),
+                (SYNC_KPROBE, with(&kprobe, needs(&block))),
+                (SYNC_TRACEPOINT, with(&tracepoint, needs(&["OFF_S_DEV", "OFF_WORK_SB", "OFF_WORK_REASON"]))),
+            ],
+        ),
+        sight(
+            PROCESS,
+            "what a dead process left unfinished is noticed a second late",
+            &[(PROCESS_TRACEPOINT, tracepoint.clone())],
+        ),
+    ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::features::Answer;
+    use super::*;
+
+    fn all() -> Features {
+        let offsets = ["OFF_FSBASE", "OFF_S_DEV", "OFF_S_TYPE", "OFF_FS_NAME", "OFF_REGS_DI", "OFF_WORK_SB", "OFF_WORK_REASON"];
+        Features {
+            kernel: "6.12.0".into(),
+            bpf: Answer::Yes,
+            btf: Answer::Yes,
+            trampolines: Answer::Yes,
+            kprobes: Answer::Yes,
+            uprobes: Answer::Yes,
+            uprobe_multi: Answer::Yes,
+            cookies: Answer::Yes,
+            ring_buffer: Answer::Yes,
+            kernel_memory: Answer::Yes,
+            syscall_tracepoints: Answer::Yes,
+            offsets: offsets.iter().map(|o| ((*o).to_owned(), 8)).collect(),
+        }
+    }
+
+    fn first(features: &Features, what: &str) -> Option<SeenBy> {
+        kernel(features).into_iter().find(|s| s.what == what)?.ways.first().map(|w| w.how)
+    }
+
+    #[test]
+    fn each_fallback_comes_when_the_one_before_is_refused() {
+        let mut features = all();
+        assert_eq!(first(&features, UNMOUNT), Some(SeenBy::Fentry));
+        features.trampolines = Answer::No("refused".into());
+        assert_eq!(first(&features, UNMOUNT), Some(SeenBy::Kprobe));
+        assert_eq!(first(&features, SYNC), Some(SeenBy::Kprobe));
+        features.kprobes = Answer::No("not built in".into());
+        assert_eq!(first(&features, UNMOUNT), Some(SeenBy::Tracepoint));
+        assert_eq!(first(&features, SYNC), Some(SeenBy::Tracepoint));
+        assert_eq!(first(&features, SUPER_SHUTDOWN), None);
+        let off = kernel(&features).into_iter().find(|s| s.what == SUPER_SHUTDOWN).unwrap();
+        assert_eq!(off.refused, [(SeenBy::Fentry, "refused".into()), (SeenBy::Kprobe, "not built in".into())]);
+    }
+
+    #[test]
+    fn without_types_nothing_reads_kernel_structs() {
+        let mut features = all();
+        features.btf = Answer::No("no BTF".into());
+        features.trampolines = Answer::No("no BTF".into());
+        features.offsets.clear();
+        assert_eq!(first(&features, UNMOUNT), Some(SeenBy::Tracepoint));
+        assert_eq!(first(&features, SYNC), None);
+        assert_eq!(first(&features, PROCESS), Some(SeenBy::Tracepoint));
+        let sync = kernel(&features).into_iter().find(|s| s.what == SYNC).unwrap();
+        assert!(sync.refused.iter().all(|(_, why)| why == "no BTF"), "{:?}", sync.refused);
+    }
+
+    #[test]
+    fn lockdown_turns_off_what_reads_kernel_memory_and_says_so() {
+        let mut features = all();
+        features.kernel_memory = Answer::No("locked down".into());
+        assert_eq!(first(&features, SYNC), None);
+        assert_eq!(first(&features, UNMOUNT), Some(SeenBy::Tracepoint));
+    }
+}

@@ -1,0 +1,219 @@
+//! The few calls of bpf(2) that aya 0.14 does not offer: batch reads of a hash map (its iteration shows entries twice
+//! under churn), uprobe-multi links (one call and one detach for all sites of a binary), and bare program loads for
+//! finding out what the kernel allows.
+
+use std::{
+    ffi::CStr,
+    io,
+    os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
+};
+use tracer_common::record::Plain;
+
+/// `BPF_PROG_TYPE_KPROBE`: kprobes and uprobes.
+pub const PROGRAM_KPROBE: u32 = 2;
+/// `BPF_PROG_TYPE_TRACING`: fentry and fexit.
+pub const PROGRAM_TRACING: u32 = 26;
+/// `BPF_TRACE_FENTRY`.
+pub const ATTACH_FENTRY: u32 = 24;
+/// `BPF_TRACE_UPROBE_MULTI` (kernel 6.6).
+pub const ATTACH_UPROBE_MULTI: u32 = 48;
+/// `BPF_MAP_TYPE_RINGBUF` (kernel 5.8).
+pub const MAP_RINGBUF: u32 = 27;
+
+const MAP_CREATE: i64 = 0;
+const PROG_LOAD: i64 = 5;
+const MAP_LOOKUP_BATCH: i64 = 24;
+const LINK_CREATE: i64 = 28;
+
+/// One BPF instruction.
+pub type Instruction = aya_obj::generated::bpf_insn;
+
+fn bpf<T>(command: i64, attributes: &mut T) -> io::Result<i64> {
+    // SAFETY: `attributes` is a repr(C) prefix of the kernel's `union bpf_attr` and lives through the call; the size
+    // passed is its own, so the kernel reads and writes no further.
+    let result = unsafe { libc::syscall(libc::SYS_bpf, command, &raw mut *attributes, size_of::<T>()) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
+}
+
+fn owned(result: i64) -> io::Result<OwnedFd> {
+    let raw = i32::try_from(result).map_err(io::Error::other)?;
+    // SAFETY: the kernel has just handed out this descriptor, and nobody else has it.
+    Ok(unsafe { OwnedFd::from_raw_fd(raw) })
+}
+
+/// A program to load.
+pub struct Program<'a> {
+    /// `BPF_PROG_TYPE_*`.
+    pub kind: u32,
+    /// `BPF_TRACE_*`, or 0.
+    pub attach: u32,
+    /// Its code, maps relocated.
+    pub code: &'a [Instruction],
+    /// Number of the kernel function's type, for tracing programs; or 0.
+    pub function: u32,
+}
+
+#[repr(C)]
+#[derive(Default)]
+struct ProgLoad {
+    prog_type: u32,
+    insn_cnt: u32,
+    insns: u64,
+    license: u64,
+    log_level: u32,
+    log_size: u32,
+    log_buf: u64,
+    kern_version: u32,
+    prog_flags: u32,
+    prog_name: [u8; 16],
+    prog_ifindex: u32,
+    expected_attach_type: u32,
+    prog_btf_fd: u32,
+    func_info_rec_size: u32,
+    func_info: u64,
+    func_info_cnt: u32,
+    line_info_rec_size: u32,
+    line_info: u64,
+    line_info_cnt: u32,
+    attach_btf_id: u32,
+}
+
+/// Loads a program; on refusal the error carries the end of the verifier's log.
+pub fn load(program: &Program<'_>) -> io::Result<OwnedFd> {
+    let attempt = |log: &mut [u8]| {
+        let mut attributes = ProgLoad {
+            prog_type: program.kind,
+            insn_cnt: u32::try_from(program.code.len()).map_err(io::Error::other)?,
+            insns: program.code.as_ptr() as u64,
+            license: c"Dual MIT/GPL".as_ptr() as u64,
+            expected_attach_type: program.attach,
+            attach_btf_id: program.function,
+            ..ProgLoad::default()
+        };
+        if !log.is_empty() {
+            attributes.log_level = 1;
+            attributes.log_size = u32::try_from(log.len()).map_err(io::Error::other)?;
+            attributes.log_buf = log.as_mut_ptr() as u64;
+        }
+        owned(bpf(PROG_LOAD, &mut attributes)?)
+    };
+    attempt(&mut []).or_else(|error| {
+        if error.raw_os_error() != Some(libc::EACCES) {
+            return Err(error);
+        }
+        let mut log = vec![0u8; 1 << 20];
+        attempt(&mut log).map_err(|error| {
+            let text = String::from_utf8_lossy(log.split(|b| *b == 0).next().unwrap_or_default()).into_owned();
+            let last: Vec<&str> = text.lines().rev().take(12).collect();
+            io::Error::new(error.kind(), format!("{error}; {}", last.into_iter().rev().collect::<Vec<_>>().join(" | ")))
+        })
+    })
+}
+
+#[repr(C)]
+#[derive(Default)]
+struct MapCreate {
+    map_type: u32,
+    key_size: u32,
+    value_size: u32,
+    max_entries: u32,
+}
+
+/// Creates a ring buffer of one page, to find out whether there are any.
+pub fn create_ring_buffer() -> io::Result<OwnedFd> {
+    owned(bpf(MAP_CREATE, &mut MapCreate { map_type: MAP_RINGBUF, max_entries: 4096, ..MapCreate::default() })?)
+}
+
+#[repr(C)]
+#[derive(Default)]
+struct LinkUprobeMulti {
+    prog_fd: u32,
+    target_fd: u32,
+    attach_type: u32,
+    flags: u32,
+    path: u64,
+    offsets: u64,
+    ref_ctr_offsets: u64,
+    cookies: u64,
+    cnt: u32,
+    multi_flags: u32,
+    pid: u32,
+    pad: u32,
+}
+
+/// Attaches a program at many file offsets of one executable, for all processes, each with its cookie.
+pub fn link_uprobe_multi(
+    program: BorrowedFd<'_>,
+    path: &CStr,
+    offsets: &[u64],
+    cookies: &[u64],
+) -> io::Result<OwnedFd> {
+    if offsets.len() != cookies.len() {
+        return Err(io::Error::other("one cookie is needed for each offset"));
+    }
+    let mut attributes = LinkUprobeMulti {
+        prog_fd: program.as_raw_fd() as u32,
+        attach_type: ATTACH_UPROBE_MULTI,
+        path: path.as_ptr() as u64,
+        offsets: offsets.as_ptr() as u64,
+        cookies: cookies.as_ptr() as u64,
+        cnt: u32::try_from(offsets.len()).map_err(io::Error::other)?,
+        ..LinkUprobeMulti::default()
+    };
+    owned(bpf(LINK_CREATE, &mut attributes)?)
+}
+
+#[repr(C)]
+#[derive(Default)]
+struct MapBatch {
+    in_batch: u64,
+    out_batch: u64,
+    keys: u64,
+    values: u64,
+    count: u32,
+    map_fd: u32,
+    elem_flags: u64,
+    flags: u64,
+}
+
+/// Reads all values of a hash map into `values`, in batches of buckets: each entry that stays in the map during the read
+/// is reported exactly once. `keys` is scratch space.
+pub fn read_all<K: Plain, V: Plain>(map: BorrowedFd<'_>, keys: &mut Vec<K>, values: &mut Vec<V>) -> io::Result<()> {
+    const MOST: usize = 512;
+    values.clear();
+    let mut position = [0u8; 64];
+    let mut first = true;
+    loop {
+        keys.clear();
+        keys.reserve(MOST);
+        values.reserve(MOST);
+        let mut next = [0u8; 64];
+        let mut attributes = MapBatch {
+            in_batch: if first { 0 } else { position.as_ptr() as u64 },
+            out_batch: next.as_mut_ptr() as u64,
+            keys: keys.as_mut_ptr() as u64,
+            values: values.spare_capacity_mut().as_mut_ptr() as u64,
+            count: MOST as u32,
+            map_fd: map.as_raw_fd() as u32,
+            ..MapBatch::default()
+        };
+        let result = bpf(MAP_LOOKUP_BATCH, &mut attributes);
+        let done = match &result {
+            Ok(_) => false,
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => true,
+            Err(_) => {
+                result?;
+                true
+            }
+        };
+        let read = (attributes.count as usize).min(MOST);
+        // SAFETY: the kernel has written `read` values behind the old length, within the reserved capacity, and any
+        // bytes are a valid `V`.
+        unsafe { values.set_len(values.len() + read) };
+        if done {
+            return Ok(());
+        }
+        position = next;
+        first = false;
+    }
+}
