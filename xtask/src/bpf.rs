@@ -6,6 +6,7 @@
 //! and with what. The build itself is in [`toolchain`] and [`object`].
 
 mod object;
+pub mod rustc;
 mod toolchain;
 
 use crate::shell;
@@ -186,6 +187,7 @@ fn build(toolchain: &Toolchain) -> Result<Vec<u8>> {
     let target_folder = root.join("target/bpf");
     let mut command = Command::new("cargo");
     toolchain.prepare(&mut command);
+    rustc::wrap(&mut command, TARGET)?;
     command
         .current_dir(&crate_folder)
         .args(["build", "--release", "--locked", "-Zbuild-std=core", "--target", TARGET, "--target-dir"])

@@ -19,6 +19,9 @@ enum Command {
 }
 
 fn main() -> ExitCode {
+    if let Some(code) = bpf::rustc::run_if_called() {
+        return code;
+    }
     let result = match Command::parse() {
         Command::Bpf(args) => bpf::run(&args),
         Command::Binaries(args) => binaries::run(&args),
