@@ -70,6 +70,7 @@ struct MadeWith {
     bpf_linker: String,
     target: String,
     flags: Vec<String>,
+    crate_hash: String,
 }
 
 impl MadeWith {
@@ -81,6 +82,7 @@ impl MadeWith {
             bpf_linker: toolchain::LINKER.into(),
             target: TARGET.into(),
             flags: FLAGS.map(String::from).into(),
+            crate_hash: rustc::CRATE_HASH.into(),
         }
     }
 }
@@ -184,7 +186,10 @@ fn compare(recorded: &Provenance, object: &str, sources: &str, pinned: &MadeWith
 fn build(toolchain: &Toolchain) -> Result<Vec<u8>> {
     let root = shell::root();
     let crate_folder = root.join("tracer-ebpf");
-    let target_folder = root.join("target/bpf");
+    let flags = flags(toolchain, root)?.join("\u{1f}");
+    // Cargo does not see every change of the recipe, so each recipe has its own folder.
+    let recipe = sha256(format!("{:?}{flags}", MadeWith::pinned()).as_bytes());
+    let target_folder = root.join("target/bpf").join(&recipe[..12]);
     let mut command = Command::new("cargo");
     toolchain.prepare(&mut command);
     rustc::wrap(&mut command, TARGET)?;
@@ -192,7 +197,7 @@ fn build(toolchain: &Toolchain) -> Result<Vec<u8>> {
         .current_dir(&crate_folder)
         .args(["build", "--release", "--locked", "-Zbuild-std=core", "--target", TARGET, "--target-dir"])
         .arg(&target_folder)
-        .env("CARGO_ENCODED_RUSTFLAGS", flags(toolchain, root)?.join("\u{1f}"));
+        .env("CARGO_ENCODED_RUSTFLAGS", flags);
     shell::run(&mut command).context("the kernel half does not build")?;
 
     let built = target_folder.join(TARGET).join("release/plegscope");

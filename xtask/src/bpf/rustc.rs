@@ -9,6 +9,8 @@ use std::env;
 use std::ffi::OsString;
 use std::process::{Command, ExitCode};
 
+/// What stands in place of cargo's hash, recorded with the object.
+pub const CRATE_HASH: &str = "{name}-{version}";
 /// Set to our target where we are called in place of rustc; cargo passes rustc's path and arguments.
 const VARIABLE: &str = "PLEGSCOPE_RUSTC_WRAPPER";
 
@@ -49,7 +51,8 @@ fn rewrite(mut arguments: Vec<OsString>, target: &str, version: &str) -> Vec<OsS
     let Some(name) = after("--crate-name").map(String::from) else { return arguments };
     for argument in &mut arguments {
         if argument.to_str().is_some_and(|text| text.starts_with("metadata=")) {
-            *argument = format!("metadata={name}-{version}").into();
+            let hash = CRATE_HASH.replace("{name}", &name).replace("{version}", version);
+            *argument = format!("metadata={hash}").into();
         }
     }
     arguments
