@@ -1,22 +1,38 @@
-//! Embeds the checked-in BPF object, aligned as a parser of ELF files needs it.
+//! Embeds the checked-in BPF object, so that a plain `cargo build` on stable Rust needs nothing else.
 //!
-//! A plain `cargo build` needs nothing but stable Rust; `cargo xtask bpf` makes the object from source.
+//! The object is copied to `$OUT_DIR/plegscope.bpf.o`, for `aya::include_bytes_aligned!`: an ELF parser needs it
+//! aligned. `cargo xtask bpf` makes the object from source; a check compares the two.
 
-use std::{env, fs, path::Path};
+use std::error::Error;
+use std::path::{Path, PathBuf};
+use std::{env, fs};
 
-fn main() {
-    let object = Path::new("../tracer-ebpf/prebuilt/plegscope.bpf.o");
+/// Where an ELF header names the machine, and the number of BPF, little-endian.
+const ELF_MACHINE: (std::ops::Range<usize>, [u8; 2]) = (18..20, [247, 0]);
+
+fn main() -> Result<(), Box<dyn Error>> {
+    let object = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tracer-ebpf/prebuilt/plegscope.bpf.o");
     println!("cargo::rerun-if-changed={}", object.display());
     println!("cargo::rerun-if-changed=build.rs");
-    let out = match env::var("OUT_DIR") {
-        Ok(out) => out,
-        Err(error) => panic!("OUT_DIR: {error}"),
+    let bytes = match fs::read(&object) {
+        Ok(bytes) if is_bpf(&bytes) => bytes,
+        Ok(bytes) => {
+            return Ok(refuse(&object, &format!("{} bytes that are not an ELF object for BPF", bytes.len())));
+        }
+        Err(error) => return Ok(refuse(&object, &error.to_string())),
     };
-    if let Err(error) = fs::copy(object, Path::new(&out).join("plegscope.bpf.o")) {
-        panic!(
-            "the BPF object {} cannot be embedded ({error}); it is part of the repository: restore it with \
-             `git checkout -- tracer-ebpf/prebuilt`, or build it with `cargo xtask bpf`",
-            object.display()
-        );
-    }
+    fs::write(PathBuf::from(env::var("OUT_DIR")?).join("plegscope.bpf.o"), bytes)?;
+    Ok(())
+}
+
+fn is_bpf(bytes: &[u8]) -> bool {
+    bytes.starts_with(b"\x7fELF") && bytes.get(ELF_MACHINE.0) == Some(&ELF_MACHINE.1)
+}
+
+fn refuse(object: &Path, seen: &str) {
+    println!(
+        "cargo::error=the BPF object {} cannot be embedded: {seen}. It is part of the repository: restore it with \
+         `git checkout -- tracer-ebpf/prebuilt`, or build it from source with `cargo xtask bpf`.",
+        object.display()
+    );
 }

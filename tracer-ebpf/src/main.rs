@@ -11,6 +11,7 @@
     reason = "an atomic add whose result is not used has no stable form for this target"
 )]
 
+mod abi;
 mod actor;
 mod emit;
 mod globals;
