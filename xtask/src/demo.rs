@@ -53,12 +53,12 @@ pub fn run(args: Args) -> Result<()> {
     };
     let begin = sys::monotonic();
     let mut say = move |text: &str| println!("{:>6.1} s  {text}", (sys::monotonic() - begin) as f64 / 1e9);
-    lab::run_interruptible(async {
-        let mut lab = Lab::prepare(programs, script.megabytes(), &mut say).await?;
+    lab::run_interruptible(async |ledger| {
+        let lab = Lab::prepare(ledger, programs, script.megabytes(), &mut say).await?;
         let mut scope = None;
         if let Some(binary) = &binary {
             let show = |line: &str, _| println!("  plegscope | {line}");
-            let mut started = Tracer::start(lab.ledger(), binary, &["live", "--plain"], show)?;
+            let mut started = Tracer::start(ledger, binary, &["live", "--plain"], show)?;
             started.ready().await?;
             scope = Some(started);
         }

@@ -5,6 +5,7 @@ mod demo;
 mod lab;
 
 use clap::{Parser, Subcommand};
+use std::process::ExitCode;
 
 /// Everything about building, testing and measuring plegscope.
 #[derive(Parser)]
@@ -24,10 +25,17 @@ enum Command {
     Bench(bench::Args),
 }
 
-fn main() -> anyhow::Result<()> {
-    match Cli::parse().command {
+fn main() -> ExitCode {
+    let result = match Cli::parse().command {
         Command::Demo(args) => demo::run(args),
         Command::E2e(args) => lab::e2e::run(args),
         Command::Bench(args) => bench::run(args),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
     }
 }

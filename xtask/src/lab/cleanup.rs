@@ -6,6 +6,7 @@
 use super::sys;
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
+use std::cell::RefCell;
 use std::fs::{self, File, OpenOptions};
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
@@ -72,8 +73,17 @@ pub enum Leftover {
 }
 
 /// The list of leftovers of one run.
+///
+/// Owned outside of the runtime that the run lives in, so that all tasks and the files they hold are gone before it is
+/// undone.
 pub struct Ledger {
+    /// Name of the run; its folders and cgroups are called so.
+    pub name: String,
     file: PathBuf,
+    written: RefCell<Written>,
+}
+
+struct Written {
     log: File,
     entries: Vec<Leftover>,
 }
@@ -85,8 +95,10 @@ struct Owner {
 }
 
 impl Ledger {
-    /// Opens a ledger for the run named `name`.
-    pub fn open(name: &str) -> Result<Ledger> {
+    /// Opens a ledger for a new run.
+    pub fn open() -> Result<Ledger> {
+        // Pid and time together are unique on one machine.
+        let name = format!("plegscope-lab-{}-{:x}", std::process::id(), sys::realtime() / 1_000_000_000);
         fs::create_dir_all(LEDGERS).with_context(|| format!("creating {LEDGERS}"))?;
         let file = Path::new(LEDGERS).join(format!("{name}.jsonl"));
         let mut log = OpenOptions::new()
@@ -97,21 +109,22 @@ impl Ledger {
         let pid = std::process::id();
         let owner = Owner { pid, started: sys::start_time(pid).unwrap_or(0) };
         writeln!(log, "{}", serde_json::to_string(&owner)?)?;
-        Ok(Ledger { file, log, entries: Vec::new() })
+        Ok(Ledger { name, file, written: RefCell::new(Written { log, entries: Vec::new() }) })
     }
 
     /// Writes down what is about to be made.
-    pub fn record(&mut self, leftover: Leftover) -> Result<()> {
-        if !self.entries.contains(&leftover) {
-            writeln!(self.log, "{}", serde_json::to_string(&leftover)?)
+    pub fn record(&self, leftover: Leftover) -> Result<()> {
+        let mut written = self.written.borrow_mut();
+        if !written.entries.contains(&leftover) {
+            writeln!(written.log, "{}", serde_json::to_string(&leftover)?)
                 .with_context(|| format!("writing {}", self.file.display()))?;
-            self.entries.push(leftover);
+            written.entries.push(leftover);
         }
         Ok(())
     }
 
     /// Writes down a process that was just started.
-    pub fn record_process(&mut self, pid: u32, patience: Duration) -> Result<()> {
+    pub fn record_process(&self, pid: u32, patience: Duration) -> Result<()> {
         let started = sys::start_time(pid).unwrap_or(0);
         self.record(Leftover::Process { pid, started, patience_ms: patience.as_millis() as u64 })
     }
@@ -119,7 +132,7 @@ impl Ledger {
 
 impl Drop for Ledger {
     fn drop(&mut self) {
-        finish(&self.file, &self.entries);
+        finish(&self.file, &self.written.borrow().entries);
     }
 }
 
@@ -197,13 +210,14 @@ fn undo(entry: &Leftover) -> Result<()> {
                 let pids = sys::pids_with_argument(argument).into_iter();
                 pids.filter(|pid| sys::state(*pid) != Some('Z') && *pid != std::process::id()).collect()
             };
-            let kill_all = || {
+            let mut killed = std::collections::BTreeSet::new();
+            let gone = sys::wait_until(Duration::from_secs(90), || {
                 let pids = alive();
                 pids.iter().for_each(|pid| sys::signal(*pid, libc::SIGKILL));
-                pids.iter().for_each(|pid| reap(*pid));
+                killed.extend(pids.iter().copied());
                 pids.is_empty()
-            };
-            let gone = sys::wait_until(Duration::from_secs(90), kill_all);
+            });
+            killed.iter().for_each(|pid| reap(*pid));
             anyhow::ensure!(gone, "processes {:?} with {} do not die", alive(), argument.display());
             Ok(())
         }
@@ -266,17 +280,15 @@ pub fn mounts_below(path: &Path) -> Result<Vec<PathBuf>> {
 }
 
 fn unmount_all(path: &Path) -> Result<()> {
-    for _ in 0..3 {
-        for point in mounts_below(path)?.iter().rev() {
-            let point = point.to_string_lossy();
-            // A process that was just killed may hold its working folder for a moment.
-            sys::wait_until(Duration::from_secs(5), || sys::run("umount", &[&point]).is_ok());
-        }
-        if mounts_below(path)?.is_empty() {
-            return Ok(());
+    for point in mounts_below(path)?.iter().rev() {
+        let point = point.to_string_lossy();
+        // A process that was just killed may hold its working folder for a moment.
+        if !sys::wait_until(Duration::from_secs(5), || sys::run("umount", &[&point]).is_ok()) {
+            // Somebody else sits in there: the mount goes when they leave, the name goes now.
+            sys::run("umount", &["-l", &point])?;
         }
     }
-    anyhow::bail!("mounts left: {:?}; `umount -l` them by hand", mounts_below(path)?)
+    Ok(())
 }
 
 /// Sockets of the shims whose bundles lie below a containerd state folder.

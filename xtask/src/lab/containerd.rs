@@ -53,7 +53,7 @@ pub struct Containerd {
 impl Containerd {
     /// Starts the daemon: state and sockets in `run` (tmpfs), root in `scratch`, overlay snapshots in `snapshots`.
     pub async fn start(
-        ledger: &mut Ledger,
+        ledger: &Ledger,
         programs: Programs,
         run: &Path,
         scratch: &Path,

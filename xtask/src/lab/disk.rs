@@ -35,7 +35,7 @@ enum Limit {
 impl SlowDisk {
     /// Makes the disk from a file in `scratch` (which must not be on tmpfs) and mounts it at `mounted`.
     /// `cgroup` is the group, relative to the hierarchy's root, in which all containers of the lab live.
-    pub fn create(ledger: &mut Ledger, scratch: &Path, mounted: &Path, cgroup: &Path) -> Result<SlowDisk> {
+    pub fn create(ledger: &Ledger, scratch: &Path, mounted: &Path, cgroup: &Path) -> Result<SlowDisk> {
         let image = scratch.join("disk.img");
         let file = fs::File::create(&image).with_context(|| format!("creating {}", image.display()))?;
         file.set_len(SIZE_MB << 20).with_context(|| format!("growing {}", image.display()))?;
@@ -57,7 +57,7 @@ impl SlowDisk {
 
     /// Limits writes to `rate` bytes per second and measures that the limit holds. What is dirty is written out before,
     /// so the limit meets only what comes later. Returns the measured rate in bytes per second.
-    pub fn slow_down(&self, ledger: &mut Ledger, rate: u64) -> Result<u64> {
+    pub fn slow_down(&self, ledger: &Ledger, rate: u64) -> Result<u64> {
         sys::run("sync", &["-f", &self.mounted.to_string_lossy()])?;
         let group = match limit_files()? {
             Limit::V1(file) => {
@@ -87,7 +87,7 @@ impl SlowDisk {
         Ok(measured)
     }
 
-    fn set(&self, ledger: &mut Ledger, file: &Path, on: &str, off: &str) -> Result<()> {
+    fn set(&self, ledger: &Ledger, file: &Path, on: &str, off: &str) -> Result<()> {
         let line = |value: &str| format!("{} {value}", self.device);
         ledger.record(Leftover::Setting { file: file.to_owned(), line: line(off) })?;
         fs::write(file, line(on)).with_context(|| format!("writing `{}` to {}", line(on), file.display()))

@@ -30,7 +30,7 @@ use std::future::Future;
 use std::path::{Path, PathBuf};
 
 /// A node with three running pods; the first is the victim.
-pub struct Lab {
+pub struct Lab<'a> {
     /// Folder on tmpfs: sockets, state, logs, the mounted disk.
     pub run: PathBuf,
     /// The slow disk, still fast.
@@ -41,23 +41,26 @@ pub struct Lab {
     pub client: cri::Client,
     /// The pods.
     pub pods: Vec<pods::Pod>,
-    // Last, so that it is dropped when all of the above is no longer used.
-    ledger: Ledger,
+    /// What takes it all away.
+    pub ledger: &'a Ledger,
 }
 
-impl Lab {
+impl<'a> Lab<'a> {
     /// Sets everything up; `say` gets a line for each step.
-    pub async fn prepare(programs: Programs, megabytes: u64, say: &mut impl FnMut(&str)) -> Result<Lab> {
+    pub async fn prepare(
+        ledger: &'a Ledger,
+        programs: Programs,
+        megabytes: u64,
+        say: &mut impl FnMut(&str),
+    ) -> Result<Lab<'a>> {
         if !sys::is_root() {
             bail!("the lab mounts disks and runs containers: run it as root (sudo -E cargo xtask …)");
         }
         raise_file_limit();
-        // Pid and time together are unique on one machine and say who made a folder and when.
-        let name = format!("plegscope-lab-{}-{:x}", std::process::id(), sys::realtime() / 1_000_000_000);
-        let run = Path::new("/run").join(&name);
-        let scratch = Path::new("/var/tmp").join(&name);
-        let cgroup = PathBuf::from(&name);
-        let mut ledger = Ledger::open(&name)?;
+        let name = &ledger.name;
+        let run = Path::new("/run").join(name);
+        let scratch = Path::new("/var/tmp").join(name);
+        let cgroup = PathBuf::from(name);
         for folder in [&run, &scratch] {
             ledger.record(Leftover::Folder { path: folder.clone() })?;
             fs::create_dir(folder).with_context(|| format!("creating {}", folder.display()))?;
@@ -69,11 +72,11 @@ impl Lab {
             &["-t", "tmpfs", "-o", "mode=711,size=256m", "plegscope-lab", &run.to_string_lossy()],
         )?;
 
-        let disk = disk::SlowDisk::create(&mut ledger, &scratch, &run.join("disk"), &cgroup)?;
+        let disk = disk::SlowDisk::create(ledger, &scratch, &run.join("disk"), &cgroup)?;
         say(&format!("a disk of its own, device {}, mounted at {}", disk.device, disk.mounted.display()));
         let snapshots = disk.mounted.join("snapshots");
         ledger.record(Leftover::Cgroup { path: cgroup.clone() })?;
-        let containerd = Containerd::start(&mut ledger, programs, &run, &scratch, &snapshots).await?;
+        let containerd = Containerd::start(ledger, programs, &run, &scratch, &snapshots).await?;
         let client = cri::Client::connect(&containerd.socket, cri::SHORT).await?;
         containerd.import_image(&run)?;
         say(&format!(
@@ -117,9 +120,11 @@ fn raise_file_limit() {
     }
 }
 
-/// Runs a lab to its end, or to SIGINT, SIGTERM or SIGHUP: the future is dropped then, and with it the ledger, which
-/// takes everything away. A second Ctrl-C does not interrupt that.
-pub fn run_interruptible<T>(future: impl Future<Output = Result<T>>) -> Result<T> {
+/// Runs a lab to its end, or to SIGINT, SIGTERM or SIGHUP; then takes away all that is in its ledger. A second Ctrl-C
+/// does not interrupt that.
+pub fn run_interruptible<T>(lab: impl AsyncFnOnce(&Ledger) -> Result<T>) -> Result<T> {
+    let ledger = Ledger::open()?;
+    // Declared after the ledger, so dropped before it, also by a panic: with it go all tasks and their open files.
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().build().context("starting tokio")?;
     runtime.block_on(async {
@@ -128,11 +133,12 @@ pub fn run_interruptible<T>(future: impl Future<Output = Result<T>>) -> Result<T
         let mut terminate = signal(SignalKind::terminate()).context("installing a signal handler")?;
         let mut hangup = signal(SignalKind::hangup()).context("installing a signal handler")?;
         let by = tokio::select! {
-            result = future => return result,
+            result = lab(&ledger) => return result,
             _ = interrupt.recv() => "SIGINT",
             _ = terminate.recv() => "SIGTERM",
             _ = hangup.recv() => "SIGHUP",
         };
-        bail!("interrupted by {by}; everything the run made has been taken away")
+        eprintln!("\n{by}: cleaning up");
+        bail!("interrupted by {by}")
     })
 }

@@ -99,9 +99,9 @@ impl Truth {
     }
 }
 
-impl Lab {
+impl Lab<'_> {
     /// Plays a story on the prepared node. `say` gets a line for each step.
-    pub async fn play(&mut self, script: &Script, say: &mut impl FnMut(&str)) -> Result<Truth> {
+    pub async fn play(&self, script: &Script, say: &mut impl FnMut(&str)) -> Result<Truth> {
         let victim = self.victim().clone();
         let shim = self.containerd.shim_of(&victim.container)?;
         let client_log = self.run.join("client.jsonl");
@@ -114,12 +114,12 @@ impl Lab {
         match script.block {
             Block::None => {}
             Block::Disk => {
-                let measured = self.disk.slow_down(&mut self.ledger, script.rate)?;
+                let measured = self.disk.slow_down(self.ledger, script.rate)?;
                 say(&format!("the disk now writes {:.1} MB/s (measured)", measured as f64 / 1e6));
             }
             Block::Strace => {
                 // UnmountAll calls umount2 twice.
-                strace = Some(Strace::attach(&mut self.ledger, shim, script.stall / 2, &self.run).await?);
+                strace = Some(Strace::attach(self.ledger, shim, script.stall / 2, &self.run).await?);
                 say(&format!("strace holds each umount2 of shim {shim} for {:?}", script.stall / 2));
             }
         }
@@ -145,7 +145,7 @@ impl Lab {
             told_to_exit,
             calls: kubelet.log.calls(),
             unmounts: unmounts.stays(),
-            traced: strace.map(|strace| strace.traced()).unwrap_or_default(),
+            traced: strace.map(Strace::finish).unwrap_or_default(),
         })
     }
 
@@ -181,10 +181,5 @@ impl Lab {
         ensure!(back, "no relists after the stall; containerd's log ends:\n{}", self.containerd.log_tail(8));
         say("the stall is over, relists work again");
         Ok(())
-    }
-
-    /// Access for those who start programs beside the lab.
-    pub fn ledger(&mut self) -> &mut super::cleanup::Ledger {
-        &mut self.ledger
     }
 }

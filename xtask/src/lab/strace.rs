@@ -10,11 +10,12 @@ use serde::Serialize;
 use std::fs;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 /// strace, attached to a process.
 pub struct Strace {
+    child: Child,
     output: PathBuf,
     /// CLOCK_REALTIME minus CLOCK_MONOTONIC, ns.
     offset: i64,
@@ -38,12 +39,12 @@ pub struct Traced {
 impl Strace {
     /// Attaches to all threads of `pid` and delays each of their `umount2` calls by `delay`. To be called when the
     /// containers run: strace follows children, and the runtime's own unmounts at start would be delayed too.
-    pub async fn attach(ledger: &mut Ledger, pid: u32, delay: Duration, folder: &Path) -> Result<Strace> {
+    pub async fn attach(ledger: &Ledger, pid: u32, delay: Duration, folder: &Path) -> Result<Strace> {
         let output = folder.join("strace.out");
         let errors = folder.join("strace.err");
         let inject = format!("inject=umount2:delay_enter={}", delay.as_micros());
         let strace = sys::which("strace").context("strace is not installed: apt-get install strace")?;
-        let child = Command::new(strace)
+        let mut child = Command::new(strace)
             .args(["-f", "-T", "-ttt", "-e", "trace=umount2", "-e", &inject, "-p", &pid.to_string(), "-o"])
             .arg(&output)
             .stdin(Stdio::null())
@@ -53,21 +54,24 @@ impl Strace {
             .spawn()
             .context("starting strace")?;
         ledger.record_process(child.id(), Duration::from_secs(3))?;
-        let attached = sys::until(Duration::from_secs(10), || {
-            fs::read_to_string(&errors).unwrap_or_default().contains("attached")
-                || sys::state(child.id()) == Some('Z')
-        });
-        if !attached.await || sys::state(child.id()) == Some('Z') {
-            bail!(
-                "strace could not attach to pid {pid}: {}",
-                fs::read_to_string(&errors).unwrap_or_default().trim()
-            );
+        let said = || fs::read_to_string(&errors).unwrap_or_default();
+        let mut ended = false;
+        sys::until(Duration::from_secs(10), || {
+            ended = !matches!(child.try_wait(), Ok(None));
+            ended || said().contains("attached")
+        })
+        .await;
+        if ended || !said().contains("attached") {
+            bail!("strace could not attach to pid {pid}: {}", said().trim());
         }
-        Ok(Strace { output, offset: sys::realtime() as i64 - sys::monotonic() as i64 })
+        Ok(Strace { child, output, offset: sys::realtime() as i64 - sys::monotonic() as i64 })
     }
 
-    /// What strace has measured so far.
-    pub fn traced(&self) -> Vec<Traced> {
+    /// Detaches, so that nothing is delayed any more, and returns what strace has measured.
+    pub fn finish(mut self) -> Vec<Traced> {
+        // SIGTERM makes strace detach; the ledger sees to one that does not obey.
+        sys::signal(self.child.id(), libc::SIGTERM);
+        sys::wait_until(Duration::from_secs(3), || !matches!(self.child.try_wait(), Ok(None)));
         parse(&fs::read_to_string(&self.output).unwrap_or_default(), self.offset)
     }
 }

@@ -71,7 +71,7 @@ pub fn binary() -> Result<PathBuf> {
 impl Tracer {
     /// Starts it; `show` gets each line as it comes, standard error marked with `true`.
     pub fn start(
-        ledger: &mut Ledger,
+        ledger: &Ledger,
         binary: &Path,
         args: &[&str],
         show: impl Fn(&str, bool) + Clone + Send + 'static,
