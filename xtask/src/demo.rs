@@ -1,11 +1,12 @@
 //! `cargo xtask demo`: plays the incident on this machine and lets plegscope explain it.
 
 use crate::lab::containerd::Programs;
-use crate::lab::story::{Block, Script, Truth};
-use crate::lab::tracer::{self, Tracer};
-use crate::lab::{self, Lab, cleanup, packages, sys};
+use crate::lab::story::{Block, Script};
+use crate::lab::tracer::{self, Line, Tracer};
+use crate::lab::{self, Lab, cleanup, packages, sys, verdict};
 use anyhow::{Context, Result};
-use std::path::PathBuf;
+use std::fs;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// How the incident is played.
@@ -41,9 +42,10 @@ pub fn run(args: Args) -> Result<()> {
         }
         return Ok(());
     }
-    let binary = if args.without_plegscope { None } else { Some(tracer::binary()?) };
+    anyhow::ensure!(sys::is_root(), "the demo mounts disks and runs containers: run it as root");
     packages::ensure(&packages::LAB)?;
     let programs = Programs::find(args.containerd.as_deref())?;
+    let binary = if args.without_plegscope { None } else { Some(tracer::binary()?) };
     let script = Script {
         block: args.block,
         stall: Duration::from_secs(args.seconds),
@@ -55,31 +57,42 @@ pub fn run(args: Args) -> Result<()> {
     let mut say = move |text: &str| println!("{:>6.1} s  {text}", (sys::monotonic() - begin) as f64 / 1e9);
     lab::run_interruptible(async |ledger| {
         let lab = Lab::prepare(ledger, programs, script.megabytes(), &mut say).await?;
+        let frames = lab.run.join("frames.jsonl");
         let mut scope = None;
         if let Some(binary) = &binary {
-            let show = |line: &str, _| println!("  plegscope | {line}");
-            let mut started = Tracer::start(ledger, binary, &["live", "--plain"], show)?;
+            let show = |line: &str, _| println!("         plegscope | {line}");
+            let json = frames.to_string_lossy();
+            let mut started = Tracer::start(ledger, binary, &["live", "--plain", "--json-to", &json], show)?;
             started.ready().await?;
             scope = Some(started);
         }
         let truth = lab.play(&script, &mut say).await?;
+        let mut compared = None;
         if let Some(scope) = scope {
-            let (code, took) = scope.quit().await?;
-            say(&format!("plegscope ended with {} after {}", code.unwrap_or(-1), sys::seconds(took)));
+            let (exit, took, ..) = scope.quit().await?;
+            let mut verdict = match args.block {
+                Block::None => verdict::healthy(&truth, &read_frames(&frames)?),
+                Block::Disk | Block::Strace => verdict::incident(&truth, &read_frames(&frames)?),
+            };
+            verdict.ended(exit, took, lab::e2e::QUIT_WITHIN);
+            compared = Some(verdict);
         }
-        print_truth(&truth).context("printing the truth")?;
         say("cleaning up");
         lab.finish().await;
+        println!("\nThe same by the clock of the client that was stuck:\n{}", verdict::truth(&truth).table());
+        if let Some(verdict) = compared {
+            println!("What plegscope said, held against it:\n{}", verdict.table());
+        }
         Ok(())
     })
 }
 
-fn print_truth(truth: &Truth) -> Result<()> {
-    println!("\n{}", serde_json::to_string_pretty(&truth.unmounts)?);
-    for method in ["relist", "ListContainers"] {
-        println!("{method}: {:?}", truth.longest(method));
-    }
-    println!("update: {:?}", truth.update());
-    println!("unmount: {:?}", truth.blocked_unmount().map(|(begin, end)| sys::seconds(end - begin)));
-    Ok(())
+/// The frames plegscope wrote to a file. Their own time stands for the time they came: a file has no arrival times.
+fn read_frames(path: &Path) -> Result<Vec<verdict::Seen>> {
+    let text = fs::read_to_string(path).with_context(|| format!("reading {}", path.display()))?;
+    let line = |text: &str| {
+        let now = serde_json::from_str::<serde_json::Value>(text).ok()?["now"].as_u64()?;
+        Some(Line { at: now, text: text.to_owned() })
+    };
+    Ok(verdict::frames(&text.lines().filter_map(line).collect::<Vec<_>>()))
 }

@@ -365,7 +365,7 @@ mod tests {
         let folder = Leftover::Folder { path: "/a".into() };
         let mounts = Leftover::Mounts { below: "/z".into() };
         let image = Leftover::Loop { image: "/b".into() };
-        let mut entries = vec![
+        let mut entries = [
             Leftover::EmptyFolder { path: "/run/c".into() },
             Leftover::EmptyFolder { path: "/run/c/s".into() },
             folder.clone(),

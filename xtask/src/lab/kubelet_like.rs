@@ -12,8 +12,9 @@ use std::fs::File;
 use std::io::Write as _;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
 use std::time::Duration;
-use tokio::task::JoinHandle;
+use tokio::sync::oneshot;
 
 /// One call, or a whole relist, by the client's own clock.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -126,27 +127,49 @@ impl Inner {
     }
 }
 
-/// The two loops, running until dropped.
+/// The two loops, running until dropped. They have a thread of their own, so that nothing the lab does beside them can
+/// hold up their clock.
 pub struct KubeletLike {
     /// What they did.
     pub log: Log,
-    tasks: [JoinHandle<()>; 2],
+    stop: Option<oneshot::Sender<()>>,
+    thread: Option<JoinHandle<()>>,
 }
 
 impl KubeletLike {
     /// Starts both loops, each with a connection of its own as in the kubelet.
-    pub async fn start(socket: &Path, log: &Path, update_every: Duration) -> Result<KubeletLike> {
+    pub fn start(socket: &Path, log: &Path, update_every: Duration) -> Result<KubeletLike> {
         let log = Log::new(log)?;
-        let relist = tokio::spawn(relist_loop(Client::connect(socket, cri::SHORT).await?, log.clone()));
-        let update =
-            tokio::spawn(update_loop(Client::connect(socket, cri::SHORT).await?, log.clone(), update_every));
-        Ok(KubeletLike { log, tasks: [relist, update] })
+        let (stop, stopped) = oneshot::channel();
+        let runtime =
+            tokio::runtime::Builder::new_current_thread().enable_all().build().context("starting tokio")?;
+        let (socket, into) = (socket.to_owned(), log.clone());
+        let thread = std::thread::spawn(move || {
+            runtime.block_on(async {
+                let loops = async {
+                    let relist = Client::connect(&socket, cri::SHORT).await?;
+                    let update = Client::connect(&socket, cri::SHORT).await?;
+                    tokio::join!(relist_loop(relist, into.clone()), update_loop(update, into, update_every));
+                    Ok::<(), anyhow::Error>(())
+                };
+                tokio::select! {
+                    result = loops => if let Err(error) = result {
+                        eprintln!("the client like the kubelet: {error:#}");
+                    },
+                    _ = stopped => {}
+                }
+            });
+        });
+        Ok(KubeletLike { log, stop: Some(stop), thread: Some(thread) })
     }
 }
 
 impl Drop for KubeletLike {
     fn drop(&mut self) {
-        self.tasks.iter().for_each(JoinHandle::abort);
+        drop(self.stop.take());
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
     }
 }
 

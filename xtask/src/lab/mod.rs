@@ -21,12 +21,12 @@ pub mod strace;
 pub mod sys;
 pub mod tracer;
 pub mod unmounts;
+pub mod verdict;
 
 use anyhow::{Context, Result, bail};
 use cleanup::{Ledger, Leftover};
 use containerd::{Containerd, Programs};
 use std::fs;
-use std::future::Future;
 use std::path::{Path, PathBuf};
 
 /// A node with three running pods; the first is the victim.

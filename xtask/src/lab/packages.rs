@@ -57,7 +57,8 @@ pub fn ensure(needs: &[Need]) -> Result<()> {
     let install: Vec<&str> =
         ["install", "--no-install-recommends"].into_iter().chain(missing.iter().copied()).collect();
     // The index may be missing or old on a fresh machine.
-    if !apt(&install)? && !(apt(&["update"])? && apt(&install)?) {
+    let installed = apt(&install)? || apt(&["update"])? && apt(&install)?;
+    if !installed {
         bail!(
             "apt-get could not install {}; run `apt-get install {}` to see why",
             missing.join(", "),

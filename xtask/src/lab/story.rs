@@ -87,6 +87,13 @@ impl Truth {
             .max_by_key(|call| call.age(call.begin))
     }
 
+    /// Begin of the umount2 call that the shim was in at `now`; strace knows it best, when it was there.
+    pub fn unmount_at(&self, now: u64) -> Option<u64> {
+        let traced = self.traced.iter().map(|call| (call.begin, call.begin + call.took));
+        let stays = self.unmounts.iter().map(|stay| (stay.begin, stay.end.unwrap_or(u64::MAX)));
+        traced.chain(stays).find(|(begin, end)| *begin <= now && now <= *end).map(|(begin, _)| begin)
+    }
+
     /// From the first begin to the last end of the shim's long unmounts (10 ms and more), with nothing but Go code
     /// between them: what blocks the chain.
     pub fn blocked_unmount(&self) -> Option<(u64, u64)> {
@@ -105,7 +112,7 @@ impl Lab<'_> {
         let victim = self.victim().clone();
         let shim = self.containerd.shim_of(&victim.container)?;
         let client_log = self.run.join("client.jsonl");
-        let kubelet = KubeletLike::start(&self.containerd.socket, &client_log, script.update_every).await?;
+        let kubelet = KubeletLike::start(&self.containerd.socket, &client_log, script.update_every)?;
         say("a client relists every second and updates every container, as the kubelet does");
         tokio::time::sleep(script.calm).await;
         ensure!(kubelet.log.relists() > 0, "no relist has ended within {:?}", script.calm);
@@ -131,7 +138,7 @@ impl Lab<'_> {
         say(&format!("pod {} has written {} MB and exits", victim.name, script.megabytes()));
 
         match script.block {
-            Block::None => tokio::time::sleep(script.stall).await,
+            Block::None => self.churn(script.stall).await?,
             Block::Disk | Block::Strace => self.wait_for_stall(&kubelet, &unmounts, script, say).await?,
         }
         Ok(Truth {
@@ -147,6 +154,25 @@ impl Lab<'_> {
             unmounts: unmounts.stays(),
             traced: strace.map(Strace::finish).unwrap_or_default(),
         })
+    }
+
+    /// A healthy node is not an idle one: pods come, write, exit and are removed until the time is over.
+    async fn churn(&self, time: Duration) -> Result<()> {
+        let end = tokio::time::Instant::now() + time;
+        for index in 0.. {
+            if tokio::time::Instant::now() >= end {
+                break;
+            }
+            let cgroup = std::path::Path::new(&self.ledger.name);
+            let pod =
+                super::pods::start(&self.client, &format!("churn-{index}"), 4, cgroup, &self.run).await?;
+            pod.tell("write")?;
+            pod.wait_for("written", Duration::from_secs(20)).await?;
+            pod.tell("exit")?;
+            tokio::time::sleep(Duration::from_millis(500)).await;
+            super::pods::remove(&self.client, &pod).await;
+        }
+        Ok(())
     }
 
     /// Waits until a relist hangs behind the unmount, and until all is over.

@@ -88,7 +88,7 @@ fn parse(text: &str, offset: i64) -> Vec<Traced> {
         else {
             continue;
         };
-        let begin = ((at * 1e9) as i64 - offset).max(0) as u64;
+        let begin = ((at * 1e9).round() as i64 - offset).max(0) as u64;
         let path = || line.split('"').nth(1).unwrap_or_default().to_owned();
         if line.contains("<unfinished ...>") && line.contains("umount2(") {
             open.insert(tid, (begin, path()));
@@ -111,7 +111,13 @@ fn parse(text: &str, offset: i64) -> Vec<Traced> {
         };
         let result = line.rsplit_once(" = ").map_or("", |(_, rest)| rest);
         let result = result.split(" <").next().unwrap_or_default().replace(" (DELAYED)", "");
-        calls.push(Traced { tid, begin, took: (took * 1e9) as u64, path, result: result.trim().to_owned() });
+        calls.push(Traced {
+            tid,
+            begin,
+            took: (took * 1e9).round() as u64,
+            path,
+            result: result.trim().to_owned(),
+        });
     }
     calls
 }

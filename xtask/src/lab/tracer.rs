@@ -33,6 +33,7 @@ pub struct Tracer {
     pub started: u64,
     lines: Arc<Mutex<Vec<Line>>>,
     messages: Arc<Mutex<Vec<Line>>>,
+    readers: [tokio::task::JoinHandle<()>; 2],
 }
 
 /// The root of the workspace.
@@ -41,7 +42,7 @@ pub fn workspace() -> &'static Path {
     xtask.parent().unwrap_or(xtask)
 }
 
-/// The release binary; built when the sources are newer (cargo decides). `None` of the build's output is hidden.
+/// The release binary; built when the sources are newer (cargo decides). Its messages are shown.
 pub fn binary() -> Result<PathBuf> {
     if let Some(path) = std::env::var_os(OVERRIDE) {
         let path = PathBuf::from(path);
@@ -91,9 +92,11 @@ impl Tracer {
         let messages = Arc::default();
         let stdout = child.stdout.take().context("plegscope's standard output")?;
         let stderr = child.stderr.take().context("plegscope's standard error")?;
-        collect(stdout, Arc::clone(&lines), show.clone(), false);
-        collect(stderr, Arc::clone(&messages), show, true);
-        Ok(Tracer { child, started, lines, messages })
+        let readers = [
+            collect(stdout, Arc::clone(&lines), show.clone(), false),
+            collect(stderr, Arc::clone(&messages), show, true),
+        ];
+        Ok(Tracer { child, started, lines, messages, readers })
     }
 
     /// Waits for the line `attached N probes in M ms` on standard error; returns it and when it came.
@@ -116,18 +119,13 @@ impl Tracer {
         }
     }
 
-    /// What it printed so far.
-    pub fn lines(&self) -> Vec<Line> {
-        self.lines.lock().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-
     /// What it printed on standard error so far.
-    pub fn messages(&self) -> Vec<Line> {
+    fn messages(&self) -> Vec<Line> {
         self.messages.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Asks it to end as Ctrl-C does; returns its exit code and how long it took, ns.
-    pub async fn quit(mut self) -> Result<(Option<i32>, u64)> {
+    /// Asks it to end as Ctrl-C does; returns its exit code, how long it took in ns, and all it printed.
+    pub async fn quit(mut self) -> Result<(Option<i32>, u64, Vec<Line>, Vec<Line>)> {
         let begin = sys::monotonic();
         if let Some(pid) = self.child.id() {
             sys::signal(pid, libc::SIGINT);
@@ -137,10 +135,18 @@ impl Tracer {
             .context("plegscope does not end within 15 s of SIGINT")?
             .context("waiting for plegscope")?;
         let took = sys::monotonic() - begin;
-        if let Some(signal) = status.signal() {
-            bail!("plegscope died by signal {signal}:\n{}", text(&self.messages()));
+        // What it wrote last may still be in the pipe; a child of its own that detaches probes may hold the pipe open.
+        for reader in self.readers {
+            let _ = tokio::time::timeout(Duration::from_millis(500), reader).await;
         }
-        Ok((status.code(), took))
+        let take = |lines: &Mutex<Vec<Line>>| {
+            std::mem::take(&mut *lines.lock().unwrap_or_else(PoisonError::into_inner))
+        };
+        let (lines, messages) = (take(&self.lines), take(&self.messages));
+        if let Some(signal) = status.signal() {
+            bail!("plegscope died by signal {signal}:\n{}", text(&messages));
+        }
+        Ok((status.code(), took, lines, messages))
     }
 }
 
@@ -156,14 +162,14 @@ fn collect(
     into: Arc<Mutex<Vec<Line>>>,
     show: impl Fn(&str, bool) + Send + 'static,
     error: bool,
-) {
+) -> tokio::task::JoinHandle<()> {
     tokio::spawn(async move {
         let mut lines = BufReader::new(stream).lines();
         while let Ok(Some(text)) = lines.next_line().await {
             show(&text, error);
             into.lock().unwrap_or_else(PoisonError::into_inner).push(Line { at: sys::monotonic(), text });
         }
-    });
+    })
 }
 
 fn text(lines: &[Line]) -> String {
