@@ -215,7 +215,10 @@ impl Containers {
         let wanted: Vec<(BundleId, u32)> = self
             .of_place(place)
             .filter(|(_, known)| known.gone.is_none() && known.overlay.is_none() && known.mount_tries < TRIES)
-            .map(|(bundle, known)| (bundle.clone(), known.shim.unwrap_or(*any)))
+            .map(|(bundle, known)| {
+                let own = known.shim.filter(|pid| self.shims.contains_key(pid));
+                (bundle.clone(), own.unwrap_or(*any))
+            })
             .collect();
         if wanted.is_empty() {
             return Ok(Vec::new());

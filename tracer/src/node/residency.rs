@@ -30,7 +30,7 @@ pub enum Residency {
 const LARGEST: u64 = 1 << 20;
 
 /// Opens the program file of a process for [`residency`]. Does not change its access time, which would be a write to
-/// the disk that may be stuck.
+/// the disk that may be stuck. A network file system is asked, so run it on a worker.
 pub fn open_exe(pid: u32) -> Result<File, ReadError> {
     let path = format!("/proc/{pid}/exe");
     let flags = libc::O_NOATIME | libc::O_NONBLOCK | libc::O_CLOEXEC;
