@@ -72,8 +72,8 @@ impl Follower for Teller {
             writeln!(out)?;
         } else {
             let clock = wall_clock();
-            for incident in frame.incidents.iter().filter(|i| i.change.is_some()) {
-                writeln!(out, "{clock} {}", text::incident(incident))?;
+            for line in frame.incidents.iter().filter_map(text::change) {
+                writeln!(out, "{clock} {line}")?;
             }
             if frame.diagnoses.is_empty() && !self.told.chains.is_empty() {
                 writeln!(out, "{clock} {}", text::healthy(&frame))?;
@@ -82,7 +82,7 @@ impl Follower for Teller {
                 if shape.chains == self.told.chains {
                     writeln!(out, "{clock} {}", text::headline(diagnosis, frame.now))?;
                 } else {
-                    writeln!(out, "{clock} {}", text::diagnosis(diagnosis, frame.now))?;
+                    writeln!(out, "{clock} {}", text::diagnosis(diagnosis, frame.now).join("\n"))?;
                 }
             }
         }
