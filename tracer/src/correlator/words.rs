@@ -8,6 +8,7 @@ use crate::thresholds::{MILLISECOND, SECOND};
 pub fn duration(ns: Ns) -> String {
     let seconds = ns / SECOND;
     match seconds {
+        0 if ns == 0 => "0s".to_owned(),
         0 if ns < MILLISECOND => format!("{}us", ns / 1_000),
         0 => format!("{}ms", ns / MILLISECOND),
         1..10 => format!("{}.{}s", seconds, ns % SECOND / (100 * MILLISECOND)),
