@@ -214,7 +214,10 @@ pub fn cause(d: &Diagnosis) -> String {
     let what = ends_in(&d.ends_in);
     let of = |l: &Link| l.subject.as_ref().map(|s| format!(" of {}", pod(s))).unwrap_or_default();
     match &d.ends_in {
-        EndsIn::UnmountSync { .. } | EndsIn::Frozen { .. } | EndsIn::RemoteFileSystem { .. } => {
+        EndsIn::UnmountSync { .. }
+        | EndsIn::Sync { .. }
+        | EndsIn::Frozen { .. }
+        | EndsIn::RemoteFileSystem { .. } => {
             match (unmount_of(&d.chain.links), leaf) {
                 (Some(u), _) => format!("{what} in the unmount{} ({})", of(u), duration(u.age)),
                 (None, Some(l)) => format!("{what}{} ({})", of(l), duration(l.age)),

@@ -92,7 +92,8 @@ fn told(d: &Diagnosis) -> Vec<Told<'_>> {
                 before.links.push(link);
                 continue;
             }
-            let keeps_second = matches!((a.kind, b.kind), (Kind::Sync | Kind::SuperShutdown, Kind::Sync));
+            let overlay = a.fs_type.as_deref() == Some("overlay");
+            let keeps_second = overlay && matches!((a.kind, b.kind), (Kind::Sync, Kind::Sync));
             if keeps_second {
                 before.links.push(link);
                 before.main = link;
@@ -129,7 +130,7 @@ fn link_line(d: &Diagnosis, told: &[Told<'_>], index: usize, depth: usize) -> St
     line.push_str(&format!(" · {} ({} here)", words::duration(l.age), words::duration(t.critical())));
     // The weakest edge of those told in this line; the one by which the way comes here when they are equal.
     let weakest = t.links.iter().filter_map(|l| l.edge.as_ref()).rev().max_by_key(|e| e.confidence);
-    if let Some(edge) = weakest {
+    if let Some(edge) = weakest.filter(|e| l.edge.is_some() || e.confidence != Confidence::Proven) {
         line.push_str(&format!(" · {}: {}", confidence_word(edge.confidence), edge.evidence));
     }
     line
@@ -163,7 +164,11 @@ fn what(d: &Diagnosis, l: &Link, depth: usize, mentioned: bool) -> String {
             format!("{}{}", words::operation(op, None), of(&l.subject).unwrap_or_default())
         }
         Kind::Relist => words::operation(op, None),
-        Kind::CriClient | Kind::CriCall | Kind::ExitHandling | Kind::SuperShutdown => {
+        Kind::ExitHandling => match &l.subject {
+            Some(s) => format!("handling of the exit of {}", named(s)),
+            None => words::operation(op, None),
+        },
+        Kind::CriClient | Kind::CriCall | Kind::SuperShutdown => {
             format!("{}{}", words::operation(op, None), of(&l.subject).unwrap_or_default())
         }
     }
