@@ -82,7 +82,9 @@ impl Follower for Teller {
         }
         let remind = if self.json { REMIND_JSON } else { REMIND };
         let due = !frame.diagnoses.is_empty() && elapsed(self.told_at) >= remind;
-        if shape == self.told && !due {
+        let changed = shape.chains != self.told.chains;
+        if !changed && shape.changes.is_empty() && !due {
+            self.told = shape;
             return Ok(());
         }
         let mut out = io::stdout().lock();
@@ -94,14 +96,14 @@ impl Follower for Teller {
             for line in frame.incidents.iter().filter_map(text::change) {
                 writeln!(out, "{clock} {line}")?;
             }
-            if frame.diagnoses.is_empty() && !self.told.chains.is_empty() {
+            if frame.diagnoses.is_empty() && changed {
                 writeln!(out, "{clock} {}", text::healthy(&frame))?;
             }
             for diagnosis in &frame.diagnoses {
-                if shape.chains == self.told.chains {
-                    writeln!(out, "{clock} {}", text::headline(diagnosis, frame.now))?;
-                } else {
+                if changed {
                     writeln!(out, "{clock} {}", text::diagnosis(diagnosis, frame.now).join("\n"))?;
+                } else if due {
+                    writeln!(out, "{clock} {}", text::headline(diagnosis, frame.now))?;
                 }
             }
         }
