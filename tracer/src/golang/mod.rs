@@ -12,6 +12,7 @@ pub mod pclntab;
 pub mod probe_site;
 #[cfg(test)]
 mod synthetic;
+pub mod unwind;
 
 use buildinfo::{BuildInfo, GoVersion};
 use elf::Elf;

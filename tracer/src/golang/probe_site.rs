@@ -337,6 +337,15 @@ impl Code {
         None
     }
 
+    /// Addresses of data that the code refers to relative to its own place, without repetition.
+    pub fn data_addresses(&self) -> Vec<u64> {
+        let relative = self.instructions.iter().filter(|i| i.is_ip_rel_memory_operand());
+        let mut addresses: Vec<u64> = relative.map(|i| i.ip_rel_memory_address()).collect();
+        addresses.sort_unstable();
+        addresses.dedup();
+        addresses
+    }
+
     /// For an accessor of a string field (`func (m *T) GetX() string`): the field's offset, read off the two loads it
     /// consists of.
     pub fn string_field(&self) -> Option<u16> {
