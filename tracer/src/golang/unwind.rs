@@ -119,8 +119,8 @@ impl Stack {
     }
 }
 
-/// Unwinds a goroutine that was just read. `bias` is the address the program's lowest segment is loaded at, less that
-/// in the file (0 for one that is not position independent). Refused when the goroutine moved on meanwhile.
+/// Unwinds a goroutine that was just read; `bias` is [`super::elf::Elf::load_bias`]. Refused when the goroutine moved on
+/// meanwhile.
 pub fn unwind(
     binary: &GoBinary<'_>,
     bias: u64,

@@ -124,12 +124,20 @@ fn every_stack_check_is_understood() {
                 match code.begin(abi, &runtime) {
                     Ok(site) if site.how == How::StackCheckBranch => checked += 1,
                     Ok(_) => {}
-                    Err(why) => unknown.push(format!("{} {why}", binary.name(function))),
+                    // Assembly of the old convention and loops at the entry are rightly refused.
+                    Err(why) => {
+                        let name = binary.name(function);
+                        let assembly = ["runtime.call", "debugCall", "runtime.debugCall", "reflect.", "callRet"]
+                            .iter()
+                            .any(|prefix| name.starts_with(prefix));
+                        if !assembly && !why.to_string().contains("back to its entry") {
+                            unknown.push(format!("{name}: {why}"));
+                        }
+                    }
                 }
             }
-            println!("{what}: {checked} stack checks, {} refused: {:?}", unknown.len(), &unknown[..unknown.len().min(4)]);
-            assert!(checked > 1000 && unknown.len() * 50 < checked, "{what}: {unknown:#?}");
-            assert!(!unknown.iter().any(|u| u.starts_with("main.")), "{what}: {unknown:#?}");
+            println!("{what}: {checked} stack checks, {} not understood", unknown.len());
+            assert!(checked > 900 && unknown.is_empty(), "{what}: {unknown:#?}");
         }
     }
 }
@@ -177,8 +185,7 @@ fn stacks_are_those_that_go_itself_prints() {
             let offsets = binary.offsets().unwrap();
             let maps = std::fs::read_to_string(format!("/proc/{}/maps", child.id())).unwrap();
             let lowest = maps.lines().find(|l| l.ends_with(path.to_str().unwrap())).unwrap();
-            let base = u64::from_str_radix(lowest.split('-').next().unwrap(), 16).unwrap();
-            let bias = if binary.elf.position_independent() { base } else { 0 };
+            let bias = binary.elf.load_bias(u64::from_str_radix(lowest.split('-').next().unwrap(), 16).unwrap());
             let mem = std::fs::File::open(format!("/proc/{}/mem", child.id())).unwrap();
             let mut memory = |at: u64| {
                 let mut word = [0; 8];
