@@ -201,8 +201,10 @@ impl Code {
                 i.op_count() == 2 && i.op1_kind() == OpKind::Memory && i.memory_index() == Register::None;
             let thread_local = i.segment_prefix() == Register::FS;
             let base = if i.memory_base().is_gpr64() { of(i.memory_base()) } else { Value::Other };
-            let guard_operand =
-                memory && !thread_local && base == Value::G && G_STACK_GUARDS.contains(&i.memory_displacement64());
+            let guard_operand = memory
+                && !thread_local
+                && base == Value::G
+                && G_STACK_GUARDS.contains(&i.memory_displacement64());
             let immediate = i.op_count() == 2
                 && matches!(
                     i.op1_kind(),

@@ -59,7 +59,9 @@ impl Goroutine {
     pub fn read(memory: &mut impl Memory, offsets: &Offsets, g: u64) -> Result<Goroutine, Refusal> {
         let mut word = |offset: u16| {
             let at = g.wrapping_add(u64::from(offset));
-            memory.word(at).ok_or_else(|| Refusal::new(format!("goroutine at {g:#x}: cannot read its memory")))
+            memory
+                .word(at)
+                .ok_or_else(|| Refusal::new(format!("goroutine at {g:#x}: cannot read its memory")))
         };
         // All fields are read as words; the little end of one is the narrower field.
         let status = word(offsets.atomic_status)? as u32;
@@ -69,7 +71,9 @@ impl Goroutine {
             offsets::STATUS_RUNNABLE => Pause::Runnable,
             offsets::STATUS_RUNNING => return Err(Refusal::new("the goroutine is running")),
             offsets::STATUS_DEAD => return Err(Refusal::new("the goroutine has ended")),
-            other => return Err(Refusal::new(format!("the goroutine's stack may move now (status {other:#x})"))),
+            other => {
+                return Err(Refusal::new(format!("the goroutine's stack may move now (status {other:#x})")));
+            }
         };
         let (pc, sp) = match pause {
             Pause::Syscall => (word(offsets.syscall_pc)?, word(offsets.syscall_sp)?),
@@ -185,7 +189,9 @@ pub fn all_goroutines(binary: &GoBinary<'_>) -> Result<u64, Refusal> {
     addresses
         .iter()
         .copied()
-        .find(|at| [8, 16].iter().all(|step| at.checked_add(*step).is_some_and(|next| addresses.contains(&next))))
+        .find(|at| {
+            [8, 16].iter().all(|step| at.checked_add(*step).is_some_and(|next| addresses.contains(&next)))
+        })
         .ok_or_else(|| Refusal::new("runtime.allgs cannot be told from the code of runtime.allgadd"))
 }
 
