@@ -149,6 +149,19 @@ impl<'a> GoBinary<'a> {
         self.functions.frames(&self.elf, pc)
     }
 
+    /// Into how many functions each of these (by full name) is inlined, at one place or more. A probe on a function does
+    /// not see the calls that were inlined.
+    pub fn inlined_into(&self, names: &[&str]) -> Vec<usize> {
+        let mut counts = vec![0; names.len()];
+        for function in (0..self.functions.len() as u32).filter_map(|index| self.functions.function(index)) {
+            let inlined = self.functions.inlined(&self.elf, function);
+            for (name, count) in names.iter().zip(&mut counts) {
+                *count += usize::from(inlined.contains(&name.as_bytes()));
+            }
+        }
+        counts
+    }
+
     /// Decodes a function's code.
     pub fn code(&self, function: Function) -> Result<Code, Refusal> {
         let at = format!("function at {:#x}: not in the file", function.entry);
