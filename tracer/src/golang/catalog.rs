@@ -314,7 +314,7 @@ macro_rules! status {
     };
 }
 
-/// A CRI call as the kubelet makes it: `pkg/kubelet/cri/remote` (exported type before 1.22), `pkg/kubelet/remote`,
+/// A CRI call as the kubelet makes it: `pkg/kubelet/cri/remote` (exported type before 1.20), `pkg/kubelet/remote`,
 /// `k8s.io/cri-client/pkg` since 1.31. A context came before the id in 1.27.
 macro_rules! client {
     ($method:literal) => {

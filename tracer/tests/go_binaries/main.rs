@@ -330,6 +330,6 @@ fn a_kubelet_1_20_is_known_by_its_relist() {
     assert_eq!(name(Kind::Relist), "k8s.io/kubernetes/pkg/kubelet/pleg.(*GenericPLEG).relist");
     assert_eq!(
         name(Kind::CriClient),
-        "k8s.io/kubernetes/pkg/kubelet/cri/remote.(*RemoteRuntimeService).ListContainers"
+        "k8s.io/kubernetes/pkg/kubelet/cri/remote.(*remoteRuntimeService).ListContainers"
     );
 }

@@ -85,7 +85,7 @@ func main() {
     ),
 ];
 
-/// Kubelet 1.20: unexported relist, exported RemoteRuntimeService without contexts.
+/// Kubelet 1.19: unexported relist, exported RemoteRuntimeService without contexts.
 pub const OLD: &[(&str, &str)] = &[
     (
         "k8s.io/kubernetes/pkg/kubelet/pleg/generic.go",
