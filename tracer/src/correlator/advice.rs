@@ -53,12 +53,7 @@ pub fn advice(ends_in: &EndsIn, on: &Circumstances<'_>) -> Advice {
         }
         EndsIn::IoDrain => {
             a.do_now.push("find who holds the container's output pipe open (a child that outlived it, or a stuck log reader)".into());
-            a.fixes.push(fix(
-                "know the limit: Delete waits 2s for output, 10s since containerd 1.7.29 / 2.0.7 / 2.1.5",
-                "a wait beyond it is runc delete, not output",
-                "",
-                "",
-            ));
+            a.do_now.push("know the limit: Delete waits 2s for output (10s since containerd 1.7.29, 2.0.7, 2.1.5); beyond that look for a runc child of the shim".into());
         }
         EndsIn::StatusWrite => {
             a.do_now.push("limit who writes to the disk that holds containerd's root and state (io.max of its cgroup)".into());

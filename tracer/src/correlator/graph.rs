@@ -634,9 +634,12 @@ impl<'a> Graph<'a> {
                 }
             }
         }
-        for (from, to, ground) in edges {
+        for (from, first, ground) in edges {
             if self.nodes[from].next == Next::Leaf {
-                let since = self.begin(from).max(self.begin(to));
+                let since = self.begin(from).max(self.begin(first));
+                // The chain goes on with the unmount that the earliest belongs to, so that it is named.
+                let members = &self.stacks[self.nodes[first].stack].members;
+                let to = members.iter().copied().find(|&m| is_kernel(self.kind(m))).unwrap_or(first);
                 self.nodes[from].next = self.edge(from, to, ground, since);
             }
         }

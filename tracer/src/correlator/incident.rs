@@ -1,7 +1,7 @@
 //! Diagnoses over time: when a threshold is first passed, growth, end. What alerts and reports speak of.
 
 use super::diagnosis::{Crossing, Found, Key, explains};
-use super::facts::Facts;
+use super::facts::{Facts, container_of_path};
 use super::frame::{Change, Diagnosis, EndsIn, Incident};
 use super::limits;
 use super::operations::{EndedBy, Finished, Operations};
@@ -260,8 +260,12 @@ fn unseen(f: &Finished, facts: &Facts, t: &Thresholds) -> Option<Incident> {
         return None;
     }
     let because = "it was over before it was seen in flight".to_owned();
-    let subject = f.op.container.as_deref().map(|id| facts.subject(id));
-    let of = subject.as_ref().map(|s| format!(" of {}", words::pod(s))).unwrap_or_default();
+    let named = f.op.container.as_deref().or_else(|| f.op.path.as_deref().and_then(container_of_path));
+    let subject = named.map(|id| facts.subject(id));
+    let done = match &subject {
+        Some(s) => format!("{what} of {}", words::pod(s)),
+        None => words::operation(&f.op, None),
+    };
     Some(Incident {
         id: id_of(&f.op.id()),
         opened: f.at,
@@ -269,8 +273,8 @@ fn unseen(f: &Finished, facts: &Facts, t: &Thresholds) -> Option<Incident> {
         ended: Some(f.at),
         crossed_by: format!("{what} over {}", words::duration(threshold)),
         signature: "not-visible".to_owned(),
-        summary: format!("{}{of} took {}; {because}", words::operation(&f.op, None), words::duration(took)),
-        cause: format!("{}{of} ({}), {because}", words::operation(&f.op, None), words::duration(took)),
+        summary: format!("{done} took {}; {because}", words::duration(took)),
+        cause: format!("{done} ({}), {because}", words::duration(took)),
         ends_in: EndsIn::NotVisible { because },
         level: 0,
         longest: took,

@@ -57,6 +57,9 @@ pub fn leaf_of(graph: &Graph<'_>, path: &[usize], facts: &Facts, failed: &Failed
     {
         return not_visible(doubt.to_owned());
     }
+    if node.flight.released_at.is_some() {
+        return not_visible("it has let go of its lock and is about to return".to_owned());
+    }
     match op.kind {
         Kind::Sync => sync_leaf(graph, path, facts),
         Kind::Unmount | Kind::SuperShutdown => unmount_leaf(graph, path, facts, site.map(|(s, _)| s)),

@@ -482,16 +482,17 @@ impl Operations {
             return; // A lock may be kept beyond the function that took it.
         }
         let (pid, actor) = actor_key(&outer.actor);
+        let within = |f: &Flight| (f.op.begin, f.op.kind) > (outer.begin, outer.kind) && f.op.begin < at;
         let mut over: Vec<OperationId> = self
             .ids_of(pid, actor)
-            .filter(|(_, f)| f.op.kind != Kind::LockHold && f.op.begin > outer.begin && f.op.begin < at)
+            .filter(|(_, f)| f.op.kind != Kind::LockHold && within(f))
             .map(|(id, _)| id.clone())
             .collect();
         if is_kernel(outer.kind) && outer.actor.g.is_some() {
             // A Go unmount pins its thread: kernel operations that were recorded on the thread lay within it.
             over.extend(
                 self.ids_of(pid, u64::from(outer.actor.tid))
-                    .filter(|(_, f)| is_kernel(f.op.kind) && f.op.begin > outer.begin && f.op.begin < at)
+                    .filter(|(_, f)| is_kernel(f.op.kind) && within(f))
                     .map(|(id, _)| id.clone()),
             );
         }

@@ -10,6 +10,7 @@
 //!                           [fs=ext4] [by=fentry]                           in flight; NAME is for this file only
 //! 10.0 again NAME..                                                         reported once more
 //! 10.0 end NAME [outcome=ok|error|errno:16]      or   end NAME KIND.. fields  (an end without a begin)
+//! 10.0 forget NAME..                                its end is never reported; polls do not mention it any more
 //! 10.0 poll KINDS [older-than=9.9] [not=NAME,..]    reports all named operations of these kinds that have not ended,
 //!                                                 except those in `not`, then completes the poll; KINDS: all, or a,b
 //! 10.0 complete KINDS [older-than=9.9]              completes a poll that reported nothing by itself
@@ -151,6 +152,11 @@ impl Reader {
                     },
                 };
                 self.event(at, Body::Ended(op, outcome));
+            }
+            "forget" => {
+                for name in l.words.iter().skip(2) {
+                    self.named.get_mut(*name).ok_or_else(|| format!("no operation {name}"))?.1 = true;
+                }
             }
             "poll" => {
                 let not: Vec<&str> = l.field("not").map(|n| n.split(',').collect()).unwrap_or_default();

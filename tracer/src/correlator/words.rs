@@ -247,7 +247,13 @@ pub fn cause(d: &Diagnosis) -> String {
             None => what,
         },
         _ => match leaf {
-            Some(l) => format!("{what}, {}{} ({})", operation(&l.operation, None), of(l), duration(l.age)),
+            Some(l) => {
+                let at = match &l.lock {
+                    Some(lk) => format!("wait for {}", lock(lk)),
+                    None => format!("{}{}", operation(&l.operation, None), of(l)),
+                };
+                format!("{what}, {at} ({})", duration(l.age))
+            }
             None => what,
         },
     }
