@@ -8,7 +8,7 @@ use tracer::correlator::{Confidence, Correlator, EdgeKind, Frame, TieBreak, limi
 use tracer::event::{Actor, Body, Event, Kind, LossPoint, Ns, Operation, OperationId, Outcome, SeenBy};
 use tracer::order::{Orderer, Released};
 use tracer::thresholds::{LATENESS, Thresholds};
-use world::{Call, Plan, STEP, Truth, play, plans};
+use world::{Call, Plan, STEP, Truth, plans, play};
 
 /// Applies events and ticks every [`STEP`], each tick after all events of its time.
 fn frames(events: &[Event], end: Ns) -> Vec<Frame> {
@@ -83,7 +83,9 @@ fn check_sums(frames: &[Frame]) -> Result<(), TestCaseError> {
         for d in &frame.diagnoses {
             let sum: Ns = d.chain.links.iter().map(|l| l.critical).sum();
             prop_assert_eq!(sum, d.chain.age);
-            prop_assert!(d.chain.links.iter().all(|l| l.age >= l.critical || l.since > frame.now - d.chain.age));
+            prop_assert!(
+                d.chain.links.iter().all(|l| l.age >= l.critical || l.since > frame.now - d.chain.age)
+            );
         }
     }
     Ok(())
@@ -285,7 +287,8 @@ fn actors() -> impl Strategy<Value = Actor> {
 
 fn operations() -> impl Strategy<Value = Operation> {
     let method = prop::sample::select(vec!["", "Delete", "Update", "ListContainers", "UpdateSync", "Wait"]);
-    let object = prop::sample::select(vec![0u64, 0x1000, 0x1004, 0x1008, 0x100c, 0x1020, 0x1024, u64::MAX, 3]);
+    let object =
+        prop::sample::select(vec![0u64, 0x1000, 0x1004, 0x1008, 0x100c, 0x1020, 0x1024, u64::MAX, 3]);
     let container = prop::sample::select(vec![None, Some("aa".to_owned()), Some("bb".to_owned())]);
     (prop::sample::select(Kind::ALL.to_vec()), method, actors(), 0u64..20, object, container).prop_map(
         |(kind, method, actor, begin, object, container)| Operation {
@@ -295,7 +298,8 @@ fn operations() -> impl Strategy<Value = Operation> {
             begin: begin * 1_000_000_000,
             object,
             container,
-            path: (kind == Kind::Unmount).then(|| "/x/io.containerd.runtime.v2.task/k8s.io/aa/rootfs".to_owned()),
+            path: (kind == Kind::Unmount)
+                .then(|| "/x/io.containerd.runtime.v2.task/k8s.io/aa/rootfs".to_owned()),
             device: (kind == Kind::Sync).then_some(tracer::event::Device { major: 8, minor: 0 }),
             fs_type: None,
             seen_by: SeenBy::Uprobe,
@@ -351,7 +355,8 @@ fn a_flood_is_bounded_and_counted() {
     for n in 0..limits::ENDED as u64 + beyond {
         correlator.apply(&Event { at, body: Body::Ended(op(1_000_000 + n, Kind::LockWait), Outcome::Done) });
         correlator.apply(&Event { at, body: Body::Ended(op(3_000_000 + n, Kind::CriCall), Outcome::Done) });
-        correlator.apply(&Event { at, body: Body::Ended(op(4_000_000 + n, Kind::Unmount), Outcome::Errno(16)) });
+        correlator
+            .apply(&Event { at, body: Body::Ended(op(4_000_000 + n, Kind::Unmount), Outcome::Errno(16)) });
     }
     for n in 0..limits::CONTAINERS as u32 + 50 {
         correlator.apply(&Event { at, body: Body::ProcessGone { pid: 100_000 + n } });
@@ -377,7 +382,8 @@ fn a_flood_is_bounded_and_counted() {
         correlator.apply(&Event { at, body: Body::Container(container) });
         let lock = tracer::event::LockName::Init(String::new());
         correlator.apply(&Event { at, body: Body::LockIdentity { pid: 1, base: u64::from(n), lock } });
-        let site = tracer::event::ThreadSite { pid: 1, tid: n, state: 'D', syscall: None, kernel_stack: vec![] };
+        let site =
+            tracer::event::ThreadSite { pid: 1, tid: n, state: 'D', syscall: None, kernel_stack: vec![] };
         correlator.apply(&Event { at, body: Body::ThreadSite(site) });
         correlator.apply(&Event {
             at,
@@ -411,6 +417,7 @@ fn a_flood_is_bounded_and_counted() {
     assert!(dropped("failed unmounts") > 0);
     assert!(frame.diagnoses.len() <= limits::DIAGNOSES);
     assert!(frame.in_flight.len() <= limits::IN_FLIGHT_SHOWN);
-    let ids: std::collections::BTreeSet<OperationId> = frame.in_flight.iter().map(|f| f.operation.id()).collect();
+    let ids: std::collections::BTreeSet<OperationId> =
+        frame.in_flight.iter().map(|f| f.operation.id()).collect();
     assert_eq!(ids.len(), frame.in_flight.len());
 }

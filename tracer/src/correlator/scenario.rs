@@ -28,8 +28,8 @@
 //! Container ids are hex and are repeated up to 64 digits: `aa` stands for `aaaa…`.
 
 use crate::event::{
-    Actor, Body, Container, Device, DeviceFacts, Event, Kind, LockName, LossPoint, Ns, Operation, Outcome, Process,
-    Role, SeenBy, ThreadSite,
+    Actor, Body, Container, Device, DeviceFacts, Event, Kind, LockName, LossPoint, Ns, Operation, Outcome,
+    Process, Role, SeenBy, ThreadSite,
 };
 use std::collections::BTreeMap;
 
@@ -140,7 +140,10 @@ impl Reader {
                 let op = if l.words.len() > 3 {
                     operation(&l, 3, at)?
                 } else {
-                    self.named.get(name).map(|(op, _)| op.clone()).ok_or_else(|| format!("no operation {name}"))?
+                    self.named
+                        .get(name)
+                        .map(|(op, _)| op.clone())
+                        .ok_or_else(|| format!("no operation {name}"))?
                 };
                 self.named.insert(name.to_owned(), (op.clone(), true));
                 let outcome = match l.field("outcome") {
@@ -233,8 +236,7 @@ impl Reader {
             "blind" => {
                 let rest = line.split_once("blind").map(|(_, r)| r).unwrap_or_default();
                 let (what, reason) = rest.split_once('=').ok_or("`=` is missing")?;
-                let body =
-                    Body::BlindSpot { what: what.trim().to_owned(), reason: reason.trim().to_owned() };
+                let body = Body::BlindSpot { what: what.trim().to_owned(), reason: reason.trim().to_owned() };
                 self.event(at, body);
             }
             "tick" => self.steps.push(Step::Tick(at, true)),
@@ -274,7 +276,10 @@ fn seconds(text: &str) -> Result<Ns, String> {
     let whole: u64 = number(whole)?;
     let padded: String = part.chars().chain(std::iter::repeat('0')).take(9).collect();
     let part: u64 = number(&padded)?;
-    whole.checked_mul(1_000_000_000).and_then(|w| w.checked_add(part)).ok_or_else(|| format!("too late: {text}"))
+    whole
+        .checked_mul(1_000_000_000)
+        .and_then(|w| w.checked_add(part))
+        .ok_or_else(|| format!("too late: {text}"))
 }
 
 fn container_id(text: &str) -> String {

@@ -4,7 +4,8 @@
 use proptest::prelude::*;
 use std::collections::{BTreeMap, VecDeque};
 use tracer::event::{
-    Actor, Body, Container, Device, Event, Kind, LockName, Ns, Operation, OperationId, Outcome, Process, Role, SeenBy,
+    Actor, Body, Container, Device, Event, Kind, LockName, Ns, Operation, OperationId, Outcome, Process,
+    Role, SeenBy,
 };
 use tracer::thresholds::floor;
 
@@ -42,7 +43,10 @@ pub fn plans() -> impl Strategy<Value = Plan> {
         proptest::collection::vec((0u64..4_000, call), 1..12).prop_map(move |mut calls| {
             calls.sort_by_key(|(at, _)| *at);
             // Distinct times, so that nothing depends on how ties are broken.
-            let calls = calls.into_iter().enumerate().map(|(i, (ms, c))| (1_000 * MS + ms * MS + i as u64 * 7_919, c));
+            let calls = calls
+                .into_iter()
+                .enumerate()
+                .map(|(i, (ms, c))| (1_000 * MS + ms * MS + i as u64 * 7_919, c));
             Plan { containers, calls: calls.collect() }
         })
     })
@@ -176,9 +180,15 @@ impl World {
             comm: comm.to_owned(),
             go_version: "go1.19.8".to_owned(),
         };
-        self.raw.push(Event { at: 500 * MS, body: Body::Process(process(CONTAINERD, Role::Containerd, "containerd")) });
+        self.raw.push(Event {
+            at: 500 * MS,
+            body: Body::Process(process(CONTAINERD, Role::Containerd, "containerd")),
+        });
         for c in 0..containers {
-            self.raw.push(Event { at: 500 * MS, body: Body::Process(process(shim(c), Role::Shim, "containerd-shim")) });
+            self.raw.push(Event {
+                at: 500 * MS,
+                body: Body::Process(process(shim(c), Role::Shim, "containerd-shim")),
+            });
             self.raw.push(Event {
                 at: 500 * MS,
                 body: Body::Container(Container {
@@ -226,7 +236,8 @@ impl World {
                 let s = self.person(shim(*c));
                 let sa = self.people[s].actor;
                 let of = |o: Operation| Operation { container: Some(id_of(*c)), ..o };
-                let status = Operation { object: status_base(*c), ..op(Kind::StatusUpdate, "UpdateSync", actor) };
+                let status =
+                    Operation { object: status_base(*c), ..op(Kind::StatusUpdate, "UpdateSync", actor) };
                 todo.extend([
                     Do::Begin(of(op(Kind::CriCall, "UpdateContainerResources", actor))),
                     gap.clone(),
@@ -283,7 +294,10 @@ impl World {
                 ]);
                 let init = Operation { object: init_base(*c), ..op(Kind::InitMethod, "Delete", sa) };
                 let unmount = Operation {
-                    path: Some(format!("/run/containerd/io.containerd.runtime.v2.task/k8s.io/{}/rootfs", id_of(*c))),
+                    path: Some(format!(
+                        "/run/containerd/io.containerd.runtime.v2.task/k8s.io/{}/rootfs",
+                        id_of(*c)
+                    )),
                     seen_by: SeenBy::Fentry,
                     ..op(Kind::Unmount, "", thread)
                 };
@@ -352,14 +366,24 @@ impl World {
                     let lock = if mutex { &mut self.init[c] } else { &mut self.status[c] };
                     let free = lock.writer.is_none() && lock.queue.is_empty() && (read || lock.readers == 0);
                     if free {
-                        if read { lock.readers += 1 } else { lock.writer = Some(p) }
+                        if read {
+                            lock.readers += 1
+                        } else {
+                            lock.writer = Some(p)
+                        }
                         continue;
                     }
                     // A writer that only waits for readers holds `w`; everybody else queues behind it.
                     let behind_readers = !read && lock.writer.is_none() && lock.queue.is_empty();
                     lock.queue.push_back((p, read));
                     let base = if mutex { init_base(c) + 0x20 } else { status_base(c) };
-                    let offset = if read { 12 } else if behind_readers { 8 } else { 4 };
+                    let offset = if read {
+                        12
+                    } else if behind_readers {
+                        8
+                    } else {
+                        4
+                    };
                     let mut wait = op(Kind::LockWait, "", self.people[p].actor);
                     wait.begin = self.now;
                     wait.object = base + offset;
@@ -398,7 +422,11 @@ impl World {
                 break;
             }
             lock.queue.pop_front();
-            if read { lock.readers += 1 } else { lock.writer = Some(next) }
+            if read {
+                lock.readers += 1
+            } else {
+                lock.writer = Some(next)
+            }
             self.close_holders(next);
             if let Some(wait) = self.waits.remove(&next) {
                 let woken = Body::Woken {
@@ -455,7 +483,8 @@ impl World {
                 }
             }
             for kind in Kind::ALL {
-                let body = Body::PollComplete { kinds: vec![kind], older_than: t.saturating_sub(floor(kind)) };
+                let body =
+                    Body::PollComplete { kinds: vec![kind], older_than: t.saturating_sub(floor(kind)) };
                 self.raw.push(Event { at: t, body });
             }
             t += STEP;
