@@ -38,7 +38,8 @@ fn run(steps: &[Step]) -> (String, Vec<Frame>) {
                     frame.incidents.iter().filter_map(text::change).collect()
                 };
                 if *shown || !lines.is_empty() {
-                    writeln!(out, "== {}.{:03}", now / 1_000_000_000, now % 1_000_000_000 / 1_000_000).unwrap();
+                    writeln!(out, "== {}.{:03}", now / 1_000_000_000, now % 1_000_000_000 / 1_000_000)
+                        .unwrap();
                 }
                 for line in lines {
                     writeln!(out, "{line}").unwrap();

@@ -13,7 +13,8 @@ use crate::event::{Kind, Ns, Role};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// CRI methods of which a relist consists.
-pub const RELIST_CALLS: [&str; 4] = ["ListContainers", "ListPodSandbox", "PodSandboxStatus", "ContainerStatus"];
+pub const RELIST_CALLS: [&str; 4] =
+    ["ListContainers", "ListPodSandbox", "PodSandboxStatus", "ContainerStatus"];
 
 /// An operation in the graph.
 pub struct Node<'a> {
@@ -127,10 +128,7 @@ impl<'a> Graph<'a> {
         graph.queue_syncs();
         for node in 0..graph.nodes.len() {
             if let Next::To { node: to, ground, .. } = &graph.nodes[node].next
-                && matches!(
-                    ground.edge(),
-                    super::frame::EdgeKind::Contains | super::frame::EdgeKind::Calls
-                )
+                && matches!(ground.edge(), super::frame::EdgeKind::Contains | super::frame::EdgeKind::Calls)
             {
                 graph.inner[*to] = true;
             }
@@ -205,7 +203,10 @@ impl<'a> Graph<'a> {
             let Some(&tip) = self.stacks[owner].members.last() else { continue };
             let o = &self.nodes[tip].flight.op;
             // A parked goroutine is not in the kernel; one that has begun something later has left it.
-            if o.kind == Kind::LockWait || o.begin > k.begin || o.kind == Kind::ShimCall || o.kind == Kind::CriClient
+            if o.kind == Kind::LockWait
+                || o.begin > k.begin
+                || o.kind == Kind::ShimCall
+                || o.kind == Kind::CriClient
             {
                 continue;
             }
@@ -216,13 +217,14 @@ impl<'a> Graph<'a> {
                 }
                 continue;
             }
-            let theirs = self.stacks[owner].members.iter().rev().find_map(|&m| self.nodes[m].container.clone());
+            let theirs =
+                self.stacks[owner].members.iter().rev().find_map(|&m| self.nodes[m].container.clone());
             match (&container, &theirs) {
-                (Some(a), Some(b)) if a == b && same_thread => best.push((1, owner, Ground::ThreadAndContainer)),
-                (Some(a), Some(b)) if a == b => {
-                    if k.kind == Kind::Unmount && o.method == "Delete" {
-                        best.push((2, owner, Ground::PathNamesContainer));
-                    }
+                (Some(a), Some(b)) if a == b && same_thread => {
+                    best.push((1, owner, Ground::ThreadAndContainer))
+                }
+                (Some(a), Some(b)) if a == b && k.kind == Kind::Unmount && o.method == "Delete" => {
+                    best.push((2, owner, Ground::PathNamesContainer));
                 }
                 (Some(_), Some(_)) => {}
                 _ if same_thread => best.push((3, owner, Ground::ThreadAtBegin)),
@@ -293,9 +295,9 @@ impl<'a> Graph<'a> {
                 &[(offset, base)] => {
                     let users = known.get(&(pid, base)).map(|k| k.users.as_slice()).unwrap_or_default();
                     let named = self.facts.lock_name(pid, base);
-                    let container = named.map(|(_, id)| id.to_owned()).or_else(|| {
-                        users.iter().find_map(|&u| self.nodes[u].container.clone())
-                    });
+                    let container = named
+                        .map(|(_, id)| id.to_owned())
+                        .or_else(|| users.iter().find_map(|&u| self.nodes[u].container.clone()));
                     let kind = named.map(|(kind, _)| kind).unwrap_or_else(|| {
                         users.iter().fold(LockKind::Other, |kind, &u| match self.kind(u) {
                             Kind::StatusUpdate => LockKind::Status,
@@ -476,7 +478,8 @@ impl<'a> Graph<'a> {
     /// Whether the actor's wait for the lock ended so lately that a renewed one could not have been reported yet.
     fn waited_just_now(&self, node: usize, base: u64) -> bool {
         self.operations.settling(&self.nodes[node].flight.op.actor).is_some_and(|w| {
-            super::operations::may_be_at(base, w.semaphore) && w.ended.saturating_add(limits::SETTLE) > self.now
+            super::operations::may_be_at(base, w.semaphore)
+                && w.ended.saturating_add(limits::SETTLE) > self.now
         })
     }
 
@@ -485,6 +488,11 @@ impl<'a> Graph<'a> {
         let flight = self.nodes[node].flight;
         if self.last_loss.is_some_and(|loss| loss >= flight.op.begin) {
             return Some("records were lost since it began, what it waits for may be among them");
+        }
+        // What it may have begun since could be below its floor, or on its way here.
+        let quiet_since = flight.idle_since.unwrap_or(0).max(flight.op.begin);
+        if quiet_since.saturating_add(limits::UNREPORTED) > self.now {
+            return Some("it has just begun something else, which was not reported yet");
         }
         let base = held_base(&flight.op)?;
         self.waited_just_now(node, base).then_some("it got its lock just now")
@@ -530,7 +538,8 @@ impl<'a> Graph<'a> {
         let Some(&server) = after.first() else {
             return Next::Unseen { because: format!("its {method} call was not seen in containerd") };
         };
-        let sole = all.len() == 1 && clients.len() == 1 && self.last_loss.is_none_or(|l| l < self.begin(client));
+        let sole =
+            all.len() == 1 && clients.len() == 1 && self.last_loss.is_none_or(|l| l < self.begin(client));
         let ground = if sole { Ground::SoleCallOfMethod } else { Ground::CallByOrder };
         self.edge(client, server, ground, self.begin(server))
     }
@@ -573,7 +582,8 @@ impl<'a> Graph<'a> {
             .copied()
             .filter(|&s| {
                 let server = &self.nodes[s];
-                shim == Some(server.flight.op.actor.pid) && (server.container.is_none() || container.is_none())
+                shim == Some(server.flight.op.actor.pid)
+                    && (server.container.is_none() || container.is_none())
             })
             .collect();
         if let [server] = by_shim.as_slice() {
@@ -616,7 +626,8 @@ impl<'a> Graph<'a> {
                 by_device.entry(device).or_default().push(i);
             }
         }
-        let earliest = |graph: &Self, queue: &[usize]| queue.iter().copied().min_by_key(|&i| (graph.begin(i), i));
+        let earliest =
+            |graph: &Self, queue: &[usize]| queue.iter().copied().min_by_key(|&i| (graph.begin(i), i));
         let mut edges = Vec::new();
         for (queues, ground) in [
             (by_super.into_values().collect::<Vec<_>>(), Ground::EarlierOnSuperBlock),
@@ -634,9 +645,12 @@ impl<'a> Graph<'a> {
                 }
             }
         }
-        for (from, to, ground) in edges {
+        for (from, first, ground) in edges {
             if self.nodes[from].next == Next::Leaf {
-                let since = self.begin(from).max(self.begin(to));
+                let since = self.begin(from).max(self.begin(first));
+                // The chain goes on with the unmount that the earliest belongs to, so that it is named.
+                let members = &self.stacks[self.nodes[first].stack].members;
+                let to = members.iter().copied().find(|&m| is_kernel(self.kind(m))).unwrap_or(first);
                 self.nodes[from].next = self.edge(from, to, ground, since);
             }
         }

@@ -173,7 +173,9 @@ impl Correlator {
             return;
         }
         let first = match self.health.bad {
-            Some((first, last_end)) if f.op.begin.saturating_sub(last_end) <= 2 * SECOND => first.min(f.op.begin),
+            Some((first, last_end)) if f.op.begin.saturating_sub(last_end) <= 2 * SECOND => {
+                first.min(f.op.begin)
+            }
             _ => f.op.begin,
         };
         self.health.bad = Some((first, f.at));
@@ -317,12 +319,8 @@ impl Correlator {
             let counter = if explained { &mut self.relists.explained } else { &mut self.relists.unexplained };
             *counter = counter.saturating_add(1);
         }
-        self.relists.in_flight = diagnoses
-            .found
-            .iter()
-            .flat_map(|f| &f.relists)
-            .map(|id| now.saturating_sub(id.begin))
-            .max();
+        self.relists.in_flight =
+            diagnoses.found.iter().flat_map(|f| &f.relists).map(|id| now.saturating_sub(id.begin)).max();
     }
 
     fn dropped(&self) -> Vec<Dropped> {
