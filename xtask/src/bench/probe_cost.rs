@@ -7,7 +7,7 @@ use super::table::Table;
 use crate::lab::cleanup::Ledger;
 use crate::lab::sys;
 use crate::lab::tracer::Tracer;
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use std::collections::BTreeMap;
 use std::path::Path;
 
@@ -63,7 +63,15 @@ pub async fn measure(ledger: &Ledger, scope: Option<&Path>, rounds: u64, out: &P
             let costs = match variant {
                 Variant::Bare => run(&mut target)?,
                 Variant::EmptyFirstByte => {
-                    let _probes = EmptyProbes::attach(&binary.path, &first_bytes(&binary))?;
+                    let mut wanted = first_bytes(&binary);
+                    let _probes = EmptyProbes::attach(&binary.path, &wanted)?;
+                    // The kernel's list is what plegscope's sites are read from: here it is known what it must say.
+                    wanted.sort_unstable();
+                    let listed = uprobes_of(&[std::process::id()], &binary.path);
+                    ensure!(
+                        listed == wanted,
+                        "the kernel lists probes at {listed:x?} instead of {wanted:x?}"
+                    );
                     run(&mut target)?
                 }
                 Variant::EmptySameSites => {
@@ -83,6 +91,11 @@ pub async fn measure(ledger: &Ledger, scope: Option<&Path>, rounds: u64, out: &P
                         Tracer::start(ledger, scope, &["live", "--plain", "--also", &pid], |_, _| {})?;
                     tracer.ready().await?;
                     sites = uprobes_of(&sys::pids_of_tree(tracer.pid()), &binary.path);
+                    ensure!(
+                        !sites.is_empty(),
+                        "plegscope --also {pid} has no probe in {}",
+                        binary.path.display()
+                    );
                     let costs = run(&mut target)?;
                     tracer.quit().await?;
                     costs

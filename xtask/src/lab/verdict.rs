@@ -142,7 +142,7 @@ const PATH: [Step; 7] = [
     Step { words: "Status lock", is: |link| lock(link, "Status"), early: |_| false },
     Step {
         words: "UpdateContainerResources",
-        is: |link| method(link) == "UpdateContainerResources" || kind(link) == "StatusUpdate",
+        is: |link| kind(link) == "CriCall" && method(link) == "UpdateContainerResources",
         early: |_| false,
     },
     Step {
