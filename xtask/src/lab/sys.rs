@@ -24,7 +24,7 @@ fn clock(id: libc::clockid_t) -> u64 {
 
 /// Runs a program to its end and returns what it printed. The error holds the command line and its standard error.
 pub fn run(program: &str, args: &[&str]) -> Result<String> {
-    let output = Command::new(program)
+    let output = Command::new(which(program).unwrap_or_else(|| program.into()))
         .args(args)
         .stdin(Stdio::null())
         .output()

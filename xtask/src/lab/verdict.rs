@@ -376,6 +376,15 @@ fn list(items: &[String]) -> String {
     if items.is_empty() { "none".to_owned() } else { items.join(", ") }
 }
 
+/// The one sentence of each incident, as plegscope knew it last.
+pub fn summaries(frames: &[Seen]) -> Vec<String> {
+    let last = |id: &String| {
+        let of = |incident: &&Value| incident["id"].as_str() == Some(id);
+        frames.iter().rev().flat_map(incidents_of).find(of).and_then(|incident| incident["summary"].as_str())
+    };
+    incident_ids(frames).iter().filter_map(last).map(str::to_owned).collect()
+}
+
 /// Name and content of an enum value in serde's form.
 fn variant(value: &Value) -> (&str, &Value) {
     match value {
