@@ -192,7 +192,7 @@ fn build(toolchain: &Toolchain) -> Result<Vec<u8>> {
     let target_folder = root.join("target/bpf").join(&recipe[..12]);
     let mut command = Command::new("cargo");
     toolchain.prepare(&mut command);
-    rustc::wrap(&mut command, TARGET)?;
+    rustc::wrap(&mut command, TARGET);
     command
         .current_dir(&crate_folder)
         .args(["build", "--release", "--locked", "-Zbuild-std=core", "--target", TARGET, "--target-dir"])

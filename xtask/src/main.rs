@@ -5,6 +5,7 @@ mod bpf;
 mod kubelet;
 mod packages;
 mod shell;
+mod test;
 mod tidy;
 
 use clap::{Parser, Subcommand};
@@ -26,6 +27,8 @@ enum Command {
     Tidy(tidy::Args),
     /// Fill the cache with the Go programs that tests read
     Binaries(binaries::Args),
+    /// Run all checks and tests
+    Test(test::Args),
     /// Build a real kubelet into the cache
     Kubelet(kubelet::Args),
 }
@@ -36,6 +39,7 @@ fn main() -> ExitCode {
     }
     let result = match Cli::parse().command {
         Command::Bpf(args) => bpf::run(&args),
+        Command::Test(args) => test::run(&args),
         Command::Tidy(args) => tidy::run(&args),
         Command::Binaries(args) => binaries::run(&args),
         Command::Kubelet(args) => kubelet::run(&args),

@@ -112,7 +112,7 @@ fn broken(path: &str, found: &str) -> Option<&'static str> {
     let never = NEVER
         .iter()
         .filter(|_| found.contains("::"))
-        .find(|rule| below_one(rule.places) && rule.paths.iter().any(|path| within(path)));
+        .find(|rule| below_one(rule.places) && rule.paths.iter().any(&within));
     only_in.map(|rule| rule.why).or(never.map(|rule| rule.why))
 }
 

@@ -2,8 +2,11 @@
 
 use super::{File, Finding, imports, tokens};
 
-/// All rules; each gets the whole tree.
-pub const ALL: [fn(&[File]) -> Vec<Finding>; 9] = [
+/// Looks at the whole tree and tells what breaks it.
+pub type Rule = fn(&[File]) -> Vec<Finding>;
+
+/// All rules.
+pub const ALL: [Rule; 9] = [
     imports::check,
     module_docs,
     white_space,
