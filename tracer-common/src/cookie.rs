@@ -26,15 +26,18 @@ pub mod text {
 /// | 36-39 | argument word of the name (15: none) |
 /// | 40-47 | offset of goid in `g`, in words |
 /// | 48-51 | result word of an `error` (15: none) |
+/// | 52-59 | second candidate for the text when the first is not 64 bytes long: a word or an offset in words, as the source (255: none) |
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Cookie(pub u64);
 
 const NO_WORD: u64 = 15;
+const NO_SECOND: u64 = 255;
 
 impl Cookie {
     /// A site of an operation of this kind and method.
     pub const fn new(kind: u32, method: u8) -> Cookie {
-        Cookie((kind as u64 & 0xff) | ((method as u64) << 8) | (NO_WORD << 18) | (NO_WORD << 36) | (NO_WORD << 48))
+        let none = NO_WORD << 18 | NO_WORD << 36 | NO_WORD << 48 | NO_SECOND << 52;
+        Cookie((kind as u64 & 0xff) | ((method as u64) << 8) | none)
     }
     const fn set(self, shift: u32, width: u32, value: u64) -> Cookie {
         let mask = ((1u64 << width) - 1) << shift;
@@ -62,6 +65,15 @@ impl Cookie {
     /// The text is the Go string at `offset` (bytes, a multiple of 8 below 2048) of what `word` points to.
     pub const fn with_text_field(self, word: u8, offset: u16) -> Cookie {
         self.set(22, 2, text::FIELD).set(24, 4, word as u64).set(28, 8, offset as u64 / 8)
+    }
+    /// When the text is not as long as a container id, it is looked for here instead: another argument word, or another
+    /// offset (bytes, a multiple of 8 below 2040), whichever the source is.
+    pub const fn with_second(self, word_or_offset: u16) -> Cookie {
+        let value = match self.text_source() {
+            text::FIELD => word_or_offset as u64 / 8,
+            _ => word_or_offset as u64,
+        };
+        self.set(52, 8, value)
     }
     /// The name is the Go string in argument words `word` and `word + 1`.
     pub const fn with_name_argument(self, word: u8) -> Cookie {
@@ -115,6 +127,18 @@ impl Cookie {
     pub const fn text_offset(self) -> u64 {
         self.get(28, 8) * 8
     }
+    /// The second candidate: a word, or an offset in bytes.
+    #[inline(always)]
+    pub const fn second(self) -> Option<u64> {
+        let value = self.get(52, 8);
+        if value == NO_SECOND {
+            None
+        } else if self.text_source() == text::FIELD {
+            Some(value * 8)
+        } else {
+            Some(value)
+        }
+    }
     /// Argument word of the name.
     #[inline(always)]
     pub const fn name_word(self) -> Option<u64> {
@@ -149,12 +173,16 @@ mod tests {
             .with_text_field(7, 2040)
             .with_name_argument(5)
             .with_goid_offset(160)
-            .with_error_result(9);
+            .with_error_result(9)
+            .with_second(40);
         assert_eq!(c.what(), 13 | 200 << 8);
         assert!(c.stack_abi() && c.stack_check());
         assert_eq!((c.object(), c.text_source(), c.text_word()), (Some(3), text::FIELD, 7));
         assert_eq!((c.text_offset(), c.name_word(), c.goid_offset(), c.error_word()), (2040, Some(5), 160, Some(9)));
+        assert_eq!(c.second(), Some(40));
+        assert_eq!(Cookie::new(1, 0).with_text_argument(1).with_second(3).second(), Some(3));
         let none = Cookie::new(1, 0);
+        assert_eq!(none.second(), None);
         assert_eq!((none.object(), none.name_word(), none.error_word(), none.text_source()), (None, None, None, 0));
     }
 }

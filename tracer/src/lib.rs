@@ -11,6 +11,18 @@
 //! `decode`, `order`, `correlator` and `golang` are pure: no I/O, no clock, no threads.
 
 pub mod bpf;
+pub mod cli;
+pub mod commands;
+pub mod correlator;
 pub mod decode;
 pub mod event;
+pub mod exit;
+pub mod golang;
+pub mod node;
+pub mod order;
+pub mod pipeline;
+pub mod sinks;
+pub mod source;
+pub mod stats;
 pub mod thresholds;
+pub mod warden;

@@ -51,7 +51,7 @@ impl Default for Thresholds {
 
 /// Below this age the end of an operation is not reported one by one (the kernel half counts it in a histogram), and a
 /// poll does not report it either.
-pub fn floor(kind: Kind) -> Ns {
+pub const fn floor(kind: Kind) -> Ns {
     match kind {
         Kind::LockWait | Kind::LockHold => 20 * MILLISECOND,
         Kind::Relist

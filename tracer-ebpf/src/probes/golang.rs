@@ -27,6 +27,8 @@ const LOCK_WAIT: u32 = kind::LOCK_WAIT;
 const LOCK_HOLD: u32 = kind::LOCK_HOLD;
 /// `semaMutexProfile | semaBlockProfile`: what `sync.Mutex` and `sync.RWMutex` pass to `semacquire1` in Go 1.15-1.27.
 const PROFILE_OF_LOCKS: u64 = 3;
+/// Bytes of a container id that CRI makes.
+const ID: u64 = 64;
 
 /// The site's cookie: from the attachment, or before kernel 5.15 by the address of the instruction.
 #[inline(always)]
@@ -217,14 +219,23 @@ fn try_operation(ctx: &ProbeContext) -> Option<()> {
 #[inline(always)]
 fn read_text(ctx: &ProbeContext, site: &Site, op: &mut Op, kind: u32) {
     let cookie = site.cookie;
-    let header = match cookie.text_source() {
-        text::ARGUMENT => site.word(cookie.text_word()).zip(site.word(cookie.text_word() + 1)),
-        text::FIELD => site.word(cookie.text_word()).and_then(|base| {
-            let at = base + cookie.text_offset();
-            user_word(at).zip(user_word(at + 8))
-        }),
-        _ => return,
+    let at = |place: u64| match cookie.text_source() {
+        text::ARGUMENT => site.word(place).zip(site.word(place + 1)),
+        _ => site
+            .word(cookie.text_word())
+            .and_then(|base| user_word(base + place).zip(user_word(base + place + 8))),
     };
+    let first = match cookie.text_source() {
+        text::NONE => return,
+        text::ARGUMENT => cookie.text_word(),
+        _ => cookie.text_offset(),
+    };
+    let mut header = at(first);
+    if let Some(second) = cookie.second()
+        && !matches!(header, Some((_, ID)))
+    {
+        header = at(second);
+    }
     const MOST: u64 = TEXT as u64 - 1;
     let Some((mut pointer, len)) = header else {
         op.flags |= flag::NO_TEXT;

@@ -6,7 +6,7 @@ use std::{io, path::Path};
 
 /// An answer to "can it be had?".
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case", tag = "answer", content = "reason")]
+#[serde(rename_all = "snake_case")]
 pub enum Answer {
     /// Yes.
     Yes,

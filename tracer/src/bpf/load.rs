@@ -228,6 +228,13 @@ impl Kernel {
         Ok(())
     }
 
+    /// Detaches whatever is attached of a sight.
+    pub fn detach_sight(&mut self, sight: &Sight) {
+        for (program, _) in sight.ways.iter().flat_map(|way| way.programs) {
+            self.unload(program);
+        }
+    }
+
     fn attach_program(&mut self, name: &str, target: &str) -> anyhow::Result<()> {
         let btf = if self.trampolines { Some(Btf::from_sys_fs) } else { None };
         let program = self.ebpf.program_mut(name).ok_or_else(|| anyhow!("the object has no program {name}"))?;

@@ -1,0 +1,199 @@
+//! What the user types.
+
+use crate::{
+    thresholds::Thresholds,
+    warden::{Ladder, Settings},
+};
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use std::time::Duration;
+
+/// Shows, live and by name, why a Kubernetes node's PLEG relist is blocked.
+///
+/// plegscope watches unmounts, file-system syncs and the locks of containerd, its shims and the kubelet with BPF, on an
+/// unmodified node, and shows the whole blocking chain while it is blocked. It never signals, stops or slows what it
+/// watches. Run it as root.
+#[derive(Debug, Parser)]
+#[command(name = "plegscope", version, max_term_width = 100, after_help = AFTER)]
+pub struct Cli {
+    /// What to do; `live` when left out.
+    #[command(subcommand)]
+    pub verb: Option<Verb>,
+    /// Options of `live`.
+    #[command(flatten)]
+    pub live: Live,
+}
+
+const AFTER: &str = "\
+Exit status:
+  0  did what was asked
+  1  something unforeseen failed
+  2  the command line was not understood
+  3  not allowed: not root, or the kernel refuses BPF
+  4  doctor: something that matters cannot be seen on this node
+
+Examples:
+  sudo plegscope doctor                  what can be seen on this node, and what not and why
+  sudo plegscope live --plain            the blocking chain, as it changes
+  sudo plegscope watch --umount-over 2s  one line when an unmount takes longer, while it is still blocked";
+
+/// The verbs.
+#[derive(Debug, Subcommand)]
+pub enum Verb {
+    /// Show what is blocked, by whom, and what it ends in, as it changes.
+    Live(Live),
+    /// Tell when something is blocked for too long: a line at the first crossing, while it is still blocked, at growth,
+    /// and at the end.
+    Watch(Watch),
+    /// Tell what can be seen on this node, how, and what not and why. Attaches nothing.
+    Doctor(Doctor),
+}
+
+/// What all verbs that attach have in common.
+#[derive(Clone, Debug, Args)]
+pub struct Probing {
+    /// Which probes may be attached.
+    #[arg(long, value_enum, default_value_t = Probes::All, value_name = "WHICH")]
+    pub probes: Probes,
+    /// Trace lock waits in this Go process too; may be given several times.
+    #[arg(long, value_name = "PID")]
+    pub also: Vec<u32>,
+    /// End after this time, for instance 30s or 10m.
+    #[arg(long = "for", value_name = "DURATION", value_parser = humantime::parse_duration)]
+    pub duration: Option<Duration>,
+    /// Tell more on standard error, also what the kernel half could not do.
+    #[arg(long, short)]
+    pub verbose: bool,
+}
+
+/// How high on the ladder.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Probes {
+    /// Nothing is attached.
+    None,
+    /// Kernel probes only: unmounts and syncs, no Go locks.
+    Kernel,
+    /// Kernel probes, and uprobes in containerd, its shims and the kubelet.
+    All,
+}
+
+/// Options of `live`.
+#[derive(Clone, Debug, Args)]
+pub struct Live {
+    /// Lines of text instead of a screen. This version has no screen yet, so it is always on.
+    #[arg(long)]
+    pub plain: bool,
+    /// One JSON object (a frame) per change, one per line.
+    #[arg(long, conflicts_with = "plain")]
+    pub json: bool,
+    /// What to attach.
+    #[command(flatten)]
+    pub probing: Probing,
+}
+
+/// Options of `watch`.
+#[derive(Clone, Debug, Args)]
+pub struct Watch {
+    /// An unmount that takes longer.
+    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
+    pub umount_over: Option<Duration>,
+    /// A lock wait that takes longer.
+    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
+    pub lock_over: Option<Duration>,
+    /// A CRI call that takes longer.
+    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
+    pub cri_over: Option<Duration>,
+    /// A relist that takes longer.
+    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
+    pub relist_over: Option<Duration>,
+    /// The exit of a container that containerd handles for longer.
+    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
+    pub exit_over: Option<Duration>,
+    /// JSON objects instead of text, one per line.
+    #[arg(long)]
+    pub json: bool,
+    /// What to attach.
+    #[command(flatten)]
+    pub probing: Probing,
+}
+
+/// Options of `doctor`.
+#[derive(Clone, Debug, Args)]
+pub struct Doctor {
+    /// JSON instead of text.
+    #[arg(long)]
+    pub json: bool,
+}
+
+impl Watch {
+    /// The defaults, where nothing else is asked for.
+    pub fn thresholds(&self) -> Thresholds {
+        let defaults = Thresholds::default();
+        let or = |asked: Option<Duration>, default| asked.map_or(default, |d| u64::try_from(d.as_nanos()).unwrap_or(u64::MAX));
+        Thresholds {
+            shown: defaults.shown,
+            unmount: or(self.umount_over, defaults.unmount),
+            lock: or(self.lock_over, defaults.lock),
+            cri: or(self.cri_over, defaults.cri),
+            relist: or(self.relist_over, defaults.relist),
+            exit: or(self.exit_over, defaults.exit),
+        }
+    }
+}
+
+impl Probing {
+    /// What the warden shall do.
+    pub fn settings(&self) -> Settings {
+        Settings {
+            ladder: match self.probes {
+                Probes::None => Ladder::None,
+                Probes::Kernel => Ladder::Kernel,
+                Probes::All => Ladder::All,
+            },
+            survey_only: false,
+            also: self.also.clone(),
+            diagnostics: self.verbose,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_well_formed() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn nothing_typed_means_live() {
+        let cli = Cli::try_parse_from(["plegscope", "--plain"]).unwrap();
+        assert!(cli.verb.is_none() && cli.live.plain);
+        assert!(Cli::try_parse_from(["plegscope", "live", "--plain", "--json"]).is_err());
+    }
+
+    #[test]
+    fn watch_keeps_defaults_for_what_is_not_typed() {
+        let cli = Cli::try_parse_from(["plegscope", "watch", "--umount-over", "1m30s"]).unwrap();
+        let Some(Verb::Watch(watch)) = cli.verb else { panic!("{cli:?}") };
+        let asked = watch.thresholds();
+        assert_eq!(asked.unmount, 90_000_000_000);
+        assert_eq!(asked.lock, Thresholds::default().lock);
+    }
+
+    #[test]
+    fn help_is_as_it_was() {
+        for (name, command) in [("help", None), ("help_live", Some("live")), ("help_watch", Some("watch")), ("help_doctor", Some("doctor"))] {
+            let mut top = Cli::command().term_width(100);
+            let text = match command {
+                None => top.render_long_help().to_string(),
+                Some(verb) => {
+                    top.build();
+                    top.find_subcommand_mut(verb).unwrap().clone().term_width(100).render_long_help().to_string()
+                }
+            };
+            insta::assert_snapshot!(name, text);
+        }
+    }
+}

@@ -1,0 +1,166 @@
+//! `doctor`: what can be seen on this node, how, and what not and why. Attaches nothing.
+
+use crate::{
+    bpf::features::Answer,
+    cli::Doctor,
+    event::Role,
+    exit::Exit,
+    sinks::sanitise,
+    source::Live,
+    warden::{
+        self, Settings,
+        protocol::{Message, Survey},
+    },
+};
+use anyhow::{Context, bail};
+use serde::Serialize;
+use std::{fmt::Write, time::Duration};
+
+/// The survey reads every program that takes part; a disk that does not answer shall not keep the user waiting.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Runs the verb.
+pub fn run(options: &Doctor) -> anyhow::Result<Exit> {
+    let socket = warden::fork(Settings { survey_only: true, ..Settings::default() }).context("starting the warden process")?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let survey = runtime.block_on(async {
+        tokio::time::timeout(PATIENCE, survey(socket)).await.unwrap_or_else(|_| {
+            bail!("the survey did not come back within {PATIENCE:?}: a program file cannot be read, its disk may be stuck")
+        })
+    })?;
+    runtime.shutdown_background();
+    let findings = findings(&survey);
+    if options.json {
+        #[derive(Serialize)]
+        struct Report<'a> {
+            findings: &'a [Finding],
+            survey: &'a Survey,
+        }
+        println!("{}", serde_json::to_string_pretty(&Report { findings: &findings, survey: &survey })?);
+    } else {
+        print!("{}", text(&survey, &findings));
+    }
+    Ok(match survey.features.as_ref().map(|f| f.bpf.yes() && f.ring_buffer.yes()) {
+        Some(true) if findings.is_empty() => Exit::Done,
+        Some(true) => Exit::PartlyBlind,
+        _ => Exit::NotAllowed,
+    })
+}
+
+async fn survey(socket: std::os::unix::net::UnixStream) -> anyhow::Result<Survey> {
+    let mut source = Live::new(socket)?;
+    loop {
+        match source.next().await.context("hearing from the warden")? {
+            Some(Message::Survey(survey)) if survey.attached_after.is_some() => return Ok(survey),
+            Some(Message::Fatal(reason)) => bail!("{reason}"),
+            Some(_) => {}
+            None => bail!("the warden process ended before it had an answer"),
+        }
+    }
+}
+
+/// Something that cannot be seen and matters for the chain.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+struct Finding {
+    what: String,
+    why: String,
+}
+
+/// What matters, in the order in which an SRE would want to mend it. Pure.
+fn findings(survey: &Survey) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    let mut add = |what: &str, why: String| findings.push(Finding { what: what.into(), why });
+    if let Some(features) = &survey.features {
+        for (what, answer) in [("BPF", &features.bpf), ("ring buffer", &features.ring_buffer), ("uprobes", &features.uprobes)] {
+            if let Some(reason) = answer.reason() {
+                add(what, reason.to_owned());
+            }
+        }
+    }
+    if !survey.programs.iter().any(|p| p.role == Role::Containerd) {
+        add("containerd", "no process on this node contains containerd's functions; is it running? (pgrep -a containerd)".into());
+    }
+    for probe in survey.probes.iter().filter(|p| p.how.is_none()) {
+        add(&probe.what, probe.note.clone());
+    }
+    findings
+}
+
+fn text(survey: &Survey, findings: &[Finding]) -> String {
+    let mut out = String::new();
+    // Writing to a string cannot fail.
+    let _ = write_text(&mut out, survey, findings);
+    out
+}
+
+fn write_text(out: &mut String, survey: &Survey, findings: &[Finding]) -> std::fmt::Result {
+    let sites: u32 = survey.probes.iter().map(|p| p.sites).sum();
+    let on = survey.probes.iter().filter(|p| p.how.is_some()).count();
+    if findings.is_empty() {
+        writeln!(out, "All of the chain can be seen: {on} probes at {sites} sites.")?;
+    } else {
+        writeln!(out, "{on} of {} probes can be had; {} things cannot be seen:", survey.probes.len(), findings.len())?;
+        for finding in findings {
+            writeln!(out, "  - {}: {}", sanitise(&finding.what), sanitise(&finding.why))?;
+        }
+    }
+    if let Some(f) = &survey.features {
+        writeln!(out, "\nkernel {}", f.kernel)?;
+        let answers: [(&str, &Answer); 10] = [
+            ("BPF programs", &f.bpf),
+            ("type description (BTF)", &f.btf),
+            ("fentry, fexit", &f.trampolines),
+            ("kprobes", &f.kprobes),
+            ("uprobes", &f.uprobes),
+            ("uprobe-multi links", &f.uprobe_multi),
+            ("attach cookies", &f.cookies),
+            ("ring buffer", &f.ring_buffer),
+            ("kernel memory", &f.kernel_memory),
+            ("system-call tracepoints", &f.syscall_tracepoints),
+        ];
+        for (what, answer) in answers {
+            match answer {
+                Answer::Yes => writeln!(out, "  {what:<24} yes")?,
+                Answer::No(reason) => writeln!(out, "  {what:<24} no: {reason}")?,
+                Answer::Unknown(reason) => writeln!(out, "  {what:<24} not known: {reason}")?,
+            }
+        }
+    }
+    writeln!(out, "\nprograms")?;
+    for program in &survey.programs {
+        let pids: Vec<String> = program.pids.iter().take(8).map(u32::to_string).collect();
+        let more = if program.pids.len() > 8 { format!(" and {} more", program.pids.len() - 8) } else { String::new() };
+        writeln!(out, "  {} ({:?}), {}, pid {}{more}", sanitise(&program.comm), program.role, sanitise(&program.go_version), pids.join(" "))?;
+    }
+    if survey.programs.is_empty() {
+        writeln!(out, "  none: no containerd, shim or kubelet runs here")?;
+    }
+    writeln!(out, "\nprobes")?;
+    for probe in &survey.probes {
+        match probe.how {
+            Some(how) => {
+                let cheap = if how == crate::event::SeenBy::Uprobe {
+                    format!(", {} of {} sites emulated", probe.emulated, probe.sites)
+                } else {
+                    String::new()
+                };
+                writeln!(out, "  on   {:<44} {}{cheap}", sanitise(&probe.what), crate::bpf::load::word(how))?;
+            }
+            None => writeln!(out, "  off  {:<44} {}", sanitise(&probe.what), sanitise(&probe.note))?,
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_node_without_containerd_is_a_finding_with_a_cure() {
+        let found = findings(&Survey::default());
+        assert_eq!(found.len(), 1);
+        assert!(found[0].why.contains("pgrep -a containerd"));
+        assert!(text(&Survey::default(), &found).contains("no process on this node contains containerd's functions"));
+    }
+}

@@ -1,0 +1,94 @@
+//! `live`: what is blocked, by whom and what it ends in, told whenever that changes.
+
+use super::{Follower, follow, ready_line, wall_clock};
+use crate::{
+    cli::Live,
+    correlator::Frame,
+    event::{Ns, OperationId},
+    exit::Exit,
+    sinks::text,
+    thresholds::{SECOND, Thresholds},
+    warden::protocol::Survey,
+};
+use std::io::{self, Write};
+
+/// While something is blocked and nothing changes, its age is told again after this time.
+const REMIND: Ns = 10 * SECOND;
+/// The same for JSON, where a reader may want to draw moving ages.
+const REMIND_JSON: Ns = SECOND;
+
+/// Runs the verb.
+pub fn run(options: &Live) -> anyhow::Result<Exit> {
+    let mut teller = Teller { json: options.json, ready: false, told: Shape::default(), told_at: 0 };
+    follow(options.probing.settings(), Thresholds::default(), options.probing.duration, &mut teller)
+}
+
+struct Teller {
+    json: bool,
+    ready: bool,
+    told: Shape,
+    told_at: Ns,
+}
+
+/// What a frame says apart from ages: two frames of the same shape differ only in how long it has lasted.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Shape {
+    chains: Vec<(String, Vec<OperationId>)>,
+    changes: Vec<(String, String)>,
+}
+
+impl Shape {
+    fn of(frame: &Frame) -> Shape {
+        let chain = |d: &crate::correlator::Diagnosis| {
+            (format!("{:?}", d.ends_in), d.chain.links.iter().map(|l| l.operation.id()).collect())
+        };
+        let change = |i: &crate::correlator::Incident| i.change.as_ref().map(|c| (i.id.clone(), format!("{c:?}")));
+        Shape {
+            chains: frame.diagnoses.iter().map(chain).collect(),
+            changes: frame.incidents.iter().filter_map(change).collect(),
+        }
+    }
+}
+
+impl Follower for Teller {
+    fn survey(&mut self, survey: &Survey) -> anyhow::Result<()> {
+        if !self.ready && survey.attached_after.is_some() {
+            self.ready = true;
+            eprintln!("{}", ready_line(survey));
+        }
+        Ok(())
+    }
+
+    fn frame(&mut self, frame: Frame) -> anyhow::Result<()> {
+        let shape = Shape::of(&frame);
+        let remind = if self.json { REMIND_JSON } else { REMIND };
+        let due = !frame.diagnoses.is_empty() && frame.now.saturating_sub(self.told_at) >= remind;
+        if shape == self.told && !due {
+            return Ok(());
+        }
+        let mut out = io::stdout().lock();
+        if self.json {
+            serde_json::to_writer(&mut out, &frame)?;
+            writeln!(out)?;
+        } else {
+            let clock = wall_clock();
+            for incident in frame.incidents.iter().filter(|i| i.change.is_some()) {
+                writeln!(out, "{clock} {}", text::incident(incident))?;
+            }
+            if frame.diagnoses.is_empty() && !self.told.chains.is_empty() {
+                writeln!(out, "{clock} {}", text::healthy(&frame))?;
+            }
+            for diagnosis in &frame.diagnoses {
+                if shape.chains == self.told.chains {
+                    writeln!(out, "{clock} {}", text::headline(diagnosis, frame.now))?;
+                } else {
+                    writeln!(out, "{clock} {}", text::diagnosis(diagnosis, frame.now))?;
+                }
+            }
+        }
+        out.flush()?;
+        self.told = shape;
+        self.told_at = frame.now;
+        Ok(())
+    }
+}

@@ -1,0 +1,515 @@
+//! From the wait graph to diagnoses: stuck calls, their chains, seconds per link, and one diagnosis for each distinct
+//! end.
+
+use super::advice::{Circumstances, advice};
+use super::facts::Facts;
+use super::frame::{
+    Chain, Confidence, Diagnosis, Edge, EdgeKind, EndsIn, Head, Link, Lock, LockKind, Outlook, StuckCall, Subject,
+};
+use super::graph::{Graph, Next, RELIST_CALLS};
+use super::leaf::{FailedUnmounts, Leaf, leaf_of};
+use super::limits;
+use crate::event::{Kind, Ns, Operation, OperationId, Role};
+use crate::thresholds::{PLEG_THRESHOLD, SECOND, Thresholds};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// CRI methods that take as long as somebody likes (a pull, a grace period, a command): by themselves never stuck.
+const PATIENT: [&str; 12] = [
+    "PullImage",
+    "StopContainer",
+    "StopPodSandbox",
+    "RunPodSandbox",
+    "ExecSync",
+    "Exec",
+    "Attach",
+    "PortForward",
+    "GetContainerEvents",
+    "CheckpointContainer",
+    "ImageFsInfo",
+    "RemoveImage",
+];
+
+/// The kubelet waits this long between two relists.
+const RELIST_PERIOD: Ns = SECOND;
+
+/// What the relists tell beyond the graph.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct RelistHealth {
+    /// Begin of the first of the relists in a row that failed, and the end of the last of them.
+    pub bad: Option<(Ns, Ns)>,
+}
+
+/// A diagnosis together with what the incidents need to know of it.
+pub struct Found {
+    /// For users.
+    pub diagnosis: Diagnosis,
+    /// What makes it the same diagnosis at another time.
+    pub key: Key,
+    /// All operations on all its chains, bounded.
+    pub members: BTreeSet<OperationId>,
+    /// The greatest age of a member beside its threshold.
+    pub worst: Option<Crossing>,
+    /// Stuck relists (or list calls that stand for them) among the members.
+    pub relists: Vec<OperationId>,
+}
+
+/// By what a diagnosis is known again.
+pub type Key = (u8, u64, u64, String);
+
+/// A member operation that has passed its threshold.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Crossing {
+    /// What it is: `unmount`, `lock wait`, …
+    pub what: &'static str,
+    /// Its age.
+    pub age: Ns,
+    /// The threshold.
+    pub threshold: Ns,
+}
+
+/// A walk through the graph.
+struct Walk {
+    head: Head,
+    path: Vec<usize>,
+    leaf: Leaf,
+    key: Key,
+}
+
+/// All diagnoses at one moment, and how many there are in all.
+pub struct Diagnoses {
+    /// The first [`limits::DIAGNOSES`] of them.
+    pub found: Vec<Found>,
+    /// How many there are.
+    pub total: u64,
+    /// Whether list calls stand for the relist.
+    pub stand_in: bool,
+}
+
+/// What the diagnoses are made of.
+pub struct Inputs<'a> {
+    /// The wait graph.
+    pub graph: &'a Graph<'a>,
+    /// Facts.
+    pub facts: &'a Facts,
+    /// Unmounts that failed lately.
+    pub failed: &'a FailedUnmounts,
+    /// Limits.
+    pub thresholds: &'a Thresholds,
+    /// How the relists fared.
+    pub health: RelistHealth,
+    /// Sentences on what could not be seen that hold for every diagnosis.
+    pub blind: &'a [String],
+    /// The time.
+    pub now: Ns,
+}
+
+impl Inputs<'_> {
+    /// Finds everything that is stuck.
+    pub fn diagnose(&self) -> Diagnoses {
+        let graph = self.graph;
+        let relist_seen = graph.nodes.iter().any(|n| n.flight.op.kind == Kind::Relist);
+        let stand_in =
+            !relist_seen && (!self.facts.has_role(Role::Kubelet) || self.facts.blind_to("relist").is_some());
+        let mut walks = Vec::new();
+        let mut reached = vec![false; graph.nodes.len()];
+        for i in 0..graph.nodes.len() {
+            let Some(head) = self.head_of(i, stand_in) else { continue };
+            let path = self.walk(i);
+            for &step in &path {
+                // All that an actor on the way is in the middle of belongs to the way.
+                for &m in &graph.stacks[graph.nodes[step].stack].members {
+                    reached[m] = true;
+                }
+            }
+            if self.age(i) < self.thresholds.shown || (self.is_patient(i) && !self.goes_somewhere(&path)) {
+                continue;
+            }
+            walks.push(self.end_walk(head, path));
+        }
+        // What no stuck call leads to is shown by itself.
+        for i in 0..graph.nodes.len() {
+            let op = &graph.nodes[i].flight.op;
+            let alone = !reached[i]
+                && !graph.inner[i]
+                && op.kind != Kind::LockHold
+                && self.age(i) >= self.thresholds.shown
+                && self.head_of(i, stand_in).is_none();
+            if alone {
+                let path = self.walk(i);
+                walks.push(self.end_walk(Head::Alone, path));
+            }
+        }
+        let mut groups: BTreeMap<Key, Vec<Walk>> = BTreeMap::new();
+        for walk in walks {
+            groups.entry(walk.key.clone()).or_default().push(walk);
+        }
+        let mut found: Vec<Found> = groups.into_iter().map(|(key, walks)| self.found(key, walks)).collect();
+        found.sort_by(|a, b| {
+            let rank = |f: &Found| {
+                let relist = matches!(f.diagnosis.head, Head::Relist | Head::ListCall);
+                (f.diagnosis.head == Head::Alone, !relist, std::cmp::Reverse(f.diagnosis.chain.age))
+            };
+            rank(a).cmp(&rank(b)).then_with(|| a.key.cmp(&b.key))
+        });
+        let total = found.len() as u64;
+        found.truncate(limits::DIAGNOSES);
+        Diagnoses { found, total, stand_in }
+    }
+
+    fn age(&self, node: usize) -> Ns {
+        self.now.saturating_sub(self.graph.nodes[node].flight.since)
+    }
+
+    /// What symptom this operation is, if it is one by itself and not a part of another.
+    fn head_of(&self, node: usize, stand_in: bool) -> Option<Head> {
+        if self.graph.inner[node] {
+            return None;
+        }
+        let op = &self.graph.nodes[node].flight.op;
+        match op.kind {
+            Kind::Relist => Some(Head::Relist),
+            Kind::CriCall if stand_in && RELIST_CALLS[..2].contains(&op.method.as_str()) => Some(Head::ListCall),
+            Kind::CriCall | Kind::CriClient => Some(Head::CriCall),
+            Kind::ExitHandling => Some(Head::LateExit),
+            _ => None,
+        }
+    }
+
+    fn is_patient(&self, node: usize) -> bool {
+        is_patient(&self.graph.nodes[node].flight.op)
+    }
+
+    /// Whether a chain reaches a wait for somebody else.
+    fn goes_somewhere(&self, path: &[usize]) -> bool {
+        path.iter().any(|&i| {
+            matches!(
+                self.graph.nodes[i].flight.op.kind,
+                Kind::LockWait | Kind::Unmount | Kind::SuperShutdown | Kind::Sync | Kind::ShimServe | Kind::InitMethod
+            )
+        })
+    }
+
+    /// From an operation to where its chain ends. A node that comes again is the last of the path a second time.
+    fn walk(&self, from: usize) -> Vec<usize> {
+        let mut path = vec![from];
+        let mut at = from;
+        while let Next::To { node, .. } = self.graph.nodes[at].next {
+            let again = path.contains(&node);
+            path.push(node);
+            if again || path.len() >= limits::LINKS {
+                break;
+            }
+            at = node;
+        }
+        path
+    }
+
+    fn end_walk(&self, head: Head, mut path: Vec<usize>) -> Walk {
+        let repeated = path.split_last().and_then(|(last, rest)| rest.iter().position(|n| n == last));
+        if let Some(start) = repeated {
+            path.pop();
+            let ids = path[start..].iter().map(|&n| self.graph.nodes[n].flight.op.id());
+            let key = ids.min().map(|id| op_key(&id)).unwrap_or_default();
+            let leaf = Leaf {
+                ends_in: EndsIn::Cycle,
+                confidence: self.weakest(&path[start..]),
+                evidence: format!("{} operations wait for each other", path.len() - start),
+            };
+            return Walk { head, path, leaf, key };
+        }
+        let cut = path.len() >= limits::LINKS
+            && path.last().is_some_and(|&n| matches!(self.graph.nodes[n].next, Next::To { .. }));
+        let leaf = if cut {
+            let because = format!("the chain is longer than {} links", limits::LINKS);
+            Leaf {
+                ends_in: EndsIn::NotVisible { because: because.clone() },
+                confidence: Confidence::NotVisible,
+                evidence: because,
+            }
+        } else {
+            leaf_of(self.graph, &path, self.facts, self.failed, self.now)
+        };
+        let key = self.key_of(&path, &leaf.ends_in);
+        Walk { head, path, leaf, key }
+    }
+
+    fn weakest(&self, path: &[usize]) -> Confidence {
+        path.iter()
+            .filter_map(|&n| match &self.graph.nodes[n].next {
+                Next::To { confidence, .. } => Some(*confidence),
+                _ => None,
+            })
+            .max()
+            .unwrap_or(Confidence::Proven)
+    }
+
+    /// By what chains are put together: the device where there is one, the lock, the process that is waited for, else
+    /// the last operation itself.
+    fn key_of(&self, path: &[usize], ends_in: &EndsIn) -> Key {
+        let Some(&tip) = path.last() else { return Key::default() };
+        let node = &self.graph.nodes[tip];
+        let op = &node.flight.op;
+        let pid = u64::from(op.actor.pid);
+        match ends_in {
+            EndsIn::UnmountSync { device: Some(d), .. } | EndsIn::Unmount { device: Some(d), .. } => {
+                (1, u64::from(d.device.major), u64::from(d.device.minor), String::new())
+            }
+            EndsIn::StatusWrite => (2, pid, 0, String::new()),
+            EndsIn::NotVisible { .. } => match (op.kind, &node.lock) {
+                (Kind::LockWait, Some(lock)) => match lock.base {
+                    Some(base) => (3, pid, base, String::new()),
+                    None => (4, pid, op.object, String::new()),
+                },
+                (Kind::ShimCall, _) => match &node.container {
+                    Some(id) => (5, 0, 0, id.clone()),
+                    None => op_key(&op.id()),
+                },
+                (Kind::CriCall | Kind::CriClient, _) => (6, pid, op.kind as u64, op.method.clone()),
+                _ => op_key(&op.id()),
+            },
+            _ => op_key(&op.id()),
+        }
+    }
+
+    fn found(&self, key: Key, mut walks: Vec<Walk>) -> Found {
+        let rank = |w: &Walk| {
+            let symptom = match w.head {
+                Head::Relist => 0,
+                Head::ListCall => 1,
+                Head::LateExit | Head::CriCall => 2,
+                Head::Alone => 3,
+            };
+            let first = &self.graph.nodes[w.path[0]].flight;
+            // Of operations that nobody is seen to wait for, the one that waits for the others tells most.
+            let shorter = if w.head == Head::Alone { limits::LINKS.saturating_sub(w.path.len()) } else { 0 };
+            (symptom, shorter, first.since, w.path[0])
+        };
+        walks.sort_by_key(rank);
+        let drawn_path: Vec<usize> = walks[0].path.clone();
+        // Calls that are stuck; what is only found alone counts when nothing else is there.
+        let any_call = walks.iter().any(|w| w.head != Head::Alone);
+        let calls: Vec<&Walk> = walks.iter().filter(|w| !any_call || w.head != Head::Alone).collect();
+        let mut stuck: Vec<&Walk> = calls.clone();
+        stuck[1..].sort_by_key(|w| (self.graph.nodes[w.path[0]].flight.since, w.path[0]));
+        let stuck_calls: Vec<StuckCall> = stuck
+            .iter()
+            .take(limits::STUCK_CALLS_SHOWN)
+            .map(|w| {
+                let first = &self.graph.nodes[w.path[0]];
+                StuckCall {
+                    head: w.head,
+                    id: first.flight.op.id(),
+                    who: self.facts.who(&first.flight.op.actor),
+                    subject: first.container.as_deref().map(|id| self.facts.subject(id)),
+                    age: self.age(w.path[0]),
+                    joins: w.path.iter().find_map(|n| drawn_path.iter().position(|d| d == n)),
+                }
+            })
+            .collect();
+        let stuck_calls_total = if any_call { calls.len() as u64 } else { 0 };
+        let chain = self.chain(&drawn_path);
+        let leaf = walks[0].leaf.clone();
+        let containers = self.containers(&walks);
+        let kinds: Vec<Kind> = drawn_path.iter().map(|&n| self.graph.nodes[n].flight.op.kind).collect();
+        let culprit = drawn_path.iter().rev().find_map(|&n| self.graph.nodes[n].container.as_deref());
+        let volatile = culprit.and_then(|id| self.facts.container_of(id)).and_then(|c| c.volatile) == Some(true);
+        let on = Circumstances {
+            through_locks: kinds.contains(&Kind::LockWait),
+            through_update: drawn_path
+                .iter()
+                .any(|&n| self.graph.nodes[n].flight.op.method == "UpdateContainerResources"),
+            volatile,
+            kinds: &kinds,
+        };
+        let relists: Vec<OperationId> = walks
+            .iter()
+            .filter(|w| matches!(w.head, Head::Relist | Head::ListCall))
+            .map(|w| self.graph.nodes[w.path[0]].flight.op.id())
+            .collect();
+        let not_ready_at = walks
+            .iter()
+            .filter(|w| matches!(w.head, Head::Relist | Head::ListCall))
+            .map(|w| self.not_ready_at(self.graph.nodes[w.path[0]].flight.op.begin))
+            .min();
+        let mut members = BTreeSet::new();
+        for walk in &walks {
+            for &n in walk.path.iter().rev() {
+                if members.len() >= limits::INCIDENT_MEMBERS {
+                    break;
+                }
+                members.insert(self.graph.nodes[n].flight.op.id());
+            }
+        }
+        let worst = self.worst(&walks);
+        let advice = advice(&leaf.ends_in, &on);
+        Found {
+            diagnosis: Diagnosis {
+                outlook: self.outlook(&leaf.ends_in),
+                ends_in: leaf.ends_in,
+                confidence: leaf.confidence,
+                evidence: leaf.evidence,
+                chain,
+                head: walks[0].head,
+                stuck_calls,
+                stuck_calls_total,
+                containers,
+                not_ready_at,
+                blind_spots: self.blind.to_vec(),
+                advice,
+                incident: None,
+            },
+            key,
+            members,
+            worst,
+            relists,
+        }
+    }
+
+    /// The drawn chain. Seconds per link: link *i* is reached when it and all before it have begun; its part of the
+    /// stuck call's age is from then until the next is reached, so the parts sum to the age.
+    fn chain(&self, path: &[usize]) -> Chain {
+        let begin = self.graph.nodes[path[0]].flight.since;
+        let mut reached = Vec::with_capacity(path.len());
+        let mut latest = begin;
+        for (i, &n) in path.iter().enumerate() {
+            if i > 0 {
+                let since = match &self.graph.nodes[path[i - 1]].next {
+                    Next::To { since, .. } => *since,
+                    _ => self.graph.nodes[n].flight.since,
+                };
+                latest = latest.max(since).min(self.now);
+            }
+            reached.push(latest);
+        }
+        reached.push(self.now);
+        let links = path
+            .iter()
+            .enumerate()
+            .map(|(i, &n)| {
+                let edge = i.checked_sub(1).and_then(|before| match &self.graph.nodes[path[before]].next {
+                    Next::To { ground, confidence, evidence, .. } => Some(Edge {
+                        kind: ground.edge(),
+                        confidence: *confidence,
+                        evidence: evidence.clone(),
+                    }),
+                    _ => None,
+                });
+                self.link(n, edge, reached[i + 1] - reached[i])
+            })
+            .collect();
+        Chain { links, age: self.now.saturating_sub(begin) }
+    }
+
+    fn link(&self, n: usize, edge: Option<Edge>, critical: Ns) -> Link {
+        let node = &self.graph.nodes[n];
+        let op = &node.flight.op;
+        let lock = node.lock.as_ref().map(|l| Lock {
+            pid: op.actor.pid,
+            base: l.base,
+            name: if l.base.is_some() { l.kind } else { LockKind::Other },
+            subject: l.container.as_deref().map(|id| self.facts.subject(id)),
+        });
+        Link {
+            edge,
+            operation: op.clone(),
+            who: self.facts.who(&op.actor),
+            subject: node.container.as_deref().map(|id| self.facts.subject(id)),
+            device: op.device.map(|d| self.facts.device_name(d)),
+            lock,
+            since: node.flight.since,
+            age: self.age(n),
+            critical,
+        }
+    }
+
+    /// Containers on the way, from the end of the drawn chain to its beginning, then those of the other chains.
+    fn containers(&self, walks: &[Walk]) -> Vec<Subject> {
+        let mut seen = BTreeSet::new();
+        let mut out = Vec::new();
+        for walk in walks {
+            for &n in walk.path.iter().rev() {
+                if let Some(id) = self.graph.nodes[n].container.as_deref()
+                    && out.len() < limits::SUBJECTS_SHOWN
+                    && seen.insert(id)
+                {
+                    out.push(self.facts.subject(id));
+                }
+            }
+        }
+        out
+    }
+
+    /// When the kubelet calls the node NotReady: three minutes after the begin of the last good relist, which was one
+    /// period before this one, or before the first of those that failed in a row.
+    fn not_ready_at(&self, begin: Ns) -> Ns {
+        let first = match self.health.bad {
+            Some((first, last_end)) if begin.saturating_sub(last_end) <= 2 * RELIST_PERIOD => first.min(begin),
+            _ => begin,
+        };
+        first.saturating_sub(RELIST_PERIOD).saturating_add(PLEG_THRESHOLD)
+    }
+
+    fn outlook(&self, ends_in: &EndsIn) -> Option<Outlook> {
+        let (EndsIn::UnmountSync { device: Some(d), .. } | EndsIn::Sync { device: Some(d), .. }) = ends_in else {
+            return None;
+        };
+        let memory = self.facts.memory?;
+        let rate = self.facts.device_rate(d.device).filter(|r| *r > 0)?;
+        let bytes = memory.dirty.saturating_add(memory.writeback);
+        let at_most = u128::from(bytes) * u128::from(SECOND) / u128::from(rate);
+        Some(Outlook {
+            bytes,
+            bytes_per_second: rate,
+            at_most: Ns::try_from(at_most).unwrap_or(Ns::MAX),
+        })
+    }
+
+    /// The member that is farthest beyond its threshold.
+    fn worst(&self, walks: &[Walk]) -> Option<Crossing> {
+        let t = self.thresholds;
+        let mut worst: Option<Crossing> = None;
+        let mut consider = |what: &'static str, age: Ns, threshold: Ns| {
+            let farther = |w: &Crossing| {
+                u128::from(age) * u128::from(w.threshold.max(1)) > u128::from(w.age) * u128::from(threshold.max(1))
+            };
+            if age >= threshold && worst.as_ref().is_none_or(farther) {
+                worst = Some(Crossing { what, age, threshold });
+            }
+        };
+        for walk in walks {
+            for (i, &n) in walk.path.iter().enumerate() {
+                let age = self.age(n);
+                match self.graph.nodes[n].flight.op.kind {
+                    Kind::Unmount => consider("unmount", age, t.unmount),
+                    Kind::SuperShutdown => consider("unmount", age, t.unmount),
+                    Kind::LockWait => consider("lock wait", age, t.lock),
+                    Kind::Relist => consider("relist", age, t.relist),
+                    Kind::ExitHandling => consider("exit", age, t.exit),
+                    Kind::CriCall if walk.head == Head::ListCall && i == 0 => consider("relist", age, t.relist),
+                    Kind::CriCall | Kind::CriClient if !self.is_patient(n) => consider("CRI call", age, t.cri),
+                    _ => {}
+                }
+            }
+        }
+        worst
+    }
+}
+
+/// Whether a CRI call takes as long as somebody likes.
+pub fn is_patient(op: &Operation) -> bool {
+    matches!(op.kind, Kind::CriCall | Kind::CriClient) && PATIENT.contains(&op.method.as_str())
+}
+
+fn op_key(id: &OperationId) -> Key {
+    (9, u64::from(id.pid), id.begin, format!("{:?} {} {:x} {:x}", id.kind, id.method, id.actor, id.object))
+}
+
+/// Whether a chain says what its stuck call waits for.
+pub fn explains(ends_in: &EndsIn) -> bool {
+    !matches!(ends_in, EndsIn::NotVisible { .. })
+}
+
+/// Whether any edge of this kind is on a chain.
+pub fn has_edge(chain: &Chain, kind: EdgeKind) -> bool {
+    chain.links.iter().any(|l| l.edge.as_ref().is_some_and(|e| e.kind == kind))
+}

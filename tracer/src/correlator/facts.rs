@@ -1,0 +1,338 @@
+//! What is known of the node beside operations: processes, containers, locks, threads, devices, blind spots, losses.
+
+use super::frame::{BlindSpot, DeviceName, DeviceState, Loss, LockKind, Memory, Subject, Who};
+use super::limits;
+use crate::event::{
+    Actor, Container, Device, DeviceFacts, LockName, LossPoint, Ns, Operation, Process, Role, ThreadSite,
+};
+use std::collections::BTreeMap;
+
+/// Facts, each kind bounded.
+#[derive(Clone, Debug, Default)]
+pub struct Facts {
+    processes: BTreeMap<u32, Process>,
+    /// Processes that are gone: pid, and when.
+    gone: BTreeMap<u32, Ns>,
+    containers: BTreeMap<String, (u64, Container)>,
+    locks: BTreeMap<(u32, u64), (LockName, Ns)>,
+    sites: BTreeMap<(u32, u32), (Ns, ThreadSite)>,
+    devices: BTreeMap<Device, Sampled>,
+    /// Node-wide memory waiting to be written.
+    pub memory: Option<Memory>,
+    losses: BTreeMap<LossPoint, u64>,
+    blind: BTreeMap<String, String>,
+    sequence: u64,
+    /// Facts left out, by what, because a collection was full.
+    pub dropped: BTreeMap<(&'static str, usize), u64>,
+}
+
+#[derive(Clone, Debug)]
+struct Sampled {
+    at: Ns,
+    facts: DeviceFacts,
+    bytes_per_second: Option<u64>,
+}
+
+impl Facts {
+    fn drop_one(&mut self, what: &'static str, limit: usize) {
+        let count = self.dropped.entry((what, limit)).or_insert(0);
+        *count = count.saturating_add(1);
+    }
+
+    /// A process is there. Returns since when, if it replaces an earlier one of the same pid.
+    pub fn process(&mut self, process: &Process, at: Ns) -> Option<Ns> {
+        if self.gone.get(&process.pid).is_some_and(|&gone| process.started < gone && at <= gone) {
+            return None; // A late report of a process that is gone.
+        }
+        let reused = match self.processes.get(&process.pid) {
+            Some(known) if known.started > process.started => return None,
+            Some(known) => (known.started < process.started).then_some(process.started),
+            None => Some(process.started),
+        };
+        if !self.processes.contains_key(&process.pid) && self.processes.len() >= limits::PROCESSES {
+            self.drop_one("processes", limits::PROCESSES);
+            return reused;
+        }
+        self.processes.insert(process.pid, process.clone());
+        reused
+    }
+
+    /// A process is gone.
+    pub fn process_gone(&mut self, pid: u32, at: Ns) {
+        if self.processes.get(&pid).is_some_and(|p| p.started >= at) {
+            return; // Another process has that pid by now.
+        }
+        self.processes.remove(&pid);
+        let locks: Vec<(u32, u64)> = self.locks.range((pid, 0)..=(pid, u64::MAX)).map(|(k, _)| *k).collect();
+        for lock in locks {
+            self.locks.remove(&lock);
+        }
+        let sites: Vec<(u32, u32)> = self.sites.range((pid, 0)..=(pid, u32::MAX)).map(|(k, _)| *k).collect();
+        for site in sites {
+            self.sites.remove(&site);
+        }
+        let when = self.gone.get(&pid).map_or(at, |&before| before.max(at));
+        if self.gone.len() >= limits::GONE && !self.gone.contains_key(&pid) {
+            let oldest = self.gone.iter().min_by_key(|(pid, at)| (**at, **pid)).map(|(pid, _)| *pid);
+            if let Some(oldest) = oldest {
+                self.gone.remove(&oldest);
+            }
+            self.drop_one("gone processes", limits::GONE);
+        }
+        self.gone.insert(pid, when);
+    }
+
+    /// Whether this operation belongs to a process that is over: the pid's process has gone or has been replaced since.
+    pub fn is_of_the_past(&self, op: &Operation) -> bool {
+        let pid = op.actor.pid;
+        self.gone.get(&pid).is_some_and(|&gone| op.begin < gone)
+            || self.processes.get(&pid).is_some_and(|p| op.begin < p.started)
+    }
+
+    /// Whether this process was here and has gone, and no other has its pid.
+    pub fn is_gone(&self, pid: u32) -> bool {
+        self.gone.contains_key(&pid) && !self.processes.contains_key(&pid)
+    }
+
+    /// A container is there, or more is known of it.
+    pub fn container(&mut self, container: &Container) {
+        self.sequence = self.sequence.saturating_add(1);
+        if let Some((sequence, known)) = self.containers.get_mut(&container.id) {
+            *sequence = self.sequence;
+            merge(known, container);
+            return;
+        }
+        if self.containers.len() >= limits::CONTAINERS {
+            // The shim of a removed pod is gone: those go first, the longest known first.
+            let victim = self
+                .containers
+                .iter()
+                .min_by_key(|(id, (sequence, c))| {
+                    let lives = c.shim.is_some_and(|pid| !self.gone.contains_key(&pid));
+                    (lives, *sequence, (*id).clone())
+                })
+                .map(|(id, _)| id.clone());
+            if let Some(victim) = victim {
+                self.containers.remove(&victim);
+            }
+            self.drop_one("containers", limits::CONTAINERS);
+        }
+        self.containers.insert(container.id.clone(), (self.sequence, container.clone()));
+    }
+
+    /// Whose lock an address is.
+    pub fn lock(&mut self, pid: u32, base: u64, name: &LockName, at: Ns) {
+        if self.locks.len() >= limits::LOCKS && !self.locks.contains_key(&(pid, base)) {
+            self.drop_one("lock identities", limits::LOCKS);
+            return;
+        }
+        self.locks.insert((pid, base), (name.clone(), at));
+    }
+
+    /// Forgets locks that no operation in flight has referred to for [`limits::LOCK_GRACE`]: their memory may hold
+    /// something else by now.
+    pub fn forget_locks(&mut self, now: Ns, mut referred: impl FnMut(u32, u64) -> bool) {
+        self.locks.retain(|&(pid, base), (_, at)| {
+            if referred(pid, base) {
+                *at = (*at).max(now);
+            }
+            at.saturating_add(limits::LOCK_GRACE) >= now
+        });
+    }
+
+    /// Whose lock this is.
+    pub fn lock_name(&self, pid: u32, base: u64) -> Option<(LockKind, &str)> {
+        self.locks.get(&(pid, base)).map(|(name, _)| match name {
+            LockName::Status(id) => (LockKind::Status, id.as_str()),
+            LockName::Init(id) => (LockKind::Init, id.as_str()),
+        })
+    }
+
+    /// Where a thread sits.
+    pub fn site(&mut self, site: &ThreadSite, at: Ns) {
+        let key = (site.pid, site.tid);
+        if self.sites.get(&key).is_some_and(|(seen, _)| *seen > at) {
+            return;
+        }
+        if self.sites.len() >= limits::SITES && !self.sites.contains_key(&key) {
+            self.drop_one("thread sites", limits::SITES);
+            return;
+        }
+        self.sites.insert(key, (at, site.clone()));
+    }
+
+    /// Where this thread sits, if that was seen after `since`.
+    pub fn site_of(&self, pid: u32, tid: u32, since: Ns) -> Option<&ThreadSite> {
+        self.sites.get(&(pid, tid)).filter(|(at, _)| *at >= since).map(|(_, site)| site)
+    }
+
+    /// Where the threads of a process sit, as far as that was seen after `since`.
+    pub fn sites_of(&self, pid: u32, since: Ns) -> impl Iterator<Item = &ThreadSite> {
+        self.sites
+            .range((pid, 0)..=(pid, u32::MAX))
+            .filter(move |(_, (at, _))| *at >= since)
+            .map(|(_, (_, site))| site)
+    }
+
+    /// Forgets thread sites that are not fresh any more.
+    pub fn forget_sites(&mut self, now: Ns) {
+        self.sites.retain(|_, (at, _)| at.saturating_add(limits::SITE_FRESH) >= now);
+    }
+
+    /// What is known of a device, with a new sample of what it has written.
+    pub fn device(&mut self, facts: &DeviceFacts, at: Ns) {
+        if let Some(known) = self.devices.get_mut(&facts.device) {
+            if at <= known.at {
+                return;
+            }
+            let bytes = facts.sectors_written.checked_sub(known.facts.sectors_written).map(|s| u128::from(s) * 512);
+            known.bytes_per_second = bytes
+                .map(|b| b * 1_000_000_000 / u128::from(at - known.at))
+                .map(|rate| u64::try_from(rate).unwrap_or(u64::MAX));
+            known.at = at;
+            known.facts = facts.clone();
+            return;
+        }
+        if self.devices.len() >= limits::DEVICES {
+            self.drop_one("devices", limits::DEVICES);
+            return;
+        }
+        self.devices.insert(facts.device, Sampled { at, facts: facts.clone(), bytes_per_second: None });
+    }
+
+    /// A device by its name.
+    pub fn device_name(&self, device: Device) -> DeviceName {
+        DeviceName { device, name: self.devices.get(&device).map(|d| d.facts.name.clone()) }
+    }
+
+    /// Bytes per second this device wrote between the last two samples.
+    pub fn device_rate(&self, device: Device) -> Option<u64> {
+        self.devices.get(&device).and_then(|d| d.bytes_per_second)
+    }
+
+    /// All devices.
+    pub fn device_states(&self) -> Vec<DeviceState> {
+        self.devices
+            .keys()
+            .map(|&d| DeviceState { device: self.device_name(d), bytes_per_second: self.device_rate(d) })
+            .collect()
+    }
+
+    /// Records were lost.
+    pub fn lost(&mut self, at: LossPoint, count: u64) {
+        let sum = self.losses.entry(at).or_insert(0);
+        *sum = sum.saturating_add(count);
+    }
+
+    /// All losses so far.
+    pub fn losses(&self) -> Vec<Loss> {
+        self.losses.iter().map(|(&at, &count)| Loss { at, count }).collect()
+    }
+
+    /// Something cannot be seen, or can be seen again.
+    pub fn blind_spot(&mut self, what: &str, reason: &str) {
+        if reason.is_empty() {
+            self.blind.remove(what);
+        } else if self.blind.len() >= limits::BLIND_SPOTS && !self.blind.contains_key(what) {
+            self.drop_one("blind spots", limits::BLIND_SPOTS);
+        } else {
+            self.blind.insert(what.to_owned(), reason.to_owned());
+        }
+    }
+
+    /// All blind spots.
+    pub fn blind_spots(&self) -> Vec<BlindSpot> {
+        self.blind.iter().map(|(w, r)| BlindSpot { what: w.clone(), reason: r.clone() }).collect()
+    }
+
+    /// Why something whose name contains `word` cannot be seen, if it cannot.
+    pub fn blind_to(&self, word: &str) -> Option<String> {
+        self.blind.iter().find(|(what, _)| what.contains(word)).map(|(what, reason)| format!("{what}: {reason}"))
+    }
+
+    /// A process by its pid.
+    pub fn process_of(&self, pid: u32) -> Option<&Process> {
+        self.processes.get(&pid)
+    }
+
+    /// Whether a process of this role is there.
+    pub fn has_role(&self, role: Role) -> bool {
+        self.processes.values().any(|p| p.role == role)
+    }
+
+    /// An actor with its process.
+    pub fn who(&self, actor: &Actor) -> Who {
+        let process = self.processes.get(&actor.pid);
+        Who {
+            pid: actor.pid,
+            tid: actor.tid,
+            goid: actor.goid,
+            comm: process.map(|p| p.comm.clone()),
+            role: process.map(|p| p.role),
+        }
+    }
+
+    /// What is known of a container.
+    pub fn container_of(&self, id: &str) -> Option<&Container> {
+        self.containers.get(id).map(|(_, c)| c)
+    }
+
+    /// A container by name.
+    pub fn subject(&self, id: &str) -> Subject {
+        match self.container_of(id) {
+            Some(c) => Subject {
+                id: id.to_owned(),
+                namespace: c.namespace.clone(),
+                pod: c.pod.clone(),
+                container: c.name.clone(),
+                sandbox: c.sandbox,
+            },
+            None => Subject { id: id.to_owned(), namespace: None, pod: None, container: None, sandbox: false },
+        }
+    }
+
+    /// Sizes of the bounded collections beside their bounds, for tests.
+    pub fn sizes(&self) -> [(usize, usize); 7] {
+        [
+            (self.processes.len(), limits::PROCESSES),
+            (self.gone.len(), limits::GONE),
+            (self.containers.len(), limits::CONTAINERS),
+            (self.locks.len(), limits::LOCKS),
+            (self.sites.len(), limits::SITES),
+            (self.devices.len(), limits::DEVICES),
+            (self.blind.len(), limits::BLIND_SPOTS),
+        ]
+    }
+}
+
+/// Adds what is newly known; a later report without a fact (the bundle was gone) does not take it away.
+fn merge(known: &mut Container, report: &Container) {
+    fn newer<T: Clone>(known: &mut Option<T>, report: &Option<T>) {
+        if report.is_some() {
+            known.clone_from(report);
+        }
+    }
+    if !report.runtime_namespace.is_empty() {
+        known.runtime_namespace.clone_from(&report.runtime_namespace);
+    }
+    newer(&mut known.pod, &report.pod);
+    newer(&mut known.namespace, &report.namespace);
+    newer(&mut known.name, &report.name);
+    known.sandbox |= report.sandbox;
+    newer(&mut known.shim, &report.shim);
+    newer(&mut known.upper, &report.upper);
+    newer(&mut known.volatile, &report.volatile);
+}
+
+/// The container a mount path belongs to: `…/io.containerd.runtime.v2.task/<namespace>/<id>/rootfs`, or the first path
+/// component that is 64 hex digits.
+pub fn container_of_path(path: &str) -> Option<&str> {
+    let parts: Vec<&str> = path.split('/').collect();
+    if let Some(at) = parts.iter().position(|p| *p == "io.containerd.runtime.v2.task")
+        && let Some(id) = parts.get(at + 2)
+        && !id.is_empty()
+    {
+        return Some(id);
+    }
+    parts.into_iter().find(|p| p.len() == 64 && p.bytes().all(|b| b.is_ascii_hexdigit()))
+}

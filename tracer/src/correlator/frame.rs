@@ -1,0 +1,470 @@
+//! What the correlator says at one moment: plain data for every sink, nothing in it refers back to the correlator.
+//!
+//! All strings that come from workloads (paths, comm, container and pod names) are as they were seen: a sink passes
+//! them through [`crate::sinks::sanitise`] before they reach a terminal, a label or a log. All lists are bounded by the
+//! constants in [`super::limits`]; where a list is cut, a number beside it says how many there are in all.
+
+use crate::event::{Device, LossPoint, Ns, Operation, OperationId, Role};
+use serde::{Deserialize, Serialize};
+
+/// Everything that is known at `now`. Immutable once made.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Frame {
+    /// The time of the tick.
+    pub now: Ns,
+    /// One for each distinct thing that stuck calls end in: relists first, then the oldest first.
+    pub diagnoses: Vec<Diagnosis>,
+    /// How many diagnoses there are in all.
+    pub diagnoses_total: u64,
+    /// Incidents that are open, and those that ended at this tick, by id.
+    pub incidents: Vec<Incident>,
+    /// Operations in flight that are older than their floor, oldest first.
+    pub in_flight: Vec<InFlight>,
+    /// How many operations are in flight in all.
+    pub in_flight_total: u64,
+    /// How the relists fared.
+    pub relists: RelistSummary,
+    /// Records lost since the start, by place; places without loss are absent.
+    pub losses: Vec<Loss>,
+    /// What the correlator itself had to leave out because a collection was at its bound; all zero on a healthy node.
+    pub dropped: Vec<Dropped>,
+    /// Operations whose end was never reported and that were taken for ended on other grounds, since the start.
+    pub uncertain_ends: u64,
+    /// What cannot be seen right now, and why.
+    pub blind_spots: Vec<BlindSpot>,
+    /// How long things took that have ended.
+    pub distributions: Vec<Distribution>,
+    /// Memory waiting to be written, where it is known.
+    pub memory: Option<Memory>,
+    /// Block devices that are known, with their rate of writing.
+    pub devices: Vec<DeviceState>,
+}
+
+/// Why stuck calls are stuck: what they all end in, and the way there.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Diagnosis {
+    /// What everything here waits for, in the end.
+    pub ends_in: EndsIn,
+    /// How sure it is that it ends there.
+    pub confidence: Confidence,
+    /// What that rests on.
+    pub evidence: String,
+    /// The chain that is drawn: of the oldest relist (or of the list call that stands for it), else of the oldest
+    /// stuck call.
+    pub chain: Chain,
+    /// What the first link of the chain is.
+    pub head: Head,
+    /// All stuck calls that end here, the drawn one first, then the oldest first; at most
+    /// [`super::limits::STUCK_CALLS_SHOWN`].
+    pub stuck_calls: Vec<StuckCall>,
+    /// How many stuck calls end here.
+    pub stuck_calls_total: u64,
+    /// Containers and pods that are named anywhere on the way, the one at the end first.
+    pub containers: Vec<Subject>,
+    /// When the kubelet will call the node NotReady if nothing moves (may lie in the past). `None` when no relist, and
+    /// no call that stands for one, waits here.
+    pub not_ready_at: Option<Ns>,
+    /// About when it ends by itself, where dirty memory and the device's rate are known.
+    pub outlook: Option<Outlook>,
+    /// What could not be seen and may have changed this diagnosis.
+    pub blind_spots: Vec<String>,
+    /// What helps.
+    pub advice: Advice,
+    /// The incident this belongs to, once a threshold has been passed.
+    pub incident: Option<String>,
+}
+
+/// What kind of symptom a chain begins with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub enum Head {
+    /// The kubelet's own relist.
+    Relist,
+    /// A list call in containerd that stands for the relist because no kubelet is seen.
+    ListCall,
+    /// A container has exited and containerd has not finished handling it.
+    LateExit,
+    /// Another CRI call.
+    CriCall,
+    /// Nobody is known to wait for it: a slow operation by itself (no Go probe, or its caller was not recorded).
+    Alone,
+}
+
+/// The path from a stuck call to what it waits for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Chain {
+    /// From the symptom to the leaf; never empty. The [`Link::critical`] of all links sum to [`Chain::age`].
+    pub links: Vec<Link>,
+    /// Age of the stuck call.
+    pub age: Ns,
+}
+
+/// One operation on the way.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Link {
+    /// Why the link before waits for this one; `None` for the first.
+    pub edge: Option<Edge>,
+    /// The operation.
+    pub operation: Operation,
+    /// Who does it.
+    pub who: Who,
+    /// The container it is done for or to.
+    pub subject: Option<Subject>,
+    /// The device of a sync or shutdown, by name.
+    pub device: Option<DeviceName>,
+    /// Whose lock it is, for a lock wait.
+    pub lock: Option<Lock>,
+    /// Since when it lasts: its begin, or the begin of the first of several merged lock waits.
+    pub since: Ns,
+    /// How long it has lasted.
+    pub age: Ns,
+    /// The part of the stuck call's age during which this was the deepest operation reached.
+    pub critical: Ns,
+}
+
+/// Why one operation waits for another.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Edge {
+    /// Its kind.
+    pub kind: EdgeKind,
+    /// How sure it is.
+    pub confidence: Confidence,
+    /// What that rests on, in words.
+    pub evidence: String,
+}
+
+/// The kinds of edges.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub enum EdgeKind {
+    /// The same actor does both, one within the other.
+    Contains,
+    /// The first waits for a lock that the second holds.
+    WaitsForHolder,
+    /// The first is the client's side of a call, the second the server's.
+    Calls,
+    /// Both sync the same super block; the later waits for the earlier.
+    SameSuperBlock,
+    /// Both sync the same device; the later waits for the earlier.
+    SameDevice,
+}
+
+/// How sure something is. A table decides (docs/wait-graph.md), not a mood.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub enum Confidence {
+    /// It cannot be otherwise.
+    Proven,
+    /// The sole candidate.
+    Inferred,
+    /// Not seen; the reason is said.
+    NotVisible,
+}
+
+/// An actor with its process.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Who {
+    /// Process id.
+    pub pid: u32,
+    /// Thread id when the operation began.
+    pub tid: u32,
+    /// The goroutine's number, where it is known.
+    pub goid: Option<u64>,
+    /// `comm` of the process, where it is known.
+    pub comm: Option<String>,
+    /// What the process is, where it is known.
+    pub role: Option<Role>,
+}
+
+/// A container by name, as far as it is known.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Subject {
+    /// Full container id.
+    pub id: String,
+    /// Pod namespace.
+    pub namespace: Option<String>,
+    /// Pod name.
+    pub pod: Option<String>,
+    /// Container name in the pod.
+    pub container: Option<String>,
+    /// Whether it is the pod's sandbox.
+    pub sandbox: bool,
+}
+
+/// A lock that is waited for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Lock {
+    /// The process the address belongs to.
+    pub pid: u32,
+    /// Base address, where it could be told from the semaphore.
+    pub base: Option<u64>,
+    /// What it is.
+    pub name: LockKind,
+    /// Whose.
+    pub subject: Option<Subject>,
+}
+
+/// What a lock is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub enum LockKind {
+    /// A container's Status lock in containerd.
+    Status,
+    /// `Init.mu` of a container in its shim.
+    Init,
+    /// Another `sync.Mutex` or `sync.RWMutex`.
+    Other,
+}
+
+/// What a chain ends in.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum EndsIn {
+    /// An unmount (or super-block shutdown) that syncs a file system.
+    UnmountSync {
+        /// The device that is written to.
+        device: Option<DeviceName>,
+        /// File-system type.
+        fs_type: Option<String>,
+    },
+    /// A sync that belongs to no unmount.
+    Sync {
+        /// The device that is written to.
+        device: Option<DeviceName>,
+        /// File-system type.
+        fs_type: Option<String>,
+    },
+    /// An unmount; what it does in the kernel is not visible.
+    Unmount {
+        /// Where it would sync to, from the mount table.
+        device: Option<DeviceName>,
+        /// Why there is nothing below it.
+        because: String,
+    },
+    /// An unmount that fails with EBUSY again and again: somebody keeps the mount busy.
+    MountBusy {
+        /// How often in a row.
+        failures: u64,
+    },
+    /// A remote or user-space file system that does not answer.
+    RemoteFileSystem {
+        /// `NFS`, `FUSE`, …
+        what: String,
+    },
+    /// The shim's Delete waits for the container's output to drain, or for `runc delete`.
+    IoDrain,
+    /// containerd writes its own state (status file or bolt database).
+    StatusWrite,
+    /// runc or the shim writes a cgroup file or asks systemd over D-Bus.
+    CgroupOrDbus,
+    /// The thread is stopped: by a tracer, a signal, or a frozen cgroup.
+    Frozen {
+        /// By what.
+        by: String,
+    },
+    /// Operations that wait for each other in a circle.
+    Cycle,
+    /// The end is not visible.
+    NotVisible {
+        /// Why.
+        because: String,
+    },
+}
+
+/// A device with the name it has in `/dev`.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct DeviceName {
+    /// Its number.
+    pub device: Device,
+    /// For instance `/dev/nvme1n1`; `None` when it is not known.
+    pub name: Option<String>,
+}
+
+/// A stuck call, short.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StuckCall {
+    /// What kind of symptom.
+    pub head: Head,
+    /// Identity of the operation.
+    pub id: OperationId,
+    /// Who does it.
+    pub who: Who,
+    /// The container it is about.
+    pub subject: Option<Subject>,
+    /// How long it has lasted.
+    pub age: Ns,
+    /// Index of the link of the drawn chain where this call's own chain joins it; `None` when they share none.
+    pub joins: Option<usize>,
+}
+
+/// About when a sync ends by itself.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Outlook {
+    /// Dirty and writeback memory of the node, in bytes: an upper limit of what this sync has to write.
+    pub bytes: u64,
+    /// What the device writes, in bytes per second.
+    pub bytes_per_second: u64,
+    /// How long that takes at most, if the rate holds and nobody dirties more.
+    pub at_most: Ns,
+}
+
+/// What helps, in a first form.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Advice {
+    /// What eases it now.
+    pub do_now: Vec<String>,
+    /// What makes it worse.
+    pub do_not: Vec<String>,
+    /// What prevents it next time.
+    pub fixes: Vec<Fix>,
+}
+
+/// Something that prevents it for good.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Fix {
+    /// What to do.
+    pub what: String,
+    /// What it changes.
+    pub effect: String,
+    /// Since which version; empty when any.
+    pub since: String,
+    /// What it costs.
+    pub side_effects: String,
+}
+
+/// A diagnosis over time.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Incident {
+    /// Stable for as long as it lasts, and the same in every replay: made of the root cause's identity.
+    pub id: String,
+    /// When the first threshold was passed.
+    pub opened: Ns,
+    /// Begin of the oldest stuck operation.
+    pub since: Ns,
+    /// When all of it was over.
+    pub ended: Option<Ns>,
+    /// Which threshold was passed first, in words: `unmount over 5s`.
+    pub crossed_by: String,
+    /// What it ends in, as known last.
+    pub ends_in: EndsIn,
+    /// The same for the same cause on other nodes: ends-in, versions, device class.
+    pub signature: String,
+    /// The one sentence, as known last.
+    pub summary: String,
+    /// Doublings of the threshold so far.
+    pub level: u32,
+    /// Greatest age of a stuck call.
+    pub longest: Ns,
+    /// Greatest number of stuck calls at once.
+    pub stuck_calls: u64,
+    /// Containers it was about, the culprit first.
+    pub containers: Vec<Subject>,
+    /// What changed at this tick, if anything did.
+    pub change: Option<Change>,
+    /// Why the end is not certain; `None` when it is, or when it has not ended.
+    pub uncertain_end: Option<String>,
+    /// The last diagnosis, only in the frame in which the incident ended.
+    pub last: Option<Box<Diagnosis>>,
+}
+
+/// What changed about an incident.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Change {
+    /// A threshold was passed, it is still blocked.
+    Crossed,
+    /// It has grown to the next doubling of the threshold.
+    Grew,
+    /// All of it is over.
+    Ended,
+    /// It turned out to be the same as this other incident.
+    MergedInto(String),
+}
+
+/// An operation in flight, for lists.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InFlight {
+    /// The operation.
+    pub operation: Operation,
+    /// Who does it.
+    pub who: Who,
+    /// The container it is about.
+    pub subject: Option<Subject>,
+    /// How long it has lasted.
+    pub age: Ns,
+}
+
+/// Slow relists, or list calls that stand for them, since the start.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RelistSummary {
+    /// Whether these are containerd's list calls because no kubelet is seen.
+    pub stand_in: bool,
+    /// Age of the one in flight, if it is older than the floor.
+    pub in_flight: Option<Ns>,
+    /// Slow ones that have ended and whose chain reached a leaf.
+    pub explained: u64,
+    /// Slow ones that have ended and whose cause was not visible.
+    pub unexplained: u64,
+    /// The longest that has ended.
+    pub longest: Ns,
+}
+
+/// Records lost at one place.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Loss {
+    /// Where.
+    pub at: LossPoint,
+    /// How many since the start.
+    pub count: u64,
+}
+
+/// A collection of the correlator that was at its bound.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Dropped {
+    /// What was left out.
+    pub what: String,
+    /// The bound.
+    pub limit: u64,
+    /// How many were left out since the start.
+    pub count: u64,
+}
+
+/// What cannot be seen.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BlindSpot {
+    /// What.
+    pub what: String,
+    /// Why.
+    pub reason: String,
+}
+
+/// How long things took.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Distribution {
+    /// Of what: `unmount`, `sync`, `lock wait`, `CRI call`, `relist`, or a CRI method.
+    pub of: String,
+    /// Shorter ones are not in it: 'of at least this'.
+    pub at_least: Ns,
+    /// How many.
+    pub count: u64,
+    /// Median.
+    pub p50: Ns,
+    /// 90th percentile.
+    pub p90: Ns,
+    /// 99th percentile.
+    pub p99: Ns,
+    /// The longest.
+    pub max: Ns,
+}
+
+/// Memory waiting to be written, node-wide, in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Memory {
+    /// Dirty.
+    pub dirty: u64,
+    /// Under writeback.
+    pub writeback: u64,
+}
+
+/// A block device.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeviceState {
+    /// Number and name.
+    pub device: DeviceName,
+    /// Bytes written per second between the last two samples; `None` before the second.
+    pub bytes_per_second: Option<u64>,
+}

@@ -1,0 +1,279 @@
+//! Diagnoses over time: when a threshold is first passed, growth, end. What alerts and reports speak of.
+
+use super::diagnosis::{Crossing, Found, Key, explains};
+use super::facts::Facts;
+use super::frame::{Change, Diagnosis, EndsIn, Incident};
+use super::limits;
+use super::operations::{EndedBy, Finished, Operations};
+use super::words;
+use crate::event::{Kind, Ns, OperationId, Role};
+use crate::thresholds::Thresholds;
+use std::collections::{BTreeMap, BTreeSet};
+
+/// Open incidents.
+#[derive(Clone, Debug, Default)]
+pub struct Incidents {
+    open: BTreeMap<String, Open>,
+    /// Crossings that opened no incident because [`limits::INCIDENTS`] were open.
+    pub refused: u64,
+}
+
+#[derive(Clone, Debug)]
+struct Open {
+    incident: Incident,
+    /// Key of the diagnosis it was last seen as.
+    key: Key,
+    /// Operations of that diagnosis.
+    members: BTreeSet<OperationId>,
+    /// The last operation of the drawn chain.
+    leaf: OperationId,
+    /// Greatest age of the leaf so far, of diagnoses that explain.
+    leaf_age: Ns,
+    last: Diagnosis,
+}
+
+impl Incidents {
+    /// Brings the incidents up to date with what was found at `now`, and writes their ids into the diagnoses.
+    pub fn tick(
+        &mut self,
+        found: &mut [Found],
+        over: &[Finished],
+        operations: &Operations,
+        facts: &Facts,
+        thresholds: &Thresholds,
+        now: Ns,
+    ) -> Vec<Incident> {
+        let quiet = self.open.is_empty();
+        let mut claimed: BTreeMap<String, usize> = BTreeMap::new();
+        let mut of_found: Vec<Option<String>> = vec![None; found.len()];
+        for (i, f) in found.iter().enumerate() {
+            let same = self.open.iter().find(|(id, o)| o.key == f.key && !claimed.contains_key(*id));
+            if let Some((id, _)) = same {
+                claimed.insert(id.clone(), i);
+                of_found[i] = Some(id.clone());
+            }
+        }
+        // What it ends in may have become visible, or invisible, since: then it is known by its operations.
+        for (i, f) in found.iter().enumerate() {
+            if of_found[i].is_some() {
+                continue;
+            }
+            let same = self
+                .open
+                .iter()
+                .find(|(id, o)| !claimed.contains_key(*id) && !o.members.is_disjoint(&f.members));
+            if let Some((id, _)) = same {
+                claimed.insert(id.clone(), i);
+                of_found[i] = Some(id.clone());
+            }
+        }
+        let mut out = BTreeMap::new();
+        for (i, f) in found.iter_mut().enumerate() {
+            let id = match (&of_found[i], &f.worst) {
+                (Some(id), _) => id.clone(),
+                (None, Some(crossing)) => match self.opened(f, crossing, facts, now) {
+                    Some(id) => id,
+                    None => continue,
+                },
+                (None, None) => continue,
+            };
+            f.diagnosis.incident = Some(id.clone());
+            if let Some(open) = self.open.get_mut(&id) {
+                open.update(f, facts, now);
+                out.insert(id, open.incident.clone());
+            }
+        }
+        let unclaimed: Vec<String> = self.open.keys().filter(|id| !out.contains_key(*id)).cloned().collect();
+        for id in unclaimed {
+            let Some(mut open) = self.open.remove(&id) else { continue };
+            let elsewhere = found.iter().find_map(|f| {
+                (!open.members.is_disjoint(&f.members)).then(|| f.diagnosis.incident.clone()).flatten()
+            });
+            open.incident.ended = Some(now);
+            open.incident.change = Some(match elsewhere {
+                Some(other) => Change::MergedInto(other),
+                None => {
+                    open.incident.uncertain_end = uncertainty(operations, &open.leaf);
+                    Change::Ended
+                }
+            });
+            open.incident.last = Some(Box::new(open.last));
+            out.insert(id, open.incident);
+        }
+        if quiet && out.is_empty() {
+            for f in over.iter().filter(|f| !f.was_seen) {
+                if let Some(incident) = unseen(f, facts, thresholds) {
+                    out.insert(incident.id.clone(), incident);
+                }
+                if out.len() >= limits::SUBJECTS_SHOWN {
+                    break;
+                }
+            }
+        }
+        out.into_values().collect()
+    }
+
+    /// How many are open.
+    pub fn len(&self) -> usize {
+        self.open.len()
+    }
+
+    /// Opens an incident for a diagnosis that has passed a threshold.
+    fn opened(&mut self, f: &Found, crossing: &Crossing, facts: &Facts, now: Ns) -> Option<String> {
+        let leaf = f.diagnosis.chain.links.last()?.operation.id();
+        let mut id = id_of(&leaf);
+        while self.open.contains_key(&id) {
+            id.push('+'); // The same last operation under another end; both are open.
+        }
+        if self.open.len() >= limits::INCIDENTS {
+            self.refused = self.refused.saturating_add(1);
+            return None;
+        }
+        let incident = Incident {
+            id: id.clone(),
+            opened: now,
+            since: now.saturating_sub(f.diagnosis.chain.age),
+            ended: None,
+            crossed_by: format!("{} over {}", crossing.what, words::duration(crossing.threshold)),
+            ends_in: f.diagnosis.ends_in.clone(),
+            signature: signature(&f.diagnosis, facts),
+            summary: String::new(),
+            level: level(crossing),
+            longest: 0,
+            stuck_calls: 0,
+            containers: Vec::new(),
+            change: None,
+            uncertain_end: None,
+            last: None,
+        };
+        self.open.insert(
+            id.clone(),
+            Open {
+                incident,
+                key: f.key.clone(),
+                members: BTreeSet::new(),
+                leaf,
+                leaf_age: 0,
+                last: f.diagnosis.clone(),
+            },
+        );
+        Some(id)
+    }
+}
+
+impl Open {
+    fn update(&mut self, f: &Found, facts: &Facts, now: Ns) {
+        let d = &f.diagnosis;
+        let incident = &mut self.incident;
+        incident.since = incident.since.min(now.saturating_sub(d.chain.age));
+        incident.longest = incident.longest.max(d.chain.age);
+        incident.stuck_calls = incident.stuck_calls.max(d.stuck_calls_total);
+        let first = self.members.is_empty();
+        incident.change = first.then_some(Change::Crossed);
+        if let Some(worst) = &f.worst {
+            let now_at = level(worst);
+            if now_at > incident.level {
+                incident.level = now_at;
+                if !first {
+                    incident.change = Some(Change::Grew);
+                }
+            }
+        }
+        self.members.clone_from(&f.members);
+        self.key.clone_from(&f.key);
+        // While things recover the cause is gone from the graph: what explained most stays what it was.
+        let leaf = d.chain.links.last();
+        let leaf_age = leaf.map_or(0, |l| l.age);
+        let explained = explains(&d.ends_in);
+        let better = match (explains(&incident.ends_in), explained) {
+            (false, _) => true,
+            (true, true) => leaf_age >= self.leaf_age,
+            (true, false) => false,
+        };
+        if better || first {
+            incident.ends_in = d.ends_in.clone();
+            incident.summary = words::sentence(d, now);
+            incident.signature = signature(d, facts);
+            incident.containers.clone_from(&d.containers);
+            self.leaf_age = if explained { leaf_age } else { 0 };
+            if let Some(leaf) = leaf {
+                self.leaf = leaf.operation.id();
+            }
+            self.last = d.clone();
+        }
+    }
+}
+
+/// How often the age has doubled beyond the threshold.
+fn level(crossing: &Crossing) -> u32 {
+    (crossing.age / crossing.threshold.max(1)).checked_ilog2().unwrap_or(0)
+}
+
+/// An id that is the same whenever the same operation is the root cause.
+fn id_of(id: &OperationId) -> String {
+    let kind = format!("{:?}", id.kind).to_lowercase();
+    format!("{kind}-{}-{:x}-{}", id.pid, id.actor, id.begin)
+}
+
+/// What is the same for the same cause on other nodes.
+fn signature(d: &Diagnosis, facts: &Facts) -> String {
+    let mut parts = vec![words::class(&d.ends_in).to_owned()];
+    if let EndsIn::UnmountSync { device: Some(device), fs_type } | EndsIn::Sync { device: Some(device), fs_type } =
+        &d.ends_in
+    {
+        parts.extend(fs_type.clone());
+        parts.extend(device.name.as_deref().map(words::device_class));
+    }
+    for (role, word) in [(Role::Kubelet, "kubelet"), (Role::Containerd, "containerd"), (Role::Shim, "shim")] {
+        let on_the_way = d.chain.links.iter().find(|l| l.who.role == Some(role));
+        if let Some(process) = on_the_way.and_then(|l| facts.process_of(l.who.pid)) {
+            parts.push(format!("{word}/{}", process.go_version));
+        }
+    }
+    parts.join(" ")
+}
+
+fn uncertainty(operations: &Operations, leaf: &OperationId) -> Option<String> {
+    match operations.ended_by(leaf) {
+        Some(EndedBy::Returned) => None,
+        Some(EndedBy::Absent) => Some("its end was not reported; it is not in flight any more".to_owned()),
+        Some(EndedBy::MovedOn) => Some("its end was not reported; its goroutine or thread has gone on".to_owned()),
+        None if operations.contains(leaf) => Some("it goes on, but nothing is seen to wait any more".to_owned()),
+        None => Some("its process is gone".to_owned()),
+    }
+}
+
+/// An operation that was over a threshold and that nobody had seen in flight.
+fn unseen(f: &Finished, facts: &Facts, t: &Thresholds) -> Option<Incident> {
+    let took = f.at.saturating_sub(f.op.begin);
+    let (what, threshold) = match f.op.kind {
+        Kind::Unmount => ("unmount", t.unmount),
+        Kind::Relist => ("relist", t.relist),
+        Kind::ExitHandling => ("exit", t.exit),
+        Kind::CriCall if !super::diagnosis::is_patient(&f.op) => ("CRI call", t.cri),
+        _ => return None,
+    };
+    if took < threshold {
+        return None;
+    }
+    let because = "it was over before it was seen in flight".to_owned();
+    let subject = f.op.container.as_deref().map(|id| facts.subject(id));
+    let of = subject.as_ref().map(|s| format!(" of {}", words::pod(s))).unwrap_or_default();
+    Some(Incident {
+        id: id_of(&f.op.id()),
+        opened: f.at,
+        since: f.op.begin,
+        ended: Some(f.at),
+        crossed_by: format!("{what} over {}", words::duration(threshold)),
+        signature: "not-visible".to_owned(),
+        summary: format!("{}{of} took {}; {because}", words::operation(&f.op, None), words::duration(took)),
+        ends_in: EndsIn::NotVisible { because },
+        level: 0,
+        longest: took,
+        stuck_calls: 0,
+        containers: subject.into_iter().collect(),
+        change: Some(Change::Ended),
+        uncertain_end: None,
+        last: None,
+    })
+}

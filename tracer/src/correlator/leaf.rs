@@ -1,0 +1,315 @@
+//! What a chain ends in: told from its last operation, from where its thread sits, and from the mount table.
+
+use super::facts::Facts;
+use super::frame::{Confidence, DeviceName, EndsIn};
+use super::graph::{Graph, Next};
+use super::limits;
+use crate::event::{Kind, Ns, SeenBy, ThreadSite};
+use std::collections::BTreeMap;
+
+/// The end of a chain.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Leaf {
+    /// What it ends in.
+    pub ends_in: EndsIn,
+    /// How sure that is.
+    pub confidence: Confidence,
+    /// What that rests on.
+    pub evidence: String,
+}
+
+/// An actor's unmounts that failed in a row: process and actor, how often, when last.
+pub type FailedUnmounts = BTreeMap<(u32, u64), (u64, Ns)>;
+
+/// Kernel functions that tell what a thread waits for, innermost matching first.
+const SYNCS: [&str; 10] = [
+    "sync_inodes_sb",
+    "wb_wait_for_completion",
+    "folio_wait_writeback",
+    "wait_on_page_writeback",
+    "filemap_fdatawait",
+    "jbd2_log_wait_commit",
+    "jbd2_journal_destroy",
+    "xfs_log_force",
+    "xfs_ail_push_all_sync",
+    "sync_filesystem",
+];
+
+/// The end of a chain whose last operation is `tip`; `path` is the whole chain.
+pub fn leaf_of(graph: &Graph<'_>, path: &[usize], facts: &Facts, failed: &FailedUnmounts, now: Ns) -> Leaf {
+    let Some(&tip) = path.last() else {
+        return not_visible("nothing is in flight".to_owned());
+    };
+    let node = &graph.nodes[tip];
+    let op = &node.flight.op;
+    let site = site_of(graph, tip, facts, now);
+    if let Some((site, _)) = &site
+        && let Some(by) = stopped_by(site)
+    {
+        let evidence = format!("thread {} is in state {}", site.tid, site.state);
+        return Leaf { ends_in: EndsIn::Frozen { by }, confidence: Confidence::Inferred, evidence };
+    }
+    if let Next::Unseen { because } = &node.next {
+        return not_visible(because.clone());
+    }
+    if matches!(op.kind, Kind::StatusUpdate | Kind::InitMethod | Kind::ShimServe)
+        && let Some(doubt) = graph.doubt(tip)
+    {
+        return not_visible(doubt.to_owned());
+    }
+    match op.kind {
+        Kind::Sync => sync_leaf(graph, path, facts),
+        Kind::Unmount | Kind::SuperShutdown => unmount_leaf(graph, path, facts, site.map(|(s, _)| s)),
+        Kind::InitMethod | Kind::ShimServe => shim_leaf(graph, tip, facts, failed, site, now),
+        Kind::StatusUpdate => {
+            if let Some(reason) = facts.blind_to("shim call") {
+                return not_visible(reason);
+            }
+            let evidence = match site.and_then(|(s, _)| frame_of(s, &["fsync", "jbd2", "xfs_log", "folio_wait"])) {
+                Some(frame) => format!("it makes no call to the shim, and its thread sits in {frame}"),
+                None => "it makes no call to the shim; what is left under the lock is the write of the state".to_owned(),
+            };
+            Leaf { ends_in: EndsIn::StatusWrite, confidence: Confidence::Inferred, evidence }
+        }
+        Kind::ExitHandling => not_visible("between two attempts, or in a call that was not recorded".to_owned()),
+        Kind::LockHold => not_visible("it holds the lock, what it does is not recorded".to_owned()),
+        Kind::CriCall | Kind::CriClient | Kind::Relist | Kind::ShimCall | Kind::LockWait => {
+            let blind = match op.kind {
+                Kind::CriCall => facts.blind_to("lock").or_else(|| facts.blind_to("containerd")),
+                _ => None,
+            };
+            not_visible(blind.unwrap_or_else(|| "nothing that it waits for was recorded".to_owned()))
+        }
+    }
+}
+
+fn not_visible(because: String) -> Leaf {
+    Leaf {
+        ends_in: EndsIn::NotVisible { because: because.clone() },
+        confidence: Confidence::NotVisible,
+        evidence: because,
+    }
+}
+
+/// Where the operation's thread sits, and whether that is certain: a kernel operation is pinned to its thread, a
+/// goroutine may have left the thread it began on.
+fn site_of<'f>(graph: &Graph<'_>, tip: usize, facts: &'f Facts, now: Ns) -> Option<(&'f ThreadSite, bool)> {
+    let op = &graph.nodes[tip].flight.op;
+    let since = op.begin.max(now.saturating_sub(limits::SITE_FRESH));
+    let pinned = super::operations::is_kernel(op.kind);
+    let own = facts.site_of(op.actor.pid, op.actor.tid, since);
+    if pinned || op.kind == Kind::LockWait {
+        return own.filter(|_| pinned).map(|s| (s, true));
+    }
+    // A goroutine that waits in the kernel does so on some thread of its process. Only if just one sits there is it
+    // told which.
+    let mut blocked = facts.sites_of(op.actor.pid, since).filter(|s| s.state == 'D');
+    match (blocked.next(), blocked.next()) {
+        (Some(site), None) => Some((site, false)),
+        _ => own.filter(|s| s.state == 'D').map(|s| (s, false)),
+    }
+}
+
+fn stopped_by(site: &ThreadSite) -> Option<String> {
+    match site.state {
+        't' => Some("held by a tracer such as strace or a debugger".to_owned()),
+        'T' => Some("stopped by a signal".to_owned()),
+        _ => frame_of(site, &["cgroup_freeze", "do_freezer_trap", "__refrigerator", "cgroup_enter_frozen"])
+            .map(|_| "its cgroup is frozen".to_owned()),
+    }
+}
+
+/// The first frame of the site's stack that contains one of these names, as a name only (no offset).
+fn frame_of(site: &ThreadSite, names: &[&str]) -> Option<String> {
+    site.kernel_stack
+        .iter()
+        .find(|frame| names.iter().any(|n| frame.contains(n)))
+        .map(|frame| frame.split('+').next().unwrap_or(frame).to_owned())
+}
+
+/// Whether the chain comes through an unmount or a super block's shutdown.
+fn through_unmount(graph: &Graph<'_>, path: &[usize]) -> bool {
+    path.iter().any(|&i| matches!(graph.nodes[i].flight.op.kind, Kind::Unmount | Kind::SuperShutdown))
+        // The one that is waited for may be reached at its sync: its own unmount counts too.
+        || path.last().is_some_and(|&tip| {
+            graph.stacks[graph.nodes[tip].stack]
+                .members
+                .iter()
+                .any(|&m| matches!(graph.nodes[m].flight.op.kind, Kind::Unmount | Kind::SuperShutdown))
+        })
+}
+
+fn seen_by(by: SeenBy) -> &'static str {
+    match by {
+        SeenBy::Uprobe => "uprobe",
+        SeenBy::Fentry => "fentry",
+        SeenBy::Kprobe => "kprobe",
+        SeenBy::Tracepoint => "tracepoint",
+        SeenBy::Proc => "/proc",
+    }
+}
+
+fn sync_leaf(graph: &Graph<'_>, path: &[usize], facts: &Facts) -> Leaf {
+    let Some(&tip) = path.last() else { return not_visible(String::new()) };
+    let op = &graph.nodes[tip].flight.op;
+    let overlay = op.fs_type.as_deref() == Some("overlay");
+    let (device, fs_type, confidence, evidence) = match op.device {
+        Some(d) if !overlay => (
+            Some(facts.device_name(d)),
+            op.fs_type.clone(),
+            Confidence::Proven,
+            format!("the sync is in flight, seen by {}", seen_by(op.seen_by)),
+        ),
+        // An overlay has no device of its own; its upper file system has.
+        _ => match upper_of(graph, tip, facts) {
+            Some((device, fs)) => (
+                Some(device),
+                Some(fs),
+                Confidence::Inferred,
+                "the sync is in flight; its device is from the mount table".to_owned(),
+            ),
+            None => (None, op.fs_type.clone(), Confidence::Inferred, "the sync is in flight".to_owned()),
+        },
+    };
+    let ends_in = if through_unmount(graph, path) {
+        EndsIn::UnmountSync { device, fs_type }
+    } else {
+        EndsIn::Sync { device, fs_type }
+    };
+    Leaf { ends_in, confidence, evidence }
+}
+
+/// Device and type of the upper file system of the operation's container, unless its unmount does not sync.
+fn upper_of(graph: &Graph<'_>, node: usize, facts: &Facts) -> Option<(DeviceName, String)> {
+    let container = facts.container_of(graph.nodes[node].container.as_deref()?)?;
+    let (device, fs) = container.upper.as_ref()?;
+    Some((facts.device_name(*device), fs.clone()))
+}
+
+fn unmount_leaf(graph: &Graph<'_>, path: &[usize], facts: &Facts, site: Option<&ThreadSite>) -> Leaf {
+    let Some(&tip) = path.last() else { return not_visible(String::new()) };
+    let node = &graph.nodes[tip];
+    let volatile =
+        node.container.as_deref().and_then(|id| facts.container_of(id)).and_then(|c| c.volatile) == Some(true);
+    let upper = if volatile { None } else { upper_of(graph, tip, facts) };
+    let own = node.flight.op.device.filter(|_| node.flight.op.fs_type.as_deref() != Some("overlay"));
+    if let Some(site) = site {
+        if let Some(what) = remote(site) {
+            let evidence = format!("kernel stack of thread {}", site.tid);
+            return Leaf {
+                ends_in: EndsIn::RemoteFileSystem { what: what.to_owned() },
+                confidence: Confidence::Inferred,
+                evidence,
+            };
+        }
+        if let Some(frame) = frame_of(site, &SYNCS) {
+            let from = if own.is_none() && upper.is_some() { "; the device is from the mount table" } else { "" };
+            let (device, fs_type) = match (own, upper) {
+                (Some(d), _) => (Some(facts.device_name(d)), node.flight.op.fs_type.clone()),
+                (None, Some((d, fs))) => (Some(d), Some(fs)),
+                (None, None) => (None, None),
+            };
+            let evidence = format!("kernel stack of thread {}: {frame}{from}", site.tid);
+            return Leaf {
+                ends_in: EndsIn::UnmountSync { device, fs_type },
+                confidence: Confidence::Inferred,
+                evidence,
+            };
+        }
+    }
+    let because = facts.blind_to("sync").unwrap_or_else(|| match site {
+        Some(s) => match s.kernel_stack.first() {
+            Some(frame) => format!("its thread sits in {}", frame.split('+').next().unwrap_or(frame)),
+            None => "no sync below it was seen".to_owned(),
+        },
+        None if volatile => "its overlay is volatile, so it does not sync".to_owned(),
+        None => "no sync below it was seen".to_owned(),
+    });
+    let (device, evidence) = match (own, upper) {
+        (Some(d), _) => (Some(facts.device_name(d)), format!("the shutdown is in flight, seen by {}", seen_by(node.flight.op.seen_by))),
+        (None, Some((d, _))) => (Some(d), "the device is from the mount table".to_owned()),
+        (None, None) => (None, format!("the unmount is in flight, seen by {}", seen_by(node.flight.op.seen_by))),
+    };
+    let confidence = if own.is_none() && device.is_some() { Confidence::Inferred } else { Confidence::Proven };
+    Leaf { ends_in: EndsIn::Unmount { device, because }, confidence, evidence }
+}
+
+/// A file system that is not a local disk, from kernel functions.
+fn remote(site: &ThreadSite) -> Option<&'static str> {
+    [("nfs", "NFS"), ("rpc_wait", "NFS"), ("fuse", "FUSE"), ("cifs", "CIFS"), ("ceph", "Ceph")]
+        .iter()
+        .find(|(prefix, _)| {
+            site.kernel_stack.iter().any(|f| {
+                f.trim_start_matches('_').starts_with(prefix)
+            })
+        })
+        .map(|(_, name)| *name)
+}
+
+/// A method of the shim below which nothing was seen.
+fn shim_leaf(
+    graph: &Graph<'_>,
+    tip: usize,
+    facts: &Facts,
+    failed: &FailedUnmounts,
+    site: Option<(&ThreadSite, bool)>,
+    now: Ns,
+) -> Leaf {
+    let op = &graph.nodes[tip].flight.op;
+    if let Some((site, _)) = site {
+        let told = format!("a thread of this shim ({}) sits in ", site.tid);
+        if let Some(frame) = frame_of(site, &["unix_stream_read", "unix_stream_recvmsg"]) {
+            return Leaf {
+                ends_in: EndsIn::CgroupOrDbus,
+                confidence: Confidence::Inferred,
+                evidence: format!("{told}{frame}: it reads from a local socket (D-Bus)"),
+            };
+        }
+        if let Some(frame) = frame_of(site, &["cgroup_", "memcg", "mem_cgroup"]) {
+            return Leaf {
+                ends_in: EndsIn::CgroupOrDbus,
+                confidence: Confidence::Inferred,
+                evidence: format!("{told}{frame}"),
+            };
+        }
+        if op.method == "Delete" && frame_of(site, &["cleanup_mnt", "path_umount", "generic_shutdown_super"]).is_some()
+        {
+            let leaf = unmount_leaf(graph, &[tip], facts, Some(site));
+            let evidence = format!("{told}an unmount; {}", leaf.evidence);
+            return Leaf { confidence: Confidence::Inferred, evidence, ..leaf };
+        }
+    }
+    // The failed calls may have been recorded on the thread.
+    let by = [op.actor.g, Some(u64::from(op.actor.tid))];
+    if op.method == "Delete"
+        && let Some(&(failures, last)) = by.iter().flatten().find_map(|&actor| failed.get(&(op.actor.pid, actor)))
+        && last >= op.begin
+        && last.saturating_add(limits::RETRY_GAP) >= now
+    {
+        return Leaf {
+            ends_in: EndsIn::MountBusy { failures },
+            confidence: Confidence::Proven,
+            evidence: format!("its last {failures} unmounts failed with EBUSY"),
+        };
+    }
+    match op.method.as_str() {
+        "Delete" => match facts.blind_to("unmount") {
+            Some(reason) => not_visible(format!("unmount, runc delete or draining output; {reason}")),
+            None => Leaf {
+                ends_in: EndsIn::IoDrain,
+                confidence: Confidence::Inferred,
+                evidence: "it is not in an unmount; what is left is draining output, or runc delete".to_owned(),
+            },
+        },
+        "Update" | "Kill" | "KillAll" | "Start" | "Pause" | "Resume" | "Checkpoint" | "Create" | "Exec"
+            if op.kind == Kind::InitMethod || op.method == "Create" =>
+        {
+            Leaf {
+                ends_in: EndsIn::CgroupOrDbus,
+                confidence: Confidence::Inferred,
+                evidence: format!("it waits for no lock; what is left of {} is runc", op.method),
+            }
+        }
+        method => not_visible(format!("what {method} does in the shim is not recorded")),
+    }
+}

@@ -1,0 +1,61 @@
+//! The bound of every collection in the correlator. What does not fit is counted and shown, never kept.
+
+use crate::event::Ns;
+use crate::thresholds::{LATENESS, MILLISECOND, POLL_EVERY, SECOND};
+
+/// Operations in flight. A node at its pod limit with a full convoy has a few thousand.
+pub const OPERATIONS: usize = 16_384;
+/// Ended operations that are remembered so that a late report does not bring them back.
+pub const ENDED: usize = 16_384;
+/// Processes that take part.
+pub const PROCESSES: usize = 4_096;
+/// Processes that are gone and remembered so that a late report does not bring their operations back.
+pub const GONE: usize = 4_096;
+/// Containers. Those whose shim is gone make room first.
+pub const CONTAINERS: usize = 4_096;
+/// Locks whose owner is known.
+pub const LOCKS: usize = 4_096;
+/// Threads whose kernel site is known.
+pub const SITES: usize = 1_024;
+/// Block devices.
+pub const DEVICES: usize = 256;
+/// Blind spots.
+pub const BLIND_SPOTS: usize = 256;
+/// Lock waits that have just ended and may go on as a new wait of the same goroutine for the same lock.
+pub const SETTLING: usize = 4_096;
+/// Actors whose last unmount failed.
+pub const FAILED_UNMOUNTS: usize = 256;
+/// Incidents that are open.
+pub const INCIDENTS: usize = 128;
+/// Slow relists (or list calls that stand for them) in flight.
+pub const SLOW_RELISTS: usize = 4_096;
+/// Operations by which an incident is known again when what it ends in changes.
+pub const INCIDENT_MEMBERS: usize = 256;
+
+/// Links of one chain; a longer one ends there and says so.
+pub const LINKS: usize = 48;
+/// Diagnoses in a frame.
+pub const DIAGNOSES: usize = 64;
+/// Stuck calls listed in a diagnosis.
+pub const STUCK_CALLS_SHOWN: usize = 32;
+/// Containers listed in a diagnosis or an incident.
+pub const SUBJECTS_SHOWN: usize = 16;
+/// Operations in flight listed in a frame.
+pub const IN_FLIGHT_SHOWN: usize = 256;
+/// CRI methods with a distribution of their own.
+pub const METHODS: usize = 24;
+
+/// A new wait of the same goroutine for the same lock goes on from the one before if it begins within this.
+pub const REQUEUE_GAP: Ns = 5 * MILLISECOND;
+/// How long after the end of a lock wait a renewed wait may still be unreported: floor, poll, and lateness.
+pub const SETTLE: Ns = crate::thresholds::floor(crate::event::Kind::LockWait) + POLL_EVERY + LATENESS;
+/// A thread's site is believed this long.
+pub const SITE_FRESH: Ns = 5 * SECOND;
+/// In-flight state that was last read completely longer ago than this is a blind spot.
+pub const POLL_STALE: Ns = 2 * SECOND;
+/// Facts about a lock are kept this long after the last operation that referred to it.
+pub const LOCK_GRACE: Ns = SECOND;
+/// Ended operations are remembered this long after they were last heard of.
+pub const ENDED_MEMORY: Ns = 30 * SECOND;
+/// A failed unmount counts as part of a retry loop this long (containerd retries every 50 ms).
+pub const RETRY_GAP: Ns = SECOND;

@@ -1,0 +1,396 @@
+//! The heart: from events to diagnoses. A pure function of events and `tick(now)`: same events in, same frames out,
+//! byte for byte. No I/O, no clock, no threads.
+//!
+//! ```text
+//! event ─┬─> operations   what is in flight, what is over                 (operations.rs)
+//!        └─> facts        processes, containers, locks, devices, losses   (facts.rs)
+//! tick ───> graph         who waits for whom, and what that rests on      (graph.rs, ground.rs)
+//!        ─> diagnoses     chains from stuck calls to their ends           (diagnosis.rs, leaf.rs, advice.rs)
+//!        ─> incidents     diagnoses over time                             (incident.rs)
+//!        ─> frame         all of it as plain data                         (frame.rs)
+//! ```
+//!
+//! Events should come in the order of their times ([`crate::order`]); what comes later than that does no harm: a report
+//! of something that is over never brings it back.
+
+mod advice;
+mod diagnosis;
+mod facts;
+pub mod frame;
+mod graph;
+pub mod ground;
+mod incident;
+mod leaf;
+pub mod limits;
+mod operations;
+#[doc(hidden)]
+pub mod scenario;
+pub mod words;
+
+pub use diagnosis::{explains, has_edge};
+pub use frame::*;
+
+use crate::event::{Body, Event, Kind, Ns, OperationId, Outcome, Role};
+use crate::stats::Stats;
+use crate::thresholds::{SECOND, Thresholds, floor};
+use diagnosis::{Inputs, RelistHealth};
+use facts::Facts;
+use graph::{Graph, RELIST_CALLS};
+use incident::Incidents;
+use leaf::FailedUnmounts;
+use operations::{Finished, Operations};
+use std::collections::BTreeMap;
+
+/// `EBUSY`.
+const EBUSY: i32 = 16;
+/// The kubelet gives up a CRI call after this; a relist that took longer has not succeeded.
+const CRI_TIMEOUT: Ns = 120 * SECOND;
+
+/// Turns events into frames.
+#[derive(Clone, Debug)]
+pub struct Correlator {
+    thresholds: Thresholds,
+    operations: Operations,
+    facts: Facts,
+    stats: Stats,
+    incidents: Incidents,
+    failed: FailedUnmounts,
+    failed_dropped: u64,
+    /// What ended since the last tick without having been seen in flight.
+    unseen: Vec<Finished>,
+    health: RelistHealth,
+    relists: RelistSummary,
+    /// Slow relists in flight, and whether their chain has reached an end that explains them.
+    slow_relists: BTreeMap<OperationId, bool>,
+}
+
+impl Correlator {
+    /// A correlator that knows nothing yet.
+    pub fn new(thresholds: Thresholds) -> Self {
+        Correlator {
+            thresholds,
+            operations: Operations::default(),
+            facts: Facts::default(),
+            stats: Stats::default(),
+            incidents: Incidents::default(),
+            failed: FailedUnmounts::new(),
+            failed_dropped: 0,
+            unseen: Vec::new(),
+            health: RelistHealth::default(),
+            relists: RelistSummary::default(),
+            slow_relists: BTreeMap::new(),
+        }
+    }
+
+    /// Takes note of what happened.
+    pub fn apply(&mut self, event: &Event) {
+        let at = event.at;
+        self.operations.next_event();
+        match &event.body {
+            Body::InFlight(op) => {
+                if !operations::lasts_by_design(op) && !self.facts.is_of_the_past(op) {
+                    let settled = self.operations.report(op, at);
+                    settled.iter().for_each(|f| self.finished(f));
+                }
+            }
+            Body::Ended(op, outcome) => {
+                if !operations::lasts_by_design(op) {
+                    for f in self.operations.end(op, *outcome, at) {
+                        self.finished(&f);
+                        if !f.was_seen && self.unseen.len() < limits::SUBJECTS_SHOWN {
+                            self.unseen.push(f);
+                        }
+                    }
+                }
+            }
+            Body::Woken { by, waiter, semaphore } => self.operations.woken(by, waiter, *semaphore, at),
+            Body::PollComplete { kinds, older_than } => self.operations.complete(kinds, *older_than, at),
+            Body::Process(process) => {
+                if let Some(started) = self.facts.process(process, at) {
+                    self.operations.process_gone(process.pid, started);
+                }
+            }
+            Body::ProcessGone { pid } => {
+                self.operations.process_gone(*pid, at);
+                self.facts.process_gone(*pid, at);
+            }
+            Body::Container(container) => self.facts.container(container),
+            Body::LockIdentity { pid, base, lock } => self.facts.lock(*pid, *base, lock, at),
+            Body::ThreadSite(site) => self.facts.site(site, at),
+            Body::Device(device) => self.facts.device(device, at),
+            Body::Memory { dirty, writeback } => {
+                self.facts.memory = Some(Memory { dirty: *dirty, writeback: *writeback });
+            }
+            Body::Lost { at: point, count } => {
+                self.facts.lost(*point, *count);
+                // What came late was passed on all the same: nothing is missing.
+                if *point != crate::event::LossPoint::Late && *count > 0 {
+                    self.operations.lost(at);
+                }
+            }
+            Body::BlindSpot { what, reason } => self.facts.blind_spot(what, reason),
+        }
+    }
+
+    /// An operation has ended.
+    fn finished(&mut self, f: &Finished) {
+        let took = f.at.saturating_sub(f.op.begin);
+        self.stats.record(&f.op, f.outcome, took);
+        let list = f.op.kind == Kind::CriCall && RELIST_CALLS[..2].contains(&f.op.method.as_str());
+        match f.op.kind {
+            Kind::Unmount => self.unmounted(f),
+            Kind::Relist => self.relisted(f, took),
+            Kind::CriCall if list && !self.facts.has_role(Role::Kubelet) => self.relisted(f, took),
+            _ => {}
+        }
+    }
+
+    fn unmounted(&mut self, f: &Finished) {
+        let actor = f.op.actor.g.unwrap_or(u64::from(f.op.actor.tid));
+        let key = (f.op.actor.pid, actor);
+        if f.outcome != Outcome::Errno(EBUSY) {
+            self.failed.remove(&key);
+            return;
+        }
+        if self.failed.len() >= limits::FAILED_UNMOUNTS && !self.failed.contains_key(&key) {
+            self.failed_dropped = self.failed_dropped.saturating_add(1);
+            return;
+        }
+        let entry = self.failed.entry(key).or_insert((0, f.at));
+        let in_a_row = entry.1.saturating_add(limits::RETRY_GAP) >= f.at;
+        *entry = (if in_a_row { entry.0.saturating_add(1) } else { 1 }, f.at);
+    }
+
+    fn relisted(&mut self, f: &Finished, took: Ns) {
+        self.relists.longest = self.relists.longest.max(took);
+        let id = f.op.id();
+        if took >= self.thresholds.shown && !self.slow_relists.contains_key(&id) {
+            // It was over before a tick saw its chain.
+            self.relists.unexplained = self.relists.unexplained.saturating_add(1);
+        }
+        if f.outcome == Outcome::Done && took < CRI_TIMEOUT {
+            self.health.bad = None;
+            return;
+        }
+        let first = match self.health.bad {
+            Some((first, last_end)) if f.op.begin.saturating_sub(last_end) <= 2 * SECOND => first.min(f.op.begin),
+            _ => f.op.begin,
+        };
+        self.health.bad = Some((first, f.at));
+    }
+
+    /// Says what is known at `now`.
+    pub fn tick(&mut self, now: Ns) -> Frame {
+        for f in self.operations.settle(now) {
+            self.finished(&f);
+        }
+        self.failed.retain(|_, (_, last)| last.saturating_add(limits::RETRY_GAP) >= now);
+        self.facts.forget_sites(now);
+        let blind_spots = self.blind_spots(now);
+        let blind: Vec<String> = blind_spots.iter().map(|b| format!("{}: {}", b.what, b.reason)).collect();
+
+        let graph = Graph::build(&self.operations, &self.facts, now);
+        let mut diagnoses = Inputs {
+            graph: &graph,
+            facts: &self.facts,
+            failed: &self.failed,
+            thresholds: &self.thresholds,
+            health: self.health,
+            blind: &blind,
+            now,
+        }
+        .diagnose();
+        let (in_flight, in_flight_total) = self.in_flight(&graph, now);
+        let lock_bases: std::collections::BTreeSet<(u32, u64)> = graph
+            .nodes
+            .iter()
+            .flat_map(|n| {
+                let pid = n.flight.op.actor.pid;
+                let held = operations::held_base(&n.flight.op).map(|base| (pid, base));
+                let waited = (n.flight.op.kind == Kind::LockWait)
+                    .then(|| [4, 8, 12].map(|o| (pid, n.flight.op.object.wrapping_sub(o))));
+                held.into_iter().chain(waited.into_iter().flatten())
+            })
+            .collect();
+        drop(graph);
+        self.facts.forget_locks(now, |pid, base| lock_bases.contains(&(pid, base)));
+
+        self.note_losses(&mut diagnoses.found, now);
+        let incidents = self.incidents.tick(
+            &mut diagnoses.found,
+            &self.unseen,
+            &self.operations,
+            &self.facts,
+            &self.thresholds,
+            now,
+        );
+        self.unseen.clear();
+        self.sum_up_relists(&diagnoses, now);
+        Frame {
+            now,
+            diagnoses: diagnoses.found.into_iter().map(|f| f.diagnosis).collect(),
+            diagnoses_total: diagnoses.total,
+            incidents,
+            in_flight,
+            in_flight_total,
+            relists: self.relists.clone(),
+            losses: self.facts.losses(),
+            dropped: self.dropped(),
+            uncertain_ends: self.operations.uncertain_ends,
+            blind_spots,
+            distributions: self.stats.distributions(),
+            memory: self.facts.memory,
+            devices: self.facts.device_states(),
+        }
+    }
+
+    fn blind_spots(&self, now: Ns) -> Vec<BlindSpot> {
+        let mut all = self.facts.blind_spots();
+        if let Some(last) = self.operations.polls_older(now.saturating_sub(limits::POLL_STALE)) {
+            let ago = words::duration(now.saturating_sub(last));
+            all.push(BlindSpot {
+                what: "operations in flight".to_owned(),
+                reason: format!("last read completely {ago} ago"),
+            });
+        }
+        all
+    }
+
+    /// A diagnosis over a time in which records were lost says so.
+    fn note_losses(&self, found: &mut [diagnosis::Found], now: Ns) {
+        let Some(last) = self.operations.last_loss() else { return };
+        let lost: u64 = self.facts.losses().iter().map(|l| l.count).sum();
+        for f in found {
+            if last >= now.saturating_sub(f.diagnosis.chain.age) {
+                f.diagnosis.blind_spots.push(format!(
+                    "{lost} records were lost, the last {} ago",
+                    words::duration(now.saturating_sub(last))
+                ));
+            }
+        }
+    }
+
+    fn in_flight(&self, graph: &Graph<'_>, now: Ns) -> (Vec<InFlight>, u64) {
+        let mut nodes: Vec<usize> = (0..graph.nodes.len())
+            .filter(|&i| {
+                let f = graph.nodes[i].flight;
+                now.saturating_sub(f.op.begin) >= floor(f.op.kind)
+            })
+            .collect();
+        nodes.sort_by_key(|&i| (graph.nodes[i].flight.since, i));
+        let total = self.operations.len() as u64;
+        let list = nodes
+            .into_iter()
+            .take(limits::IN_FLIGHT_SHOWN)
+            .map(|i| {
+                let node = &graph.nodes[i];
+                InFlight {
+                    operation: node.flight.op.clone(),
+                    who: self.facts.who(&node.flight.op.actor),
+                    subject: node.container.as_deref().map(|id| self.facts.subject(id)),
+                    age: now.saturating_sub(node.flight.since),
+                }
+            })
+            .collect();
+        (list, total)
+    }
+
+    /// Splits slow relists into explained and unexplained.
+    fn sum_up_relists(&mut self, diagnoses: &diagnosis::Diagnoses, now: Ns) {
+        self.relists.stand_in = diagnoses.stand_in;
+        for f in &diagnoses.found {
+            let explained = explains(&f.diagnosis.ends_in);
+            for id in &f.relists {
+                if self.slow_relists.len() < limits::SLOW_RELISTS || self.slow_relists.contains_key(id) {
+                    *self.slow_relists.entry(id.clone()).or_insert(false) |= explained;
+                }
+            }
+        }
+        let over: Vec<(OperationId, bool)> = self
+            .slow_relists
+            .iter()
+            .filter(|(id, _)| !self.operations.contains(id))
+            .map(|(id, explained)| (id.clone(), *explained))
+            .collect();
+        for (id, explained) in over {
+            self.slow_relists.remove(&id);
+            let counter = if explained { &mut self.relists.explained } else { &mut self.relists.unexplained };
+            *counter = counter.saturating_add(1);
+        }
+        self.relists.in_flight = diagnoses
+            .found
+            .iter()
+            .flat_map(|f| &f.relists)
+            .map(|id| now.saturating_sub(id.begin))
+            .max();
+    }
+
+    fn dropped(&self) -> Vec<Dropped> {
+        let own = [
+            ("operations in flight", limits::OPERATIONS, self.operations.refused),
+            ("ended operations", limits::ENDED, self.operations.forgotten),
+            ("lock waits that may go on", limits::SETTLING, self.operations.unsettled),
+            ("incidents", limits::INCIDENTS, self.incidents.refused),
+            ("failed unmounts", limits::FAILED_UNMOUNTS, self.failed_dropped),
+            ("distributions of CRI methods", limits::METHODS, self.stats.dropped),
+        ];
+        own.into_iter()
+            .chain(self.facts.dropped.iter().map(|(&(what, limit), &count)| (what, limit, count)))
+            .filter(|(_, _, count)| *count > 0)
+            .map(|(what, limit, count)| Dropped { what: what.to_owned(), limit: limit as u64, count })
+            .collect()
+    }
+
+    /// Sizes of all bounded collections beside their bounds, for tests.
+    #[doc(hidden)]
+    pub fn sizes(&self) -> Vec<(usize, usize)> {
+        let [flights, past, order, settling] = self.operations.sizes();
+        let mut all = vec![
+            (flights, limits::OPERATIONS),
+            (past, limits::ENDED),
+            (order, limits::ENDED),
+            (settling, limits::SETTLING),
+            (self.failed.len(), limits::FAILED_UNMOUNTS),
+            (self.incidents.len(), limits::INCIDENTS),
+            (self.slow_relists.len(), limits::SLOW_RELISTS),
+            (self.unseen.len(), limits::SUBJECTS_SHOWN),
+        ];
+        all.extend(self.facts.sizes());
+        all
+    }
+}
+
+/// What decides between events of the same time, so that the order of arrival does not: facts first, then operations
+/// in flight, then ends, then what sums them up. For [`crate::order::Orderer`].
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct TieBreak(u8, Option<OperationId>, u64, u64, String);
+
+impl TieBreak {
+    /// Of this event.
+    pub fn of(event: &Event) -> Self {
+        let plain = |class, a, b| TieBreak(class, None, a, b, String::new());
+        match &event.body {
+            Body::Process(p) => plain(0, u64::from(p.pid), p.started),
+            Body::Container(c) => TieBreak(1, None, 0, 0, c.id.clone()),
+            Body::Device(d) => plain(2, u64::from(d.device.major), u64::from(d.device.minor)),
+            Body::Memory { dirty, writeback } => plain(3, *dirty, *writeback),
+            Body::BlindSpot { what, .. } => TieBreak(4, None, 0, 0, what.clone()),
+            Body::LockIdentity { pid, base, .. } => plain(5, u64::from(*pid), *base),
+            Body::ThreadSite(s) => plain(6, u64::from(s.pid), u64::from(s.tid)),
+            Body::InFlight(op) => TieBreak(7, Some(op.id()), 0, 0, String::new()),
+            Body::Woken { by, waiter, semaphore } => TieBreak(
+                8,
+                None,
+                *semaphore,
+                waiter.g.unwrap_or(0),
+                format!("{} {}", waiter.pid, by.g.unwrap_or(0)),
+            ),
+            Body::Ended(op, _) => TieBreak(9, Some(op.id()), 0, 0, String::new()),
+            Body::Lost { at, count } => plain(10, *at as u64, *count),
+            Body::PollComplete { kinds, older_than } => {
+                TieBreak(11, None, *older_than, 0, format!("{kinds:?}"))
+            }
+            Body::ProcessGone { pid } => plain(12, u64::from(*pid), 0),
+        }
+    }
+}

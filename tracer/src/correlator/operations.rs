@@ -1,0 +1,589 @@
+//! Operations in flight: what begins them, what ends them, and what makes a report stale.
+//!
+//! ```text
+//!            InFlight (poll, again and again)                 Ended (ring)
+//!   unknown ────────────────────────────────> in flight ───────────────────────> past: returned
+//!                                                │  │ └─ absent from a complete poll ─> past: absent ──┐
+//!                                                │  └─── its actor has moved on ──────> past: moved on │ reported again
+//!                                                └────── its process is gone ─────────> (forgotten)    └──> in flight
+//! ```
+//!
+//! A report of an operation that is past never brings it back, except when it was only taken for ended because a poll
+//! did not mention it.
+
+use super::limits;
+use crate::event::{Actor, Kind, Ns, Operation, OperationId, Outcome};
+use std::collections::BTreeMap;
+
+/// Offset of `mu` in the shim's `process.Init` (the same in containerd 1.4 to 2.1).
+pub const INIT_MU: u64 = 0x20;
+
+/// Methods of the shim's `process.Init` that take `Init.mu` for their whole body (containerd main and 1.4 to 2.1).
+const TAKES_MU: [&str; 14] = [
+    "Update",
+    "Delete",
+    "Kill",
+    "KillAll",
+    "Status",
+    "SetExited",
+    "ExitStatus",
+    "ExitedAt",
+    "Start",
+    "Pause",
+    "Resume",
+    "Resize",
+    "Exec",
+    "Checkpoint",
+];
+
+/// An operation in flight with what the correlator has learnt about it.
+#[derive(Clone, Debug)]
+pub struct Flight {
+    /// As reported; later reports fill what earlier ones left open.
+    pub op: Operation,
+    /// Its begin, or the begin of the first of several merged lock waits.
+    pub since: Ns,
+    /// Number of the event that reported it last.
+    pub reported: u64,
+    /// Time of that event.
+    pub reported_at: Ns,
+    /// Complete polls in a row that did not mention it.
+    pub missed: u8,
+    /// When its actor got the lock that this operation holds, if it had to wait for it.
+    pub held_since: Option<Ns>,
+    /// When its actor was seen to release the lock that this operation held.
+    pub released_at: Option<Ns>,
+    /// When somebody made this lock wait runnable.
+    pub woken: Option<Ns>,
+}
+
+/// Why an operation is no longer in flight.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum EndedBy {
+    /// Its end was reported.
+    Returned,
+    /// A complete poll did not mention it.
+    Absent,
+    /// Its actor has done something since that it could not have done within it.
+    MovedOn,
+}
+
+/// An operation that is over, remembered for a while.
+#[derive(Clone, Debug)]
+struct Past {
+    by: EndedBy,
+    at: Ns,
+    /// Key of the entry in `Operations::past_order`.
+    order: (Ns, u64),
+    /// What was known of it, if it may come back.
+    flight: Option<Box<Flight>>,
+}
+
+/// An operation whose end was reported.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Finished {
+    /// The operation.
+    pub op: Operation,
+    /// When it ended.
+    pub at: Ns,
+    /// How.
+    pub outcome: Outcome,
+    /// Whether it had been seen in flight.
+    pub was_seen: bool,
+}
+
+/// A lock wait that has ended and may go on as a new one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Settling {
+    /// The semaphore.
+    pub semaphore: u64,
+    /// Begin of the first of the merged waits.
+    pub since: Ns,
+    /// When it ended.
+    pub ended: Ns,
+}
+
+/// All operations in flight, and the memory that keeps stale reports out.
+#[derive(Clone, Debug, Default)]
+pub struct Operations {
+    flights: BTreeMap<OperationId, Flight>,
+    past: BTreeMap<OperationId, Past>,
+    past_order: BTreeMap<(Ns, u64), OperationId>,
+    settling: BTreeMap<(u32, u64), Settling>,
+    /// Per kind: number and time of the last complete poll.
+    polls: BTreeMap<Kind, (u64, Ns)>,
+    /// Number of the current event.
+    sequence: u64,
+    /// Number and time of the last loss that may hide an operation.
+    last_loss: Option<(u64, Ns)>,
+    /// Ends that were inferred, not reported.
+    pub uncertain_ends: u64,
+    /// Reports refused because [`limits::OPERATIONS`] was reached.
+    pub refused: u64,
+    /// Ended operations forgotten early because [`limits::ENDED`] was reached.
+    pub forgotten: u64,
+    /// Lock waits counted early because [`limits::SETTLING`] was reached.
+    pub unsettled: u64,
+}
+
+/// The lock an operation holds, or waits for within: its base address.
+pub fn held_base(op: &Operation) -> Option<u64> {
+    match op.kind {
+        Kind::StatusUpdate | Kind::LockHold if op.object != 0 => Some(op.object),
+        Kind::InitMethod if op.object != 0 && TAKES_MU.contains(&op.method.as_str()) => op.object.checked_add(INIT_MU),
+        _ => None,
+    }
+}
+
+/// Whether an operation lasts for as long as somebody likes and so says nothing about being stuck.
+pub fn lasts_by_design(op: &Operation) -> bool {
+    matches!(op.kind, Kind::ShimCall | Kind::ShimServe | Kind::InitMethod) && op.method == "Wait"
+}
+
+/// Whether this kind is seen in the kernel, on a thread, rather than in a Go program.
+pub fn is_kernel(kind: Kind) -> bool {
+    matches!(kind, Kind::Unmount | Kind::SuperShutdown | Kind::Sync)
+}
+
+/// Whether `newer`, which began later on the same goroutine or thread, could not have begun while `older` lasted.
+fn excludes(newer: &Operation, older: &Operation) -> bool {
+    if let (Some(a), Some(b)) = (newer.actor.goid, older.actor.goid)
+        && a != b
+    {
+        // The runtime has reused the g: the goroutine of the older one is gone.
+        return true;
+    }
+    match older.kind {
+        // A parked goroutine begins nothing.
+        Kind::LockWait => true,
+        Kind::Relist
+        | Kind::CriClient
+        | Kind::CriCall
+        | Kind::StatusUpdate
+        | Kind::ExitHandling
+        | Kind::ShimCall
+        | Kind::ShimServe => newer.kind == older.kind,
+        Kind::Unmount => newer.kind == Kind::Unmount && newer.seen_by == older.seen_by,
+        // Nested for another super block, never for the same; an unmount never begins within.
+        Kind::SuperShutdown | Kind::Sync => {
+            newer.kind == Kind::Unmount
+                || (newer.kind == older.kind && newer.object == older.object && newer.object != 0)
+        }
+        Kind::InitMethod | Kind::LockHold => false,
+    }
+}
+
+/// First possible identity of an actor's operations.
+fn first_of(pid: u32, actor: u64) -> OperationId {
+    OperationId { pid, actor, kind: Kind::Relist, method: String::new(), object: 0, begin: 0 }
+}
+
+fn actor_key(actor: &Actor) -> (u32, u64) {
+    (actor.pid, actor.g.unwrap_or(u64::from(actor.tid)))
+}
+
+impl Operations {
+    /// Counts one more event; to be called once for each, before anything else.
+    pub fn next_event(&mut self) {
+        self.sequence = self.sequence.saturating_add(1);
+    }
+
+    /// All in flight, in the order of their identities.
+    pub fn iter(&self) -> impl Iterator<Item = &Flight> {
+        self.flights.values()
+    }
+
+    /// How many are in flight.
+    pub fn len(&self) -> usize {
+        self.flights.len()
+    }
+
+    /// Whether this operation is in flight.
+    pub fn contains(&self, id: &OperationId) -> bool {
+        self.flights.contains_key(id)
+    }
+
+    /// How this operation ended, if it is over and remembered.
+    pub fn ended_by(&self, id: &OperationId) -> Option<EndedBy> {
+        self.past.get(id).map(|p| p.by)
+    }
+
+    /// Lock waits that have ended lately, by process and actor.
+    pub fn settling(&self, actor: &Actor) -> Option<&Settling> {
+        self.settling.get(&actor_key(actor))
+    }
+
+    /// When records were last lost in a way that may hide an operation.
+    pub fn last_loss(&self) -> Option<Ns> {
+        self.last_loss.map(|(_, at)| at)
+    }
+
+    /// Kinds whose in-flight state was last read completely before `than`, oldest first.
+    pub fn polls_older(&self, than: Ns) -> Option<Ns> {
+        self.polls.values().map(|&(_, at)| at).filter(|&at| at < than).min()
+    }
+
+    /// Sizes of the bounded collections, for tests.
+    pub fn sizes(&self) -> [usize; 4] {
+        [self.flights.len(), self.past.len(), self.past_order.len(), self.settling.len()]
+    }
+
+    /// Ids of an actor's operations in flight.
+    fn ids_of(&self, pid: u32, actor: u64) -> impl Iterator<Item = (&OperationId, &Flight)> {
+        self.flights.range(first_of(pid, actor)..).take_while(move |(id, _)| id.pid == pid && id.actor == actor)
+    }
+
+    /// A poll, or the ring, says that this operation is in flight at `at`. Returns lock waits that have thereby settled.
+    pub fn report(&mut self, op: &Operation, at: Ns) -> Option<Finished> {
+        let id = op.id();
+        if let Some(flight) = self.flights.get_mut(&id) {
+            flight.reported = self.sequence;
+            flight.reported_at = flight.reported_at.max(at);
+            flight.missed = 0;
+            fill(&mut flight.op, op);
+            return None;
+        }
+        let mut revived = None;
+        if let Some(past) = self.past.get_mut(&id) {
+            if past.by != EndedBy::Absent || at <= past.at {
+                // Stale: the kernel half still has it in its map, or the report was on its way. Remember for longer.
+                let order = (at.max(past.order.0), self.sequence);
+                self.past_order.remove(&past.order);
+                past.order = order;
+                self.past_order.insert(order, id);
+                return None;
+            }
+            revived = past.flight.take();
+            let order = past.order;
+            self.past_order.remove(&order);
+            self.past.remove(&id);
+            self.uncertain_ends = self.uncertain_ends.saturating_sub(1);
+        }
+        let (pid, actor) = actor_key(&op.actor);
+        let mut over = Vec::new();
+        let mut stale = false;
+        for (other_id, other) in self.ids_of(pid, actor) {
+            if other.op.begin < op.begin && excludes(op, &other.op) {
+                over.push(other_id.clone());
+            } else if op.begin < other.op.begin && excludes(&other.op, op) {
+                stale = true;
+            }
+        }
+        for other in over {
+            self.drop_flight(&other, EndedBy::MovedOn, at);
+        }
+        if stale {
+            self.uncertain_ends = self.uncertain_ends.saturating_add(1);
+            self.remember(id, EndedBy::MovedOn, at, None);
+            return None;
+        }
+        if self.flights.len() >= limits::OPERATIONS {
+            self.refused = self.refused.saturating_add(1);
+            return None;
+        }
+        let mut flight = match revived {
+            Some(mut flight) => {
+                fill(&mut flight.op, op);
+                *flight
+            }
+            None => Flight {
+                op: op.clone(),
+                since: op.begin,
+                reported: 0,
+                reported_at: at,
+                missed: 0,
+                held_since: None,
+                released_at: None,
+                woken: None,
+            },
+        };
+        flight.reported = self.sequence;
+        flight.reported_at = at;
+        flight.missed = 0;
+        let mut settled = None;
+        if let Some(&wait) = self.settling.get(&(pid, actor)) {
+            if op.kind == Kind::LockWait {
+                if continues(&wait, op) {
+                    flight.since = flight.since.min(wait.since);
+                    self.settling.remove(&(pid, actor));
+                    for held in self.holding(pid, actor, wait.semaphore) {
+                        if let Some(h) = self.flights.get_mut(&held) {
+                            h.held_since = None;
+                        }
+                    }
+                }
+            } else if held_base(op).is_some_and(|base| may_be_at(base, wait.semaphore)) && op.begin <= wait.since {
+                flight.held_since = flight.held_since.or(Some(wait.ended));
+            }
+            if op.kind == Kind::LockWait && !continues(&wait, op) && op.begin > wait.ended {
+                settled = self.settling.remove(&(pid, actor)).map(|w| settled_wait(&op.actor, &w));
+            }
+        }
+        self.flights.insert(id, flight);
+        settled
+    }
+
+    /// The end of this operation was reported. Returns what ended, unless it was known already; a lock wait is returned
+    /// only once it has settled, see [`Operations::settle`].
+    pub fn end(&mut self, op: &Operation, outcome: Outcome, at: Ns) -> Vec<Finished> {
+        let id = op.id();
+        let mut finished = Vec::new();
+        let mut since = op.begin;
+        let mut whole = op.clone();
+        let mut was_seen = true;
+        if let Some(flight) = self.flights.remove(&id) {
+            since = flight.since;
+            whole = flight.op;
+            fill(&mut whole, op);
+        } else if let Some(past) = self.past.get(&id) {
+            if past.by == EndedBy::Returned {
+                return finished;
+            }
+            self.uncertain_ends = self.uncertain_ends.saturating_sub(1);
+            if let Some(flight) = &past.flight {
+                since = flight.since;
+            }
+        } else {
+            was_seen = false;
+        }
+        self.remember(id, EndedBy::Returned, at, None);
+        self.end_nested(&whole, at);
+        let (pid, actor) = actor_key(&op.actor);
+        if op.kind == Kind::LockWait {
+            if let Some(&before) = self.settling.get(&(pid, actor)) {
+                if continues(&before, op) {
+                    since = since.min(before.since);
+                } else {
+                    finished.push(settled_wait(&op.actor, &before));
+                }
+            }
+            for held in self.holding(pid, actor, op.object) {
+                if let Some(h) = self.flights.get_mut(&held) {
+                    h.held_since = Some(h.held_since.map_or(at, |t| t.max(at)));
+                }
+            }
+            let wait = Settling { semaphore: op.object, since, ended: at };
+            if self.settling.len() >= limits::SETTLING && !self.settling.contains_key(&(pid, actor)) {
+                self.unsettled = self.unsettled.saturating_add(1);
+                finished.push(settled_wait(&op.actor, &wait));
+            } else {
+                self.settling.insert((pid, actor), wait);
+            }
+            return finished;
+        }
+        finished.push(Finished { op: whole, at, outcome, was_seen });
+        finished
+    }
+
+    /// Lock waits that have ended and were not taken up again.
+    pub fn settle(&mut self, now: Ns) -> Vec<Finished> {
+        let done: Vec<(u32, u64)> = self
+            .settling
+            .iter()
+            .filter(|(_, w)| w.ended.saturating_add(limits::SETTLE) < now)
+            .map(|(key, _)| *key)
+            .collect();
+        let mut finished = Vec::with_capacity(done.len());
+        for key in done {
+            if let Some(wait) = self.settling.remove(&key) {
+                let actor = Actor { pid: key.0, tid: 0, g: Some(key.1), goid: None };
+                finished.push(settled_wait(&actor, &wait));
+            }
+        }
+        while let Some((&order, id)) = self.past_order.first_key_value() {
+            if order.0.saturating_add(limits::ENDED_MEMORY) >= now {
+                break;
+            }
+            self.past.remove(id);
+            self.past_order.remove(&order);
+        }
+        finished
+    }
+
+    /// `by` made `waiter` runnable by releasing `semaphore`.
+    pub fn woken(&mut self, by: &Actor, waiter: &Actor, semaphore: u64, at: Ns) {
+        let (pid, actor) = actor_key(waiter);
+        for id in self.ids_of(pid, actor).map(|(id, _)| id.clone()).collect::<Vec<_>>() {
+            if let Some(flight) = self.flights.get_mut(&id)
+                && flight.op.kind == Kind::LockWait
+                && flight.op.object == semaphore
+                && flight.op.begin <= at
+            {
+                flight.woken = Some(at);
+            }
+        }
+        let (pid, actor) = actor_key(by);
+        for held in self.holding(pid, actor, semaphore) {
+            if let Some(h) = self.flights.get_mut(&held)
+                && h.op.begin <= at
+            {
+                h.released_at = Some(at);
+            }
+        }
+    }
+
+    /// A poll of `kinds` is complete.
+    pub fn complete(&mut self, kinds: &[Kind], older_than: Ns, at: Ns) {
+        for &kind in kinds {
+            let (previous, previous_at) = self.polls.get(&kind).copied().unwrap_or((0, 0));
+            if previous != 0 && at <= previous_at {
+                continue; // The same poll again, or an older one that came late: says nothing new.
+            }
+            self.polls.insert(kind, (self.sequence, at));
+            let lossy = self.last_loss.is_some_and(|(sequence, _)| sequence > previous);
+            let mut absent = Vec::new();
+            for (id, flight) in self.flights.iter_mut() {
+                if id.kind == kind && id.begin < older_than && flight.reported <= previous {
+                    flight.missed = flight.missed.saturating_add(1);
+                    // When records were lost, one absence proves nothing; three do.
+                    if !lossy || flight.missed >= 3 {
+                        absent.push(id.clone());
+                    }
+                }
+            }
+            for id in absent {
+                self.drop_flight(&id, EndedBy::Absent, at);
+            }
+        }
+    }
+
+    /// Records were lost; any operation may be missing, any may be over.
+    pub fn lost(&mut self, at: Ns) {
+        let at = self.last_loss.map_or(at, |(_, before)| before.max(at));
+        self.last_loss = Some((self.sequence, at));
+    }
+
+    /// The process is gone: all it did before `at` is over.
+    pub fn process_gone(&mut self, pid: u32, before: Ns) {
+        let ids: Vec<OperationId> = self
+            .flights
+            .range(first_of(pid, 0)..)
+            .take_while(|(id, _)| id.pid == pid)
+            .filter(|(id, _)| id.begin < before)
+            .map(|(id, _)| id.clone())
+            .collect();
+        for id in ids {
+            self.flights.remove(&id);
+        }
+        let waits: Vec<(u32, u64)> = self
+            .settling
+            .range((pid, 0)..=(pid, u64::MAX))
+            .filter(|(_, w)| w.ended < before)
+            .map(|(key, _)| *key)
+            .collect();
+        for key in waits {
+            self.settling.remove(&key);
+        }
+    }
+
+    /// When an operation returns, everything its actor began within it is over too, even if those ends were lost.
+    fn end_nested(&mut self, outer: &Operation, at: Ns) {
+        if matches!(outer.kind, Kind::LockHold | Kind::LockWait) {
+            return; // A lock may be kept beyond the function that took it.
+        }
+        let (pid, actor) = actor_key(&outer.actor);
+        let mut over: Vec<OperationId> = self
+            .ids_of(pid, actor)
+            .filter(|(_, f)| f.op.kind != Kind::LockHold && f.op.begin > outer.begin && f.op.begin < at)
+            .map(|(id, _)| id.clone())
+            .collect();
+        if is_kernel(outer.kind) && outer.actor.g.is_some() {
+            // A Go unmount pins its thread: kernel operations that were recorded on the thread lay within it.
+            over.extend(
+                self.ids_of(pid, u64::from(outer.actor.tid))
+                    .filter(|(_, f)| is_kernel(f.op.kind) && f.op.begin > outer.begin && f.op.begin < at)
+                    .map(|(id, _)| id.clone()),
+            );
+        }
+        for id in over {
+            self.drop_flight(&id, EndedBy::MovedOn, at);
+        }
+    }
+
+    /// Operations in flight of this actor that hold the lock the semaphore may belong to.
+    fn holding(&self, pid: u32, actor: u64, semaphore: u64) -> Vec<OperationId> {
+        self.ids_of(pid, actor)
+            .filter(|(_, f)| held_base(&f.op).is_some_and(|base| may_be_at(base, semaphore)))
+            .map(|(id, _)| id.clone())
+            .collect()
+    }
+
+    fn drop_flight(&mut self, id: &OperationId, by: EndedBy, at: Ns) {
+        if let Some(flight) = self.flights.remove(id) {
+            self.uncertain_ends = self.uncertain_ends.saturating_add(1);
+            let keep = (by == EndedBy::Absent).then(|| Box::new(flight));
+            self.remember(id.clone(), by, at, keep);
+        }
+    }
+
+    fn remember(&mut self, id: OperationId, by: EndedBy, at: Ns, flight: Option<Box<Flight>>) {
+        if let Some(old) = self.past.remove(&id) {
+            self.past_order.remove(&old.order);
+        }
+        if self.past.len() >= limits::ENDED
+            && let Some((_, oldest)) = self.past_order.pop_first()
+        {
+            self.past.remove(&oldest);
+            self.forgotten = self.forgotten.saturating_add(1);
+        }
+        // Several ends may be recorded during one event: the number must still be unique.
+        let mut order = (at, self.sequence);
+        while self.past_order.contains_key(&order) {
+            order.1 = order.1.wrapping_add(1 << 40);
+        }
+        self.past_order.insert(order, id.clone());
+        self.past.insert(id, Past { by, at, order, flight });
+    }
+}
+
+/// Whether a semaphore may belong to the lock at `base` (Mutex +4, RWMutex writers +8, readers +12).
+pub fn may_be_at(base: u64, semaphore: u64) -> bool {
+    matches!(semaphore.checked_sub(base), Some(4 | 8 | 12))
+}
+
+/// Whether a new wait goes on from one that has just ended: the same lock (a writer first queues on +4, then waits for
+/// readers on +8), within [`limits::REQUEUE_GAP`].
+fn continues(before: &Settling, op: &Operation) -> bool {
+    (op.object == before.semaphore || op.object == before.semaphore.wrapping_add(4))
+        && op.begin >= before.ended
+        && op.begin - before.ended <= limits::REQUEUE_GAP
+}
+
+fn settled_wait(actor: &Actor, wait: &Settling) -> Finished {
+    Finished {
+        op: Operation {
+            kind: Kind::LockWait,
+            method: String::new(),
+            actor: *actor,
+            begin: wait.since,
+            object: wait.semaphore,
+            container: None,
+            path: None,
+            device: None,
+            fs_type: None,
+            seen_by: crate::event::SeenBy::Uprobe,
+        },
+        at: wait.ended,
+        outcome: Outcome::Done,
+        was_seen: true,
+    }
+}
+
+/// Fills what was not known before.
+fn fill(known: &mut Operation, report: &Operation) {
+    if known.container.is_none() {
+        known.container.clone_from(&report.container);
+    }
+    if known.path.is_none() {
+        known.path.clone_from(&report.path);
+    }
+    if known.device.is_none() {
+        known.device = report.device;
+    }
+    if known.fs_type.is_none() {
+        known.fs_type.clone_from(&report.fs_type);
+    }
+    if known.actor.goid.is_none() {
+        known.actor.goid = report.actor.goid;
+    }
+}

@@ -1,0 +1,250 @@
+//! How things are called when people read them: durations, operations, containers, and what a chain ends in.
+
+use super::frame::{Diagnosis, DeviceName, EndsIn, Head, Link, Lock, LockKind, Subject};
+use crate::event::{Kind, Ns, Operation, Role};
+use crate::thresholds::{MILLISECOND, SECOND};
+
+/// A duration at a glance: `340ms`, `5.2s`, `42s`, `1m48s`, `2h05m`.
+pub fn duration(ns: Ns) -> String {
+    let seconds = ns / SECOND;
+    match seconds {
+        0 if ns < MILLISECOND => format!("{}us", ns / 1_000),
+        0 => format!("{}ms", ns / MILLISECOND),
+        1..10 => format!("{}.{}s", seconds, ns % SECOND / (100 * MILLISECOND)),
+        10..60 => format!("{seconds}s"),
+        60..3600 => format!("{}m{:02}s", seconds / 60, seconds % 60),
+        _ => format!("{}h{:02}m", seconds / 3600, seconds % 3600 / 60),
+    }
+}
+
+/// Bytes at a glance: `0 B`, `80 MB`, `2.4 GB` (powers of ten, as disks are sold and throttled).
+pub fn bytes(n: u64) -> String {
+    match n {
+        0..1_000 => format!("{n} B"),
+        1_000..1_000_000 => format!("{} kB", n / 1_000),
+        1_000_000..1_000_000_000 => format!("{} MB", n / 1_000_000),
+        _ => format!("{}.{} GB", n / 1_000_000_000, n % 1_000_000_000 / 100_000_000),
+    }
+}
+
+/// The first twelve characters of a container id.
+pub fn short_id(id: &str) -> String {
+    id.chars().take(12).collect()
+}
+
+/// A container in few words: `prod/job-7/main`, `prod/job-7 (sandbox)`, or the short id.
+pub fn subject(s: &Subject) -> String {
+    match (&s.namespace, &s.pod) {
+        (Some(namespace), Some(pod)) => match &s.container {
+            _ if s.sandbox => format!("{namespace}/{pod} (sandbox)"),
+            Some(container) => format!("{namespace}/{pod}/{container}"),
+            None => format!("{namespace}/{pod}"),
+        },
+        _ => short_id(&s.id),
+    }
+}
+
+/// A container with its short id: `prod/job-7/main [0123456789ab]`.
+pub fn subject_with_id(s: &Subject) -> String {
+    match s.pod {
+        Some(_) => format!("{} [{}]", subject(s), short_id(&s.id)),
+        None => format!("[{}]", short_id(&s.id)),
+    }
+}
+
+/// The pod of a container, or its short id: `prod/job-7`.
+pub fn pod(s: &Subject) -> String {
+    match (&s.namespace, &s.pod) {
+        (Some(namespace), Some(pod)) => format!("{namespace}/{pod}"),
+        _ => short_id(&s.id),
+    }
+}
+
+/// A device by name, else by number.
+pub fn device(d: &DeviceName) -> String {
+    d.name.clone().unwrap_or_else(|| format!("device {}", d.device))
+}
+
+/// What an operation is called.
+pub fn operation(op: &Operation, device_name: Option<&DeviceName>) -> String {
+    let method = op.method.as_str();
+    match op.kind {
+        Kind::Relist => "PLEG relist".to_owned(),
+        Kind::CriClient => format!("CRI {method} (client)"),
+        Kind::CriCall => format!("CRI {method}"),
+        Kind::StatusUpdate => format!("Status.{}", if method.is_empty() { "Update" } else { method }),
+        Kind::ExitHandling => "handling of a container's exit".to_owned(),
+        Kind::ShimCall => format!("call to the shim: {method}"),
+        Kind::ShimServe => format!("shim {method}"),
+        Kind::InitMethod => format!("Init.{method}"),
+        Kind::LockWait => "wait for a lock".to_owned(),
+        Kind::LockHold => "hold of a lock".to_owned(),
+        Kind::Unmount => match &op.path {
+            Some(path) => format!("unmount of {path}"),
+            None => "unmount".to_owned(),
+        },
+        Kind::SuperShutdown => match &op.fs_type {
+            Some(fs) => format!("unmount, shutting down {fs}"),
+            None => "unmount, shutting down the file system".to_owned(),
+        },
+        Kind::Sync => {
+            let what = match device_name {
+                Some(d) => device(d),
+                None => op.device.map(|d| format!("device {d}")).unwrap_or_else(|| "a file system".to_owned()),
+            };
+            match &op.fs_type {
+                Some(fs) if fs == "overlay" => "sync of the overlay".to_owned(),
+                Some(fs) => format!("sync of {what} ({fs})"),
+                None => format!("sync of {what}"),
+            }
+        }
+    }
+}
+
+/// What a lock is called.
+pub fn lock(lock: &Lock) -> String {
+    let whose = lock.subject.as_ref().map(|s| format!(" of {}", subject(s))).unwrap_or_default();
+    match lock.name {
+        LockKind::Status => format!("the Status lock{whose}"),
+        LockKind::Init => format!("the Init lock{whose}"),
+        LockKind::Other => match lock.base {
+            Some(base) => format!("the lock at {base:#x}"),
+            None => "a lock".to_owned(),
+        },
+    }
+}
+
+/// What a process is called by its role.
+pub fn role(role: Option<Role>) -> &'static str {
+    match role {
+        Some(Role::Containerd) => "containerd",
+        Some(Role::Shim) => "shim",
+        Some(Role::Kubelet) => "kubelet",
+        Some(Role::Other) | None => "process",
+    }
+}
+
+/// The unmount, or super-block shutdown, on the way of a chain.
+pub fn unmount_of(links: &[Link]) -> Option<&Link> {
+    links.iter().rev().find(|l| l.operation.kind == Kind::Unmount).or_else(|| {
+        links.iter().rev().find(|l| l.operation.kind == Kind::SuperShutdown)
+    })
+}
+
+/// What a chain ends in, as part of a sentence.
+pub fn ends_in(ends_in: &EndsIn) -> String {
+    let on = |device_name: &Option<DeviceName>| match device_name {
+        Some(d) => device(d),
+        None => "a file system (device not visible)".to_owned(),
+    };
+    match ends_in {
+        EndsIn::UnmountSync { device, .. } | EndsIn::Sync { device, .. } => format!("sync of {}", on(device)),
+        EndsIn::Unmount { device: Some(d), .. } => format!("unmount from {}", device(d)),
+        EndsIn::Unmount { device: None, .. } => "unmount".to_owned(),
+        EndsIn::MountBusy { failures } => format!("unmount that fails with EBUSY ({failures} times)"),
+        EndsIn::RemoteFileSystem { what } => format!("{what} that does not answer"),
+        EndsIn::IoDrain => "container output that does not drain, or runc delete".to_owned(),
+        EndsIn::StatusWrite => "containerd's write of its own state".to_owned(),
+        EndsIn::CgroupOrDbus => "runc: a cgroup write or a D-Bus call to systemd".to_owned(),
+        EndsIn::Frozen { by } => format!("a thread that is stopped ({by})"),
+        EndsIn::Cycle => "operations that wait for each other (deadlock)".to_owned(),
+        EndsIn::NotVisible { .. } => "not visible".to_owned(),
+    }
+}
+
+/// Why the end is not visible, where it is not.
+pub fn because(ends_in: &EndsIn) -> Option<&str> {
+    match ends_in {
+        EndsIn::Unmount { because, .. } | EndsIn::NotVisible { because } => Some(because),
+        _ => None,
+    }
+}
+
+/// The class of what a chain ends in, the same on every node.
+pub fn class(ends_in: &EndsIn) -> &'static str {
+    match ends_in {
+        EndsIn::UnmountSync { .. } => "unmount-sync",
+        EndsIn::Sync { .. } => "sync",
+        EndsIn::Unmount { .. } => "unmount",
+        EndsIn::MountBusy { .. } => "mount-busy",
+        EndsIn::RemoteFileSystem { .. } => "remote-file-system",
+        EndsIn::IoDrain => "io-drain",
+        EndsIn::StatusWrite => "status-write",
+        EndsIn::CgroupOrDbus => "cgroup-or-dbus",
+        EndsIn::Frozen { .. } => "frozen",
+        EndsIn::Cycle => "cycle",
+        EndsIn::NotVisible { .. } => "not-visible",
+    }
+}
+
+/// The kind of a device, from its name: `nvme`, `sd`, `dm`, …
+pub fn device_class(name: &str) -> String {
+    let base = name.rsplit('/').next().unwrap_or(name);
+    let class: String = base.chars().take_while(|c| c.is_ascii_alphabetic()).collect();
+    match class.as_str() {
+        "sda" | "sdb" | "sdc" => "sd".to_owned(),
+        c if c.starts_with("sd") && c.len() <= 4 => "sd".to_owned(),
+        c if c.starts_with("xvd") => "xvd".to_owned(),
+        c if c.starts_with("vd") && c.len() <= 4 => "vd".to_owned(),
+        _ => class,
+    }
+}
+
+/// The whole diagnosis in one sentence, for somebody woken at 3 am.
+pub fn sentence(d: &Diagnosis, now: Ns) -> String {
+    let mut parts = vec![format!("STUCK {}", duration(d.chain.age))];
+    match d.not_ready_at {
+        Some(at) if at > now => parts.push(format!("NotReady in {}", duration(at - now))),
+        Some(at) => parts.push(format!("NotReady since {}", duration(now - at))),
+        None => {}
+    }
+    parts.push(cause(d));
+    parts.push(match (d.stuck_calls_total, d.head) {
+        (_, Head::Alone) => "no waiting call seen".to_owned(),
+        (1, _) => "1 call waits".to_owned(),
+        (n, _) => format!("{n} calls wait"),
+    });
+    parts.join(" · ")
+}
+
+/// The culprit of a diagnosis: what it ends in, in which unmount of whom, and for how long.
+pub fn cause(d: &Diagnosis) -> String {
+    let leaf = d.chain.links.last();
+    let what = ends_in(&d.ends_in);
+    let of = |l: &Link| l.subject.as_ref().map(|s| format!(" of {}", pod(s))).unwrap_or_default();
+    match &d.ends_in {
+        EndsIn::UnmountSync { .. } | EndsIn::Frozen { .. } | EndsIn::RemoteFileSystem { .. } => {
+            match (unmount_of(&d.chain.links), leaf) {
+                (Some(u), _) => format!("{what} in the unmount{} ({})", of(u), duration(u.age)),
+                (None, Some(l)) => format!("{what}{} ({})", of(l), duration(l.age)),
+                _ => what,
+            }
+        }
+        EndsIn::Unmount { .. } => match unmount_of(&d.chain.links) {
+            Some(u) => {
+                let place = u.operation.path.as_ref().filter(|_| u.subject.is_none());
+                let place = place.map(|p| format!(" of {p}")).unwrap_or_default();
+                let device = match &d.ends_in {
+                    EndsIn::Unmount { device: Some(dev), .. } => format!(" on {}", device(dev)),
+                    _ => String::new(),
+                };
+                format!("unmount{}{place}{device} ({})", of(u), duration(u.age))
+            }
+            None => what,
+        },
+        EndsIn::NotVisible { because } => match leaf {
+            Some(l) => {
+                let at = match &l.lock {
+                    Some(lk) => format!("wait for {}", lock(lk)),
+                    None => format!("{}{}", operation(&l.operation, None), of(l)),
+                };
+                format!("{at} ({}), below it not visible: {because}", duration(l.age))
+            }
+            None => what,
+        },
+        _ => match leaf {
+            Some(l) => format!("{what}, {}{} ({})", operation(&l.operation, None), of(l), duration(l.age)),
+            None => what,
+        },
+    }
+}

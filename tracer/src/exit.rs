@@ -1,0 +1,35 @@
+//! How the program can end; `plegscope --help` and docs/operations.md list these.
+
+use std::process::ExitCode;
+
+/// Exit status.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Exit {
+    /// 0: did what was asked.
+    Done,
+    /// 1: something unforeseen failed; standard error says what.
+    Failed,
+    // 2 is clap's: the command line was not understood.
+    /// 3: not allowed (not root, or the kernel refuses BPF); standard error says what would help.
+    NotAllowed,
+    /// 4: `doctor` only: something that matters cannot be seen on this node; the output says what and why.
+    PartlyBlind,
+}
+
+impl Exit {
+    /// The number.
+    pub const fn code(self) -> u8 {
+        match self {
+            Exit::Done => 0,
+            Exit::Failed => 1,
+            Exit::NotAllowed => 3,
+            Exit::PartlyBlind => 4,
+        }
+    }
+}
+
+impl From<Exit> for ExitCode {
+    fn from(exit: Exit) -> ExitCode {
+        ExitCode::from(exit.code())
+    }
+}

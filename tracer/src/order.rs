@@ -1,0 +1,301 @@
+//! Puts what arrives out of order back into the order of its times.
+//!
+//! Generic over what is ordered: it knows times, keys that decide between equal times, and nothing else.
+//!
+//! ```text
+//! arrives      12   10   11      14  9            window = 3
+//! newest       12   12   12      14  14
+//! releases                       10               everything older than newest - window
+//! late                               9            older than what may have been released: handed back at once
+//! ```
+//!
+//! A late item is not thrown away: it is handed back marked as late and counted, and the caller passes it on (the
+//! correlator takes a late end for what it is) together with `Lost { at: Late }`. What it may not do is to change the
+//! order of what was released before.
+
+use crate::event::Ns;
+use std::collections::BTreeMap;
+
+/// An item on its way out.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Released<T> {
+    /// In order: its time is not before that of anything released in order earlier.
+    InOrder(Ns, T),
+    /// It came later than the window allows.
+    Late(Ns, T),
+}
+
+impl<T> Released<T> {
+    /// The item, whichever way it came.
+    pub fn into_item(self) -> T {
+        match self {
+            Released::InOrder(_, item) | Released::Late(_, item) => item,
+        }
+    }
+}
+
+/// Holds items back until nothing older can come in time.
+#[derive(Clone, Debug)]
+pub struct Orderer<K, T> {
+    window: Ns,
+    limit: usize,
+    held: BTreeMap<(Ns, K, u64), T>,
+    /// Number of arrival, the last resort between equal times and keys.
+    arrivals: u64,
+    /// Everything before this may have been released.
+    watermark: Ns,
+    late: u64,
+    early: u64,
+}
+
+impl<K: Ord + Clone, T> Orderer<K, T> {
+    /// An orderer that waits for `window` nanoseconds of item time and holds at most `limit` items (at least one).
+    pub fn new(window: Ns, limit: usize) -> Self {
+        Orderer {
+            window,
+            limit: limit.max(1),
+            held: BTreeMap::new(),
+            arrivals: 0,
+            watermark: 0,
+            late: 0,
+            early: 0,
+        }
+    }
+
+    /// Takes an item. Returns it at once if it is late, or the oldest one if there is no room for more.
+    pub fn push(&mut self, at: Ns, key: K, item: T) -> Option<Released<T>> {
+        if at < self.watermark {
+            self.late = self.late.saturating_add(1);
+            return Some(Released::Late(at, item));
+        }
+        self.arrivals = self.arrivals.saturating_add(1);
+        self.held.insert((at, key, self.arrivals), item);
+        self.advance(at);
+        if self.held.len() > self.limit
+            && let Some(((at, _, _), item)) = self.held.pop_first()
+        {
+            self.early = self.early.saturating_add(1);
+            self.watermark = self.watermark.max(at);
+            return Some(Released::InOrder(at, item));
+        }
+        None
+    }
+
+    /// Time has come to `now`, whether or not anything happened: what is older than the window may go.
+    pub fn advance(&mut self, now: Ns) {
+        self.watermark = self.watermark.max(now.saturating_sub(self.window));
+    }
+
+    /// The next item that nothing in time can come before.
+    pub fn pop(&mut self) -> Option<Released<T>> {
+        let (at, _, _) = self.held.first_key_value()?.0;
+        if *at >= self.watermark {
+            return None;
+        }
+        self.held.pop_first().map(|((at, _, _), item)| Released::InOrder(at, item))
+    }
+
+    /// Everything that is still held, in order: there will be no more.
+    pub fn finish(&mut self) -> Vec<Released<T>> {
+        let held = std::mem::take(&mut self.held);
+        if let Some(((at, _, _), _)) = held.last_key_value() {
+            self.watermark = self.watermark.max(*at);
+        }
+        held.into_iter().map(|((at, _, _), item)| Released::InOrder(at, item)).collect()
+    }
+
+    /// Everything before this time has been handed out by [`Orderer::pop`], once that returns `None`: a tick at it may
+    /// take place.
+    pub fn watermark(&self) -> Ns {
+        self.watermark
+    }
+
+    /// How many items were late.
+    pub fn late(&self) -> u64 {
+        self.late
+    }
+
+    /// How many items were released before their time because the limit was reached.
+    pub fn early(&self) -> u64 {
+        self.early
+    }
+
+    /// How many items are held.
+    pub fn len(&self) -> usize {
+        self.held.len()
+    }
+
+    /// Whether nothing is held.
+    pub fn is_empty(&self) -> bool {
+        self.held.is_empty()
+    }
+}
+
+/// Ticks on a fixed grid of event time, so that live and replay tick at the same moments.
+#[derive(Clone, Debug)]
+pub struct Grid {
+    every: Ns,
+    next: Option<Ns>,
+}
+
+impl Grid {
+    /// A grid with ticks at all multiples of `every` (at least 1 ns) from the first time it is asked about.
+    pub fn new(every: Ns) -> Self {
+        Grid { every: every.max(1), next: None }
+    }
+
+    /// The next tick at or before `time`, if there is one that was not handed out. Ask until `None`: before an event
+    /// is applied with its time less one, and with the orderer's watermark less one when nothing more is ready.
+    /// Over a gap without events longer than `skip_over` ticks the grid is taken up again at the last one.
+    pub fn due(&mut self, time: Ns, skip_over: u64) -> Option<Ns> {
+        let last = time - time % self.every;
+        let next = *self.next.get_or_insert(last);
+        if next > time {
+            return None;
+        }
+        let behind = (last - next) / self.every;
+        let tick = if behind > skip_over { last } else { next };
+        self.next = Some(tick.saturating_add(self.every));
+        Some(tick)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn drain(o: &mut Orderer<u8, u64>, out: &mut Vec<Released<u64>>) {
+        while let Some(r) = o.pop() {
+            out.push(r);
+        }
+    }
+
+    #[test]
+    fn timeline_of_the_module_doc() {
+        let mut o = Orderer::new(3, 100);
+        let mut out = Vec::new();
+        for at in [12, 10, 11, 14, 9] {
+            out.extend(o.push(at, 0u8, at));
+            drain(&mut o, &mut out);
+        }
+        assert_eq!(out, [Released::InOrder(10, 10), Released::Late(9, 9)]);
+        assert_eq!(o.finish().into_iter().map(Released::into_item).collect::<Vec<_>>(), [11, 12, 14]);
+        assert_eq!((o.late(), o.early(), o.watermark()), (1, 0, 14));
+    }
+
+    #[test]
+    fn exactly_as_old_as_the_window_is_in_time() {
+        let mut o = Orderer::new(5, 100);
+        assert_eq!(o.push(20, 0u8, 20), None);
+        assert_eq!(o.pop(), None);
+        assert_eq!(o.push(15, 0, 15), None, "20 - 5 may still come");
+        assert_eq!(o.push(14, 0, 14), Some(Released::Late(14, 14)));
+        assert_eq!(o.push(21, 0, 21), None);
+        assert_eq!(o.pop(), Some(Released::InOrder(15, 15)));
+        assert_eq!(o.pop(), None);
+    }
+
+    #[test]
+    fn keys_decide_between_equal_times() {
+        let mut o = Orderer::new(1, 100);
+        for (key, item) in [(3u8, 'c'), (1, 'a'), (2, 'b'), (2, 'B')] {
+            assert_eq!(o.push(7, key, item), None);
+        }
+        assert_eq!(o.finish().into_iter().map(Released::into_item).collect::<String>(), "abBc");
+    }
+
+    #[test]
+    fn a_full_orderer_lets_the_oldest_go_and_counts_it() {
+        let mut o = Orderer::new(1_000, 2);
+        assert_eq!(o.push(5, 0u8, 5), None);
+        assert_eq!(o.push(6, 0, 6), None);
+        assert_eq!(o.push(4, 0, 4), Some(Released::InOrder(4, 4)));
+        assert_eq!(o.push(3, 0, 3), Some(Released::Late(3, 3)), "4 is out already");
+        assert_eq!((o.early(), o.late(), o.len()), (1, 1, 2));
+    }
+
+    #[test]
+    fn time_passes_without_items() {
+        let mut o = Orderer::new(10, 100);
+        assert_eq!(o.push(100, 0u8, 1), None);
+        assert_eq!(o.pop(), None);
+        o.advance(111);
+        assert_eq!(o.watermark(), 101);
+        assert_eq!(o.pop(), Some(Released::InOrder(100, 1)));
+    }
+
+    #[test]
+    fn the_grid_is_the_same_however_it_is_asked() {
+        let ticks = |times: &[Ns]| {
+            let mut grid = Grid::new(100);
+            let mut out = Vec::new();
+            for &t in times {
+                while let Some(tick) = grid.due(t, 1_000) {
+                    out.push(tick);
+                }
+            }
+            out
+        };
+        assert_eq!(ticks(&[250, 310, 399, 400, 601]), [200, 300, 400, 500, 600]);
+        assert_eq!(ticks(&[250, 601]), [200, 300, 400, 500, 600]);
+        let mut grid = Grid::new(100);
+        assert_eq!(grid.due(0, 3), Some(0));
+        assert_eq!(grid.due(10_000, 3), Some(10_000), "a long gap is not ticked through");
+        assert_eq!(grid.due(10_000, 3), None);
+    }
+
+    proptest! {
+        /// Whatever arrives within the window comes out sorted, complete, and none of it late.
+        #[test]
+        fn any_order_within_the_window_is_put_right(
+            times in proptest::collection::vec((0u64..2_000, 0u64..100), 1..200),
+        ) {
+            let window = 100;
+            // Arrival time is the item's time plus a delay below the window.
+            let mut arrivals: Vec<(u64, u64, usize)> =
+                times.iter().enumerate().map(|(i, (at, delay))| (at + delay, *at, i)).collect();
+            arrivals.sort();
+            let mut o = Orderer::new(window, 10_000);
+            let mut out = Vec::new();
+            for (_, at, i) in &arrivals {
+                out.extend(o.push(*at, *i, (*at, *i)));
+                while let Some(r) = o.pop() { out.push(r); }
+            }
+            out.extend(o.finish());
+            prop_assert_eq!(o.late(), 0);
+            let items: Vec<(u64, usize)> = out.into_iter().map(Released::into_item).collect();
+            let mut expected: Vec<(u64, usize)> = times.iter().enumerate().map(|(i, (at, _))| (*at, i)).collect();
+            expected.sort();
+            prop_assert_eq!(items, expected);
+        }
+
+        /// In any order at all: nothing is lost, nothing is doubled, what is in order is in order, and no more is held
+        /// than allowed.
+        #[test]
+        fn nothing_is_lost_in_any_order(
+            times in proptest::collection::vec(0u64..1_000, 0..200), limit in 1usize..20, window in 0u64..300,
+        ) {
+            let mut o = Orderer::new(window, limit);
+            let mut out = Vec::new();
+            for (i, at) in times.iter().enumerate() {
+                out.extend(o.push(*at, 0u8, i));
+                prop_assert!(o.len() <= limit);
+                while let Some(r) = o.pop() { out.push(r); }
+            }
+            out.extend(o.finish());
+            let mut last = 0;
+            let mut late = 0;
+            for r in &out {
+                match r {
+                    Released::InOrder(at, _) => { prop_assert!(*at >= last); last = *at; }
+                    Released::Late(at, _) => { prop_assert!(*at < o.watermark()); late += 1; }
+                }
+            }
+            prop_assert_eq!(late, o.late());
+            let mut items: Vec<usize> = out.into_iter().map(Released::into_item).collect();
+            items.sort_unstable();
+            prop_assert_eq!(items, (0..times.len()).collect::<Vec<_>>());
+        }
+    }
+}

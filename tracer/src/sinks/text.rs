@@ -1,0 +1,1 @@
+//! Frames as plain text, without colour: for `live --plain`, `watch`, and the scenario tests.

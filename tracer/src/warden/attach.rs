@@ -1,0 +1,512 @@
+//! Attaches: the kernel's side once, Go programs as they come. Runs on a thread of its own, since attaching can take
+//! long; everybody else goes on.
+
+use super::{
+    Ladder, Settings,
+    binaries::{self, Examined, Target},
+    child::{Known, Shared, lock},
+    outbox::Outbox,
+    protocol::{GoProgram, Level, Message, Survey},
+};
+use crate::{
+    bpf::{
+        features::Features,
+        load::{Attached, Kernel, SiteRequest},
+        plan::{self, Probe, Sight, UNMOUNT_SIGHT},
+        read::Reader,
+    },
+    event::{Body, Event, Kind, Ns, Process, SeenBy},
+    node::{
+        clock,
+        procs::{Exe, FileId, ProcessFacts, Processes},
+        residency::{Residency, open_exe, residency},
+        worker::Workers,
+    },
+    thresholds,
+};
+use std::{
+    collections::BTreeMap,
+    fs::File,
+    os::fd::AsRawFd,
+    sync::{Arc, PoisonError},
+    time::Duration,
+};
+
+/// How often the node is looked at for new programs.
+const SCAN_EVERY: Duration = Duration::from_secs(1);
+/// A site whose page was not in memory is tried again after this many scans.
+const RETRY_AFTER: u32 = 10;
+/// Executables remembered at most; beyond it none are looked at.
+const MOST_BINARIES: usize = 4096;
+/// How long reading an executable may take.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// Threads that may hang with that.
+const READERS: usize = 2;
+
+/// Finds programs, decides, attaches.
+pub struct Attacher {
+    settings: Settings,
+    outbox: Outbox,
+    shared: Arc<Shared>,
+    started: Ns,
+    features: Option<Features>,
+    kernel: Option<Kernel>,
+    kernel_probes: Vec<Probe>,
+    /// Set when the kernel itself sees unmounts, so that the Go wrapper need not be probed.
+    kernel_sees_unmounts: bool,
+    processes: Processes,
+    binaries: BTreeMap<FileId, Binary>,
+    readers: Workers,
+    attached_after: Option<Ns>,
+    told: Option<Survey>,
+}
+
+/// An executable as far as it is known.
+enum Binary {
+    /// Does not take part.
+    Foreign,
+    /// Could not be read; tried again after some scans.
+    Unreadable { why: String, role_of: String, scans: u32 },
+    /// Takes part.
+    Ours(Box<Ours>),
+}
+
+struct Ours {
+    examined: Examined,
+    comm: String,
+    number: u32,
+    pids: Vec<u32>,
+    probes: Vec<Probe>,
+    /// Held for its drop: that detaches.
+    attached: Vec<Attached>,
+    /// Targets that are off only because a page was not in memory.
+    waiting: Vec<Target>,
+    scans: u32,
+}
+
+impl Attacher {
+    /// Nothing is known and nothing attached yet.
+    pub fn new(settings: Settings, outbox: Outbox, shared: Arc<Shared>) -> Attacher {
+        Attacher {
+            settings,
+            outbox,
+            shared,
+            started: clock::monotonic(),
+            features: None,
+            kernel: None,
+            kernel_probes: Vec::new(),
+            kernel_sees_unmounts: false,
+            processes: Processes::new(),
+            binaries: BTreeMap::new(),
+            readers: Workers::new(READERS),
+            attached_after: None,
+            told: None,
+        }
+    }
+
+    /// Finds out what the kernel allows and loads the kernel half.
+    pub fn load(&mut self) -> anyhow::Result<Reader> {
+        let features = Features::detect();
+        let mut kernel = Kernel::load(&features, self.settings.diagnostics)?;
+        kernel.set_floors(thresholds::floor)?;
+        let reader = kernel.reader()?;
+        for sight in plan::kernel(&features) {
+            let probe = kernel.attach_sight(&sight, |way| {
+                // The tracepoint of unmounts is attached last, and only if nothing else sees any.
+                if sight.what == UNMOUNT_SIGHT && way.how == SeenBy::Tracepoint {
+                    Err(TAXING.into())
+                } else {
+                    Ok(())
+                }
+            });
+            self.kernel_sees_unmounts |= sight.what == UNMOUNT_SIGHT && probe.how.is_some();
+            self.kernel_probes.push(probe);
+        }
+        self.features = Some(features);
+        self.kernel = Some(kernel);
+        Ok(reader)
+    }
+
+    /// Follows the node until the process ends.
+    pub fn run(&mut self) {
+        let mut diagnostics = self.kernel.as_mut().and_then(Kernel::logger);
+        loop {
+            self.scan();
+            self.settle_unmount_tracepoint();
+            if self.attached_after.is_none() {
+                self.attached_after = Some(clock::monotonic() - self.started);
+            }
+            self.tell();
+            if let Some(log) = diagnostics.as_mut() {
+                log.flush();
+            }
+            std::thread::sleep(SCAN_EVERY);
+        }
+    }
+
+    /// Looks once and tells, without attaching anything.
+    pub fn survey(&mut self) {
+        let features = Features::detect();
+        self.kernel_probes = plan::kernel(&features).iter().map(planned).collect();
+        self.kernel_sees_unmounts =
+            self.kernel_probes.iter().any(|p| p.what == UNMOUNT_SIGHT && matches!(p.how, Some(SeenBy::Fentry | SeenBy::Kprobe)));
+        self.features = Some(features);
+        self.scan();
+        let wrapper = self.sees_unmounts_in_go();
+        for probe in &mut self.kernel_probes {
+            if wrapper && probe.what == UNMOUNT_SIGHT && probe.how == Some(SeenBy::Tracepoint) {
+                probe.how = None;
+                probe.note = format!("tracepoint: {TAXING}");
+            }
+        }
+        self.attached_after = Some(clock::monotonic() - self.started);
+        self.tell();
+    }
+
+    /// Looks for programs that have come or gone.
+    fn scan(&mut self) {
+        let mut scans = Vec::new();
+        for pid in std::mem::take(&mut *lock(&self.shared.recheck)) {
+            scans.push(self.processes.recheck(pid));
+        }
+        match self.processes.scan() {
+            Ok(scan) => scans.push(scan),
+            Err(error) => self.outbox.log(Level::Error, format!("processes cannot be listed: {error}")),
+        }
+        for scan in scans {
+            for process in scan.gone {
+                self.gone(process.pid);
+            }
+            let mut new = scan.new;
+            // What is most likely ours first: the rest can wait, should a disk be slow.
+            new.sort_by_key(|p| !likely(&p.comm));
+            for process in new {
+                self.came(&process);
+            }
+        }
+        self.retry();
+    }
+
+    fn gone(&mut self, pid: u32) {
+        let known = self.shared.known.write().unwrap_or_else(PoisonError::into_inner).remove(&pid);
+        if known.is_none() {
+            return;
+        }
+        for binary in self.binaries.values_mut() {
+            if let Binary::Ours(ours) = binary {
+                ours.pids.retain(|p| *p != pid);
+            }
+        }
+        if let Some(kernel) = self.kernel.as_mut() {
+            kernel.forget(pid);
+        }
+        self.outbox.events(vec![Event { at: clock::monotonic(), body: Body::ProcessGone { pid } }]);
+    }
+
+    fn came(&mut self, process: &ProcessFacts) {
+        let Exe::File(id) = process.exe else { return };
+        let other = self.settings.also.contains(&process.pid);
+        let known = self.binaries.contains_key(&id);
+        if !known && self.binaries.len() >= MOST_BINARIES {
+            // Short-lived programs come and go; what does not take part can be looked at again.
+            self.binaries.retain(|_, binary| matches!(binary, Binary::Ours(_)));
+        }
+        if !known || (other && matches!(self.binaries.get(&id), Some(Binary::Foreign))) {
+            let binary = self.examine(process, other);
+            self.binaries.insert(id, binary);
+        }
+        let Some(Binary::Ours(ours)) = self.binaries.get_mut(&id) else { return };
+        if !ours.pids.contains(&process.pid) {
+            ours.pids.push(process.pid);
+        }
+        let known = Known {
+            process: Process {
+                pid: process.pid,
+                started: process.started,
+                role: ours.examined.role,
+                comm: process.comm.clone(),
+                go_version: ours.examined.go_version.clone(),
+            },
+            offsets: ours.examined.offsets,
+        };
+        let event = Event { at: clock::monotonic(), body: Body::Process(known.process.clone()) };
+        self.shared.known.write().unwrap_or_else(PoisonError::into_inner).insert(process.pid, known);
+        if let Some(kernel) = self.kernel.as_mut() {
+            let goid_offset = ours.examined.offsets.map_or(0, |o| u32::from(o.goid));
+            let value = tracer_common::settings::Process { binary: ours.number, goid_offset, bias: 0 };
+            if let Err(error) = kernel.register(process.pid, value) {
+                self.outbox.log(Level::Warning, format!("process {} cannot be registered: {error:#}", process.pid));
+            }
+        }
+        self.outbox.events(vec![event]);
+    }
+
+    /// Reads an executable that was not seen before, and attaches.
+    fn examine(&mut self, process: &ProcessFacts, other: bool) -> Binary {
+        let unreadable = |why: String| Binary::Unreadable { why, role_of: process.comm.clone(), scans: 0 };
+        let file = match open_exe(process.pid) {
+            Ok(file) => file,
+            Err(error) if error.is_gone() => return unreadable(String::new()),
+            Err(error) => return unreadable(error.to_string()),
+        };
+        match file.metadata() {
+            Ok(facts) if facts.len() < binaries::SMALLEST && !other => return Binary::Foreign,
+            Ok(_) => {}
+            Err(error) => return unreadable(error.to_string()),
+        }
+        let reading = match file.try_clone() {
+            Ok(reading) => reading,
+            Err(error) => return unreadable(error.to_string()),
+        };
+        match self.readers.run(PATIENCE, move || binaries::examine(&reading, other)) {
+            Ok(Ok(None)) => Binary::Foreign,
+            Ok(Ok(Some(examined))) => {
+                let mut ours = Box::new(Ours {
+                    comm: process.comm.clone(),
+                    number: self.binaries.len() as u32 + 1,
+                    pids: Vec::new(),
+                    probes: Vec::new(),
+                    attached: Vec::new(),
+                    waiting: Vec::new(),
+                    scans: 0,
+                    examined,
+                });
+                let targets = std::mem::take(&mut ours.examined.targets);
+                self.attach(&mut ours, &file, targets);
+                Binary::Ours(ours)
+            }
+            Ok(Err(why)) => unreadable(why),
+            Err(error) => unreadable(format!("reading its program file: {error}; its disk may be stuck")),
+        }
+    }
+
+    /// Attaches what can be attached without touching the disk; the rest is off with its reason.
+    fn attach(&mut self, ours: &mut Ours, file: &File, targets: Vec<Target>) {
+        let mut ready: Vec<(Target, Vec<SiteRequest>)> = Vec::new();
+        for target in targets {
+            match self.decide(ours, file, &target) {
+                Ok(sites) => ready.push((target, sites)),
+                Err((why, again)) => {
+                    ours.probes.push(probe(&target, None, 0, why));
+                    if again {
+                        ours.waiting.push(target);
+                    }
+                }
+            }
+        }
+        let Some(kernel) = self.kernel.as_mut() else {
+            // A survey: what would be attached counts as on.
+            ours.probes.extend(ready.iter().map(|(t, sites)| probe(t, Some(SeenBy::Uprobe), sites.len(), String::new())));
+            return;
+        };
+        let path = format!("/proc/self/fd/{}", file.as_raw_fd());
+        let all: Vec<SiteRequest> = ready.iter().flat_map(|(_, sites)| sites.iter().copied()).collect();
+        if all.is_empty() {
+            return;
+        }
+        if let Ok(attached) = kernel.attach_uprobes(&path, ours.number, &all) {
+            ours.attached.push(attached);
+            ours.probes.extend(ready.iter().map(|(t, sites)| probe(t, Some(SeenBy::Uprobe), sites.len(), String::new())));
+            return;
+        }
+        // One bad site refuses them all; one by one tells which.
+        for (target, sites) in &ready {
+            match kernel.attach_uprobes(&path, ours.number, sites) {
+                Ok(attached) => {
+                    ours.attached.push(attached);
+                    ours.probes.push(probe(target, Some(SeenBy::Uprobe), sites.len(), String::new()));
+                }
+                Err(error) => ours.probes.push(probe(target, None, 0, format!("{error:#}"))),
+            }
+        }
+    }
+
+    /// Whether a target is probed; if not, why, and whether it is worth another try.
+    fn decide(&self, ours: &Ours, file: &File, target: &Target) -> Result<Vec<SiteRequest>, (String, bool)> {
+        let no = |why: &str| Err((why.to_owned(), false));
+        if let Some(reason) = self.features.as_ref().and_then(|f| f.uprobes.reason()) {
+            return no(reason);
+        }
+        if self.settings.ladder != Ladder::All {
+            return no("--probes says not to probe programs");
+        }
+        if target.kind == Kind::Unmount && self.kernel_sees_unmounts {
+            return no("not needed: a kernel probe sees every unmount");
+        }
+        let cookies = self.features.as_ref().is_some_and(|f| f.cookies.yes());
+        if !cookies && ours.examined.position_independent {
+            return no("a position-independent program on a kernel without attach cookies (5.15)");
+        }
+        let sites = target.sites.as_ref().map_err(|why| (why.clone(), false))?;
+        for site in sites {
+            // The longest instruction has 15 bytes; the kernel reads as many.
+            match residency(file, site.offset, 15) {
+                Residency::Resident => {}
+                Residency::NotResident => {
+                    let why = format!(
+                        "its page (file offset {:#x}) is not in memory; probing it would read the disk while holding a \
+                         lock that every fork() needs; tried again every {RETRY_AFTER} s",
+                        site.offset
+                    );
+                    return Err((why, true));
+                }
+                Residency::Unknown(why) => return Err((format!("whether its page is in memory cannot be told: {why}"), true)),
+            }
+        }
+        Ok(sites.clone())
+    }
+
+    /// Tries again what was off only because a page was not in memory, or because a file could not be read.
+    fn retry(&mut self) {
+        let ids: Vec<FileId> = self.binaries.keys().copied().collect();
+        for id in ids {
+            let Some(mut binary) = self.binaries.remove(&id) else { continue };
+            match &mut binary {
+                Binary::Foreign => {}
+                Binary::Unreadable { scans, .. } => {
+                    *scans += 1;
+                    let process = self.processes.iter().find(|p| p.exe == Exe::File(id)).cloned();
+                    match process {
+                        Some(process) if *scans >= RETRY_AFTER => self.came(&process),
+                        Some(_) => {}
+                        None => continue,
+                    }
+                    if self.binaries.contains_key(&id) {
+                        continue;
+                    }
+                }
+                Binary::Ours(ours) => {
+                    ours.scans += 1;
+                    if ours.scans.is_multiple_of(RETRY_AFTER)
+                        && !ours.waiting.is_empty()
+                        && let Some(Ok(file)) = ours.pids.first().map(|pid| open_exe(*pid))
+                    {
+                        let waiting = std::mem::take(&mut ours.waiting);
+                        let is_waiting = |p: &Probe| waiting.iter().any(|t| t.what == p.what && t.function == p.target);
+                        ours.probes.retain(|p| !(p.how.is_none() && is_waiting(p)));
+                        self.attach(ours, &file, waiting);
+                    }
+                }
+            }
+            self.binaries.insert(id, binary);
+        }
+    }
+
+    fn sees_unmounts_in_go(&self) -> bool {
+        let ours = |b: &Binary| matches!(b, Binary::Ours(o) if o.probes.iter().any(|p| p.what.ends_with(": unmount") && p.how.is_some()));
+        self.binaries.values().any(ours)
+    }
+
+    /// The tracepoint of unmounts taxes every system call of the node: it is on only while nothing else sees unmounts.
+    fn settle_unmount_tracepoint(&mut self) {
+        if self.kernel_sees_unmounts {
+            return;
+        }
+        let wanted = !self.sees_unmounts_in_go();
+        let (Some(kernel), Some(features)) = (self.kernel.as_mut(), self.features.as_ref()) else { return };
+        let Some(at) = self.kernel_probes.iter().position(|p| p.what == UNMOUNT_SIGHT) else { return };
+        let on = self.kernel_probes[at].how.is_some();
+        if on == wanted {
+            return;
+        }
+        let Some(sight) = plan::kernel(features).into_iter().find(|s| s.what == UNMOUNT_SIGHT) else { return };
+        if wanted && self.kernel_probes[at].note.contains(TAXING) {
+            let mut probe = kernel.attach_sight(&sight, |_| Ok(()));
+            if probe.how.is_some() {
+                probe.note = format!("{}; taxes every system call of the node by about 50 ns", probe.note);
+            }
+            self.kernel_probes[at] = probe;
+        } else if on {
+            kernel.detach_sight(&sight);
+            self.kernel_probes[at] = kernel.attach_sight(&sight, |_| Err(TAXING.into()));
+        }
+    }
+
+    /// Sends the survey if it has changed, and what became blind or seeing.
+    fn tell(&mut self) {
+        let mut survey = Survey {
+            features: self.features.clone(),
+            probes: self.kernel_probes.clone(),
+            programs: Vec::new(),
+            attached_after: self.attached_after,
+            stuck_reads: self.readers.stuck() as u64,
+        };
+        for binary in self.binaries.values() {
+            match binary {
+                Binary::Ours(ours) if !ours.pids.is_empty() => {
+                    survey.probes.extend(ours.probes.iter().cloned());
+                    survey.programs.push(GoProgram {
+                        role: ours.examined.role,
+                        comm: ours.comm.clone(),
+                        go_version: ours.examined.go_version.clone(),
+                        pids: ours.pids.clone(),
+                        build_id: ours.examined.build_id.clone(),
+                    });
+                }
+                Binary::Unreadable { why, role_of, .. } if !why.is_empty() && likely(role_of) => survey.probes.push(Probe {
+                    what: format!("{role_of}: all of it"),
+                    target: String::new(),
+                    how: None,
+                    sites: 0,
+                    emulated: 0,
+                    note: why.clone(),
+                }),
+                _ => {}
+            }
+        }
+        if self.told.as_ref() == Some(&survey) {
+            return;
+        }
+        let before = self.told.take().map(|s| s.probes).unwrap_or_default();
+        let now = clock::monotonic();
+        let blind = |probes: &[Probe]| -> BTreeMap<String, String> {
+            probes.iter().filter(|p| matters(p)).map(|p| (p.what.clone(), p.note.clone())).collect()
+        };
+        let (was, is) = (blind(&before), blind(&survey.probes));
+        let gone = was.keys().filter(|what| !is.contains_key(*what)).map(|what| (what.clone(), String::new()));
+        let new = is.iter().filter(|(what, why)| was.get(*what) != Some(why)).map(|(w, r)| (w.clone(), r.clone()));
+        let events: Vec<Event> =
+            gone.chain(new).map(|(what, reason)| Event { at: now, body: Body::BlindSpot { what, reason } }).collect();
+        self.outbox.events(events);
+        self.outbox.send(&Message::Survey(survey.clone()));
+        self.told = Some(survey);
+    }
+}
+
+/// Why the tracepoint of unmounts is not the first choice.
+const TAXING: &str = "would tax every system call of the node; unmounts of containerd and its shims are seen in their own code";
+
+/// A probe that is off and leaves something unseen.
+fn matters(probe: &Probe) -> bool {
+    probe.how.is_none() && !probe.note.starts_with("not needed")
+}
+
+fn likely(comm: &str) -> bool {
+    comm.contains("containerd") || comm.contains("kubelet")
+}
+
+fn probe(target: &Target, how: Option<SeenBy>, sites: usize, why: String) -> Probe {
+    Probe {
+        what: target.what.clone(),
+        target: target.function.clone(),
+        how,
+        sites: sites as u32,
+        emulated: if how.is_some() { target.emulated } else { 0 },
+        note: [target.note.clone(), why].into_iter().filter(|s| !s.is_empty()).collect::<Vec<_>>().join("; "),
+    }
+}
+
+/// What a sight would be like, for a survey.
+fn planned(sight: &Sight) -> Probe {
+    let first = sight.ways.first();
+    let mut notes: Vec<String> = if first.is_none() { vec![sight.loss.into()] } else { Vec::new() };
+    notes.extend(sight.refused.iter().map(|(how, why)| format!("{}: {why}", crate::bpf::load::word(*how))));
+    Probe {
+        what: sight.what.into(),
+        target: first.map(|w| w.programs.iter().map(|p| p.1).collect::<Vec<_>>().join(", ")).unwrap_or_default(),
+        how: first.map(|w| w.how),
+        sites: first.map_or(0, |w| w.programs.len() as u32),
+        emulated: 0,
+        note: notes.join("; "),
+    }
+}

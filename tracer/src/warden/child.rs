@@ -1,0 +1,134 @@
+//! The warden's own main function: its threads and its end.
+
+use super::{
+    Ladder, Settings, attach, context, events, leave_stdio, lock_memory,
+    outbox::Outbox,
+    protocol::{Level, Message},
+};
+use std::{
+    collections::BTreeMap,
+    io::Read,
+    os::unix::net::UnixStream,
+    sync::{Arc, Mutex, PoisonError, RwLock},
+};
+
+/// A Go process that takes part, as all threads of the warden know it.
+#[derive(Clone, Debug)]
+pub struct Known {
+    /// The process as the correlator is told.
+    pub process: crate::event::Process,
+    /// Where its runtime keeps things; `None` for versions that are not known.
+    pub offsets: Option<crate::golang::offsets::Offsets>,
+}
+
+/// What the threads share. Every lock is held for moments only, never across a read or a system call that can hang.
+#[derive(Default)]
+pub struct Shared {
+    /// Go processes that take part, by pid.
+    pub known: RwLock<BTreeMap<u32, Known>>,
+    /// Operations in flight above their floor, as of the last poll.
+    pub in_flight: Mutex<Vec<crate::event::Operation>>,
+    /// Pids that the kernel half has seen exit or exec since the attaching thread last looked.
+    pub recheck: Mutex<Vec<u32>>,
+}
+
+/// A lock that goes on after a panic elsewhere: all shared values are whole at all times.
+pub fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Shared {
+    /// What is known of a process.
+    pub fn get(&self, pid: u32) -> Option<Known> {
+        self.known.read().unwrap_or_else(PoisonError::into_inner).get(&pid).cloned()
+    }
+}
+
+/// Runs the warden. Never returns.
+pub fn run(socket: UnixStream, settings: Settings) -> ! {
+    let code = match start(socket, settings) {
+        Ok(()) => 0,
+        Err(_) => 1,
+    };
+    // SAFETY: ends this process without running exit handlers that belong to the parent's copy of memory.
+    unsafe { libc::_exit(code) }
+}
+
+fn start(mut socket: UnixStream, settings: Settings) -> std::io::Result<()> {
+    // SAFETY: takes no arguments. A session of its own: Ctrl-C on the terminal is for the parent.
+    unsafe { libc::setsid() };
+    leave_stdio()?;
+    let outbox = Outbox::new(socket.try_clone()?);
+    let on_panic = outbox.clone();
+    std::panic::set_hook(Box::new(move |info| {
+        on_panic.log(Level::Error, format!("the warden has a defect, please report it: {info}"));
+    }));
+    forward_log(outbox.clone(), settings.diagnostics);
+    if let Err(error) = lock_memory() {
+        outbox.log(Level::Debug, format!("memory is not locked ({error}); under memory pressure plegscope itself may wait for the disk"));
+    }
+    let shared = Arc::new(Shared::default());
+    if !settings.survey_only {
+        let (outbox, shared) = (outbox.clone(), Arc::clone(&shared));
+        std::thread::Builder::new().name("context".into()).spawn(move || context::run(&outbox, &shared))?;
+    }
+    std::thread::Builder::new().name("attach".into()).spawn(move || attach(settings, &outbox, &shared))?;
+    // The parent says nothing; a read that returns means it is gone.
+    let mut nothing = [0u8; 1];
+    loop {
+        match socket.read(&mut nothing) {
+            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+            _ => return Ok(()),
+        }
+    }
+}
+
+/// Attaches, and keeps looking for new programs. Other threads start when there is something for them.
+fn attach(settings: Settings, outbox: &Outbox, shared: &Arc<Shared>) {
+    let (ladder, survey_only) = (settings.ladder, settings.survey_only);
+    let mut attacher = attach::Attacher::new(settings, outbox.clone(), Arc::clone(shared));
+    if survey_only {
+        attacher.survey();
+        return;
+    }
+    if ladder != Ladder::None {
+        let started = attacher.load().and_then(|reader| {
+            let (outbox, shared) = (outbox.clone(), Arc::clone(shared));
+            std::thread::Builder::new().name("events".into()).spawn(move || events::run(reader, &outbox, &shared))?;
+            Ok(())
+        });
+        if let Err(error) = started {
+            outbox.send(&Message::Fatal(format!("{error:#}")));
+        }
+    }
+    attacher.run();
+}
+
+/// Sends what the `log` crate is told (aya, and the kernel half through aya-log) to the parent.
+struct Forward(Outbox);
+
+impl log::Log for Forward {
+    fn enabled(&self, of: &log::Metadata<'_>) -> bool {
+        // aya tells each relocation at debug level; records of the kernel half have the target of its own modules.
+        of.level() <= log::Level::Warn || !of.target().starts_with("aya")
+    }
+    fn log(&self, record: &log::Record<'_>) {
+        if !self.enabled(record.metadata()) {
+            return;
+        }
+        let level = match record.level() {
+            log::Level::Error => Level::Error,
+            log::Level::Warn => Level::Warning,
+            _ => Level::Debug,
+        };
+        self.0.log(level, format!("{}", record.args()));
+    }
+    fn flush(&self) {}
+}
+
+fn forward_log(outbox: Outbox, diagnostics: bool) {
+    let most = if diagnostics { log::LevelFilter::Debug } else { log::LevelFilter::Warn };
+    if log::set_boxed_logger(Box::new(Forward(outbox))).is_ok() {
+        log::set_max_level(most);
+    }
+}

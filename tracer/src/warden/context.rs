@@ -1,0 +1,222 @@
+//! Tells what the kernel half cannot: names of containers and locks, where blocked threads sit, what the disk does.
+
+use super::{
+    child::{Known, Shared, lock},
+    outbox::Outbox,
+};
+use crate::{
+    event::{Body, Device, Event, Kind, LockName, Ns, Operation, OperationId, Role},
+    golang::offsets,
+    node::{
+        clock,
+        containers::Containers,
+        disk, locks,
+        memory::{Memory, ProcessMemory},
+        threads,
+        worker::Workers,
+    },
+    thresholds::{MILLISECOND, SECOND},
+};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::PoisonError,
+    time::Duration,
+};
+
+/// How often blocked operations are looked at.
+const LOOK_EVERY: Duration = Duration::from_millis(100);
+/// How often containers and disks are looked at, in looks.
+const SCAN_EVERY: u32 = 10;
+/// Threads that may hang with a read.
+const WORKERS: usize = 4;
+/// How long a read may take before its worker is given up.
+const PATIENCE: Duration = Duration::from_millis(250);
+/// An operation this old is worth a look at its thread.
+const SITE_AFTER: Ns = 500 * MILLISECOND;
+/// The same thread is looked at again after this time.
+const SITE_EVERY: Ns = SECOND;
+/// Blocked operations looked at in one round, the oldest first.
+const MOST_LOOKS: usize = 32;
+
+/// Tells until the process ends.
+pub fn run(outbox: &Outbox, shared: &Shared) {
+    let mut teller = Teller { workers: Workers::new(WORKERS), ..Teller::default() };
+    let mut looks = 0u32;
+    loop {
+        let mut events = Vec::new();
+        let mut blocked = lock(&shared.in_flight).clone();
+        blocked.sort_by_key(|o| o.begin);
+        teller.locks(&blocked, shared, &mut events);
+        teller.sites(&blocked, shared, &mut events);
+        teller.note_devices(&blocked);
+        if looks.is_multiple_of(SCAN_EVERY) {
+            teller.containers(shared, &mut events);
+            teller.disks(&mut events);
+        }
+        looks = looks.wrapping_add(1);
+        outbox.events(events);
+        std::thread::sleep(LOOK_EVERY);
+    }
+}
+
+struct Teller {
+    workers: Workers,
+    containers: Containers,
+    shims: BTreeSet<u32>,
+    /// Names read while the operation was in flight, to be told once it still is in the next round.
+    pending: BTreeMap<OperationId, (u32, u64, LockName)>,
+    /// Waits whose lock has been told, or cannot be.
+    named: BTreeSet<OperationId>,
+    /// When each thread was looked at last.
+    looked: BTreeMap<(u32, u32), Ns>,
+    devices: BTreeSet<Device>,
+}
+
+impl Default for Teller {
+    fn default() -> Self {
+        Teller {
+            workers: Workers::new(WORKERS),
+            containers: Containers::new(),
+            shims: BTreeSet::new(),
+            pending: BTreeMap::new(),
+            named: BTreeSet::new(),
+            looked: BTreeMap::new(),
+            devices: BTreeSet::new(),
+        }
+    }
+}
+
+impl Teller {
+    /// Names the locks that are waited for. An address names a container only while a wait on it is in flight, so what
+    /// was read counts only when the same wait is still there afterwards.
+    fn locks(&mut self, blocked: &[Operation], shared: &Shared, events: &mut Vec<Event>) {
+        let waits: Vec<&Operation> = blocked.iter().filter(|o| o.kind == Kind::LockWait).collect();
+        let ids: BTreeSet<OperationId> = waits.iter().map(|o| o.id()).collect();
+        for (id, (pid, base, name)) in std::mem::take(&mut self.pending) {
+            if ids.contains(&id) {
+                let body = Body::LockIdentity { pid, base, lock: name };
+                events.push(Event { at: clock::monotonic(), body });
+            }
+        }
+        self.named.retain(|id| ids.contains(id));
+        for wait in waits.into_iter().take(MOST_LOOKS) {
+            let id = wait.id();
+            if self.named.contains(&id) {
+                continue;
+            }
+            let Some(known) = shared.get(wait.actor.pid) else { continue };
+            let (pid, role, semaphore) = (wait.actor.pid, known.process.role, wait.object);
+            let read = self.workers.run(PATIENCE, move || name(pid, role, semaphore));
+            self.named.insert(id.clone());
+            if let Ok(Some((base, name))) = read {
+                self.pending.insert(id, (pid, base, name));
+            }
+        }
+    }
+
+    /// Looks where blocked threads sit in the kernel.
+    fn sites(&mut self, blocked: &[Operation], shared: &Shared, events: &mut Vec<Event>) {
+        let now = clock::monotonic();
+        self.looked.retain(|_, at| now.saturating_sub(*at) < 10 * SITE_EVERY);
+        let worth = |o: &&Operation| {
+            now.saturating_sub(o.begin) >= SITE_AFTER
+                && matches!(
+                    o.kind,
+                    Kind::Unmount | Kind::SuperShutdown | Kind::Sync | Kind::InitMethod | Kind::StatusUpdate
+                )
+        };
+        for operation in blocked.iter().filter(worth).take(MOST_LOOKS) {
+            let (actor, known) = (operation.actor, shared.get(operation.actor.pid));
+            let in_kernel = matches!(operation.kind, Kind::Unmount | Kind::SuperShutdown | Kind::Sync);
+            let due = |looked: &BTreeMap<(u32, u32), Ns>, tid| {
+                looked.get(&(actor.pid, tid)).is_none_or(|at| now.saturating_sub(*at) >= SITE_EVERY)
+            };
+            if in_kernel && !due(&self.looked, actor.tid) {
+                continue;
+            }
+            let read = self.workers.run(PATIENCE, move || {
+                // A goroutine may have moved since it began; inside a system call it stays on its thread.
+                let tid = if in_kernel { Some(actor.tid) } else { thread_of(actor.pid, actor.g?, &known?) };
+                tid.and_then(|tid| threads::look(actor.pid, tid).ok())
+            });
+            if let Ok(Some(site)) = read
+                && due(&self.looked, site.site.tid)
+            {
+                self.looked.insert((site.site.pid, site.site.tid), now);
+                events.push(Event { at: clock::monotonic(), body: Body::ThreadSite(site.site) });
+            }
+        }
+    }
+
+    fn note_devices(&mut self, blocked: &[Operation]) {
+        self.devices.extend(blocked.iter().filter_map(|o| o.device));
+    }
+
+    fn containers(&mut self, shared: &Shared, events: &mut Vec<Event>) {
+        let shims: BTreeSet<u32> = {
+            let known = shared.known.read().unwrap_or_else(PoisonError::into_inner);
+            known.values().filter(|k| k.process.role == Role::Shim).map(|k| k.process.pid).collect()
+        };
+        for pid in self.shims.difference(&shims).copied().collect::<Vec<_>>() {
+            self.containers.shim_gone(pid);
+            self.shims.remove(&pid);
+        }
+        for pid in shims {
+            // One that is not in its bundle yet is asked again at the next scan.
+            if !self.shims.contains(&pid) && self.containers.shim_appeared(pid).is_ok() {
+                self.shims.insert(pid);
+            }
+        }
+        let changes = self.containers.scan(&self.workers);
+        let at = clock::monotonic();
+        for container in changes.containers {
+            self.devices.extend(container.upper.as_ref().map(|(device, _)| *device));
+            events.push(Event { at, body: Body::Container(container) });
+        }
+        for (what, reason) in changes.blind_spots {
+            events.push(Event { at, body: Body::BlindSpot { what, reason } });
+        }
+    }
+
+    fn disks(&mut self, events: &mut Vec<Event>) {
+        /// No node has more devices under containers than this.
+        const MOST_DEVICES: usize = 64;
+        while self.devices.len() > MOST_DEVICES {
+            self.devices.pop_first();
+        }
+        let at = clock::monotonic();
+        if let Ok(unwritten) = disk::unwritten() {
+            let body = Body::Memory { dirty: unwritten.dirty, writeback: unwritten.writeback };
+            events.push(Event { at, body });
+        }
+        if let Ok(stats) = disk::stats() {
+            for device in &self.devices {
+                if let Some(facts) = disk::facts(*device, &stats) {
+                    events.push(Event { at, body: Body::Device(facts) });
+                }
+            }
+        }
+    }
+}
+
+/// Whose lock a semaphore belongs to: its base lies 4, 8 or 12 bytes before, depending on which side waits.
+fn name(pid: u32, role: Role, semaphore: u64) -> Option<(u64, LockName)> {
+    let memory = ProcessMemory::open(pid).ok()?;
+    [4, 12, 8].into_iter().find_map(|before| {
+        let base = semaphore.checked_sub(before)?;
+        Some((base, locks::name(role, &memory, base)?))
+    })
+}
+
+/// The thread of a goroutine that is inside a system call; `None` when it is not.
+fn thread_of(pid: u32, g: u64, known: &Known) -> Option<u32> {
+    let offsets = known.offsets?;
+    let memory = ProcessMemory::open(pid).ok()?;
+    let status = memory.u32(g.checked_add(u64::from(offsets.atomic_status))?).ok()? & !offsets::STATUS_SCAN;
+    if status != offsets::STATUS_SYSCALL {
+        return None;
+    }
+    let m = memory.u64(g.checked_add(u64::from(offsets.g_m))?).ok()?;
+    let tid = memory.u64(m.checked_add(u64::from(offsets.m_procid))?).ok()?;
+    u32::try_from(tid).ok()
+}

@@ -1,0 +1,202 @@
+//! Reads the kernel half: the ring as it fills, what is in flight ten times a second.
+
+use super::{
+    binaries::method_name,
+    child::{Shared, lock},
+    outbox::Outbox,
+    protocol::{Cost, Level, Message},
+};
+use crate::{
+    bpf::read::Reader,
+    decode,
+    event::{Actor, Body, Event, Kind, LossPoint, Ns, Operation, Outcome},
+    node::{clock, threads},
+    thresholds::{POLL_EVERY, floor},
+};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
+use tracer_common::{
+    op::{Op, Wait, flag},
+    record::Record,
+    stats::Cause,
+};
+
+/// `umount2` on x86-64.
+const SYS_UMOUNT2: i64 = 166;
+/// Costs and losses are told once in this many polls.
+const COST_EVERY: u32 = 10;
+
+/// Reads until the process ends.
+pub fn run(mut reader: Reader, outbox: &Outbox, shared: &Shared) {
+    let mut poller = Poller::default();
+    let mut next_poll = clock::monotonic();
+    let mut polls = 0u32;
+    loop {
+        let now = clock::monotonic();
+        let wait = Duration::from_nanos(next_poll.saturating_sub(now));
+        if let Err(error) = reader.wait(wait) {
+            outbox.log(Level::Error, format!("waiting for the ring failed ({error}); events are read by polling only"));
+            std::thread::sleep(Duration::from_nanos(POLL_EVERY));
+        }
+        let mut events = Vec::new();
+        reader.records(|record| from_record(&record, shared, &mut events));
+        let now = clock::monotonic();
+        if now >= next_poll {
+            next_poll = now + POLL_EVERY;
+            match poller.poll(&mut reader, now, &mut events) {
+                Ok(()) => *lock(&shared.in_flight) = poller.operations.clone(),
+                Err(error) => outbox.log(Level::Error, format!("reading what is in flight failed: {error:#}")),
+            }
+            if polls.is_multiple_of(COST_EVERY) {
+                let costs = costs(&reader);
+                poller.losses(&costs, now, &mut events);
+                outbox.send(&Message::Cost(costs));
+            }
+            polls = polls.wrapping_add(1);
+        }
+        outbox.events(events);
+    }
+}
+
+/// A record of the ring as an event.
+fn from_record(record: &Record, shared: &Shared, events: &mut Vec<Event>) {
+    let (at, body) = match record {
+        Record::WaitEnded(r) => {
+            (r.header.at, decode::wait(&r.wait).map(|operation| Body::Ended(operation, Outcome::Done)))
+        }
+        Record::OpEnded(r) => {
+            (r.header.at, decode::op(&r.op, method_name).map(|o| Body::Ended(o, decode::outcome(&r.op))))
+        }
+        Record::Woken(r) => (
+            r.header.at,
+            decode::wait(&r.wait).map(|waiting| Body::Woken {
+                by: Actor {
+                    pid: r.wait.key.tgid,
+                    tid: r.by_tid,
+                    g: (r.by != 0).then_some(r.by),
+                    goid: (r.by_goid != 0).then_some(r.by_goid),
+                },
+                waiter: waiting.actor,
+                semaphore: r.wait.object,
+            }),
+        ),
+        Record::ProcessGone(r) => {
+            let mut recheck = lock(&shared.recheck);
+            if !recheck.contains(&r.tgid) {
+                recheck.push(r.tgid);
+            }
+            return;
+        }
+        // A record of a kind that this version does not know cannot come from the object embedded in it.
+        Record::Unknown(header) => (header.at, Some(Body::Lost { at: LossPoint::Ring, count: 1 })),
+    };
+    events.extend(body.map(|body| Event { at, body }));
+}
+
+/// Turns in-flight entries into events.
+#[derive(Default)]
+struct Poller {
+    waits: Vec<Wait>,
+    ops: Vec<Op>,
+    /// Above the floor, as of the last poll.
+    operations: Vec<Operation>,
+    /// Entries that are over but stay in the map until their thread unmounts again, as told already: key and begin.
+    told: BTreeSet<(tracer_common::op::Key, Ns)>,
+    /// Loss counters as told already.
+    lost: BTreeMap<LossPoint, u64>,
+}
+
+impl Poller {
+    fn poll(&mut self, reader: &mut Reader, now: Ns, events: &mut Vec<Event>) -> anyhow::Result<()> {
+        reader.in_flight(&mut self.waits, &mut self.ops)?;
+        self.operations.clear();
+        let old = |kind: Option<Kind>, begin: Ns| {
+            // An entry whose begin is 0 is being filled in.
+            kind.is_some_and(|kind| begin != 0 && now.saturating_sub(begin) >= floor(kind))
+        };
+        for wait in &self.waits {
+            if old(decode::kind_of(&wait.key), wait.begin) {
+                self.operations.extend(decode::wait(wait));
+            }
+        }
+        let mut still_told = BTreeSet::new();
+        for op in &self.ops {
+            if !old(decode::kind_of(&op.key), op.begin) {
+                continue;
+            }
+            let Some(operation) = decode::op(op, method_name) else { continue };
+            match over(op, now) {
+                None => self.operations.push(operation),
+                Some(at) => {
+                    let identity = (op.key, op.begin);
+                    if !self.told.contains(&identity) {
+                        events.push(Event { at, body: Body::Ended(operation, decode::outcome(op)) });
+                    }
+                    still_told.insert(identity);
+                }
+            }
+        }
+        self.told = still_told;
+        events.extend(self.operations.iter().map(|o| Event { at: now, body: Body::InFlight(o.clone()) }));
+        let mut by_floor: BTreeMap<Ns, Vec<Kind>> = BTreeMap::new();
+        for kind in Kind::ALL {
+            by_floor.entry(floor(kind)).or_default().push(kind);
+        }
+        events.extend(by_floor.into_iter().map(|(floor, kinds)| Event {
+            at: now,
+            body: Body::PollComplete { kinds, older_than: now.saturating_sub(floor) },
+        }));
+        Ok(())
+    }
+
+    /// Tells what was lost since the last time.
+    fn losses(&mut self, costs: &[Cost], now: Ns, events: &mut Vec<Event>) {
+        let mut totals: BTreeMap<LossPoint, u64> = BTreeMap::new();
+        for (words, count) in costs.iter().flat_map(|cost| &cost.refusals) {
+            let point = match words.as_str() {
+                w if w == Cause::RingFull.words() => LossPoint::Ring,
+                w if w == Cause::NoBegin.words() => continue,
+                _ => LossPoint::Map,
+            };
+            *totals.entry(point).or_default() += count;
+        }
+        for (point, total) in totals {
+            let told = self.lost.insert(point, total).unwrap_or(0);
+            if total > told {
+                events.push(Event { at: now, body: Body::Lost { at: point, count: total - told } });
+            }
+        }
+    }
+}
+
+/// When an entry that is still in the map was over; `None` while it is in flight.
+fn over(op: &Op, now: Ns) -> Option<Ns> {
+    if op.flags & flag::RETURNED == 0 || op.flags & flag::CLEANING != 0 {
+        return None;
+    }
+    if op.flags & flag::TRACEPOINT == 0 {
+        // The kernel runs `cleanup_mnt` before the thread is back in user space; between the return of the call and
+        // its begin there is next to nothing, but not nothing.
+        const SETTLED: Ns = 20_000_000;
+        return (now.saturating_sub(op.end) > SETTLED).then_some(op.end);
+    }
+    // Without a probe on `cleanup_mnt` the thread itself must be asked whether it is back.
+    match threads::look(op.key.tgid, op.tid) {
+        Ok(site) if site.site.syscall == Some(SYS_UMOUNT2) => None,
+        _ => Some(now),
+    }
+}
+
+fn costs(reader: &Reader) -> Vec<Cost> {
+    Kind::ALL
+        .into_iter()
+        .filter_map(|kind| {
+            let counters = reader.counters(decode::number_of(kind));
+            let refusals = Cause::ALL.iter().zip(counters.refusals).filter(|(_, n)| *n > 0);
+            let refusals: Vec<_> = refusals.map(|(cause, n)| (cause.words().to_owned(), n)).collect();
+            (counters.hits > 0 || !refusals.is_empty()).then_some(Cost { kind, hits: counters.hits, refusals })
+        })
+        .collect()
+}

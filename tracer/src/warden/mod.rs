@@ -1,0 +1,88 @@
+//! The warden: a child process, forked before anything else starts, that owns attaching, detaching and every read that
+//! could hang on the stuck disk. A thread in uninterruptible sleep cannot be killed and keeps its process alive; so the
+//! process that talks to the user never does such a thing and can always exit. When it does, the socket closes and the
+//! warden goes too, by itself, as soon as the kernel lets it.
+
+mod attach;
+mod binaries;
+mod child;
+mod context;
+mod events;
+mod outbox;
+pub mod protocol;
+
+use std::{
+    io,
+    os::{
+        fd::{AsRawFd, OwnedFd},
+        unix::net::UnixStream,
+    },
+};
+
+/// Which probes may be attached: how high on the ladder.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Ladder {
+    /// None: what `/proc` tells.
+    None,
+    /// Kernel probes only.
+    Kernel,
+    /// Kernel probes, and uprobes in containerd, its shims and the kubelet.
+    #[default]
+    All,
+}
+
+/// What the warden shall do.
+#[derive(Clone, Debug, Default)]
+pub struct Settings {
+    /// How high on the ladder.
+    pub ladder: Ladder,
+    /// Find out and tell, attach nothing, and exit.
+    pub survey_only: bool,
+    /// Other Go processes whose lock waits are traced too.
+    pub also: Vec<u32>,
+    /// Let the kernel half tell its refusals in its own log.
+    pub diagnostics: bool,
+}
+
+/// Forks the warden and gives the parent's end of the socket.
+///
+/// Must be called while the process has one thread: the child goes on from here with a copy of all memory.
+pub fn fork(settings: Settings) -> io::Result<UnixStream> {
+    let (ours, theirs) = UnixStream::pair()?;
+    // SAFETY: no other thread exists yet (see above), so the child's copy of memory has no lock held by a thread that is
+    // not there.
+    match unsafe { libc::fork() } {
+        -1 => Err(io::Error::last_os_error()),
+        0 => {
+            drop(ours);
+            child::run(OwnedFd::from(theirs).into(), settings)
+        }
+        _ => {
+            drop(theirs);
+            Ok(ours)
+        }
+    }
+}
+
+/// Locks present and future pages of this process in memory as they are touched: pages that were reclaimed would have to
+/// come back from the disk that may be stuck.
+pub fn lock_memory() -> io::Result<()> {
+    const ON_FAULT: i32 = 4;
+    // SAFETY: takes flags only.
+    if unsafe { libc::mlockall(libc::MCL_CURRENT | libc::MCL_FUTURE | ON_FAULT) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
+}
+
+/// Points standard input, output and error of the calling process at `/dev/null`, so that it keeps nobody's pipe open.
+fn leave_stdio() -> io::Result<()> {
+    let null = std::fs::OpenOptions::new().read(true).write(true).open("/dev/null")?;
+    for fd in 0..3 {
+        // SAFETY: both descriptors are valid; dup2 replaces the second.
+        if unsafe { libc::dup2(null.as_raw_fd(), fd) } < 0 {
+            return Err(io::Error::last_os_error());
+        }
+    }
+    Ok(())
+}
