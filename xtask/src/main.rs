@@ -1,8 +1,11 @@
 //! Everything about building, testing and measuring plegscope: `cargo xtask --help`, one file per command.
 
+mod bench;
 mod binaries;
 mod bpf;
+mod demo;
 mod kubelet;
+mod lab;
 mod packages;
 mod shell;
 mod test;
@@ -21,6 +24,8 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
+    /// Play the incident on a real containerd on this machine and watch plegscope explain it
+    Demo(demo::Args),
     /// Build the kernel half into tracer-ebpf/prebuilt, or check that it is what its source gives
     Bpf(bpf::Args),
     /// Check the invariants of the source tree
@@ -31,6 +36,10 @@ enum Command {
     Test(test::Args),
     /// Build a real kubelet into the cache
     Kubelet(kubelet::Args),
+    /// Play a healthy run, a slow disk and the published reproduction, and check every word of plegscope
+    E2e(lab::e2e::Args),
+    /// Measure what plegscope costs, side by side with bpftrace
+    Bench(bench::Args),
 }
 
 fn main() -> ExitCode {
@@ -38,11 +47,14 @@ fn main() -> ExitCode {
         return code;
     }
     let result = match Cli::parse().command {
+        Command::Demo(args) => demo::run(args),
         Command::Bpf(args) => bpf::run(&args),
         Command::Test(args) => test::run(&args),
         Command::Tidy(args) => tidy::run(&args),
         Command::Binaries(args) => binaries::run(&args),
         Command::Kubelet(args) => kubelet::run(&args),
+        Command::E2e(args) => lab::e2e::run(args),
+        Command::Bench(args) => bench::run(args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -1,0 +1,179 @@
+//! A containerd of our own, beside whatever containerd the machine has: own root, state, sockets, runc root.
+
+use super::cleanup::{Ledger, Leftover, folders_not_there};
+use super::{image, sys};
+use anyhow::{Context, Result, bail};
+use std::fs::{self, File};
+use std::os::unix::process::CommandExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+/// Which programs to run: another version of containerd can be unpacked anywhere.
+#[derive(Clone, Debug)]
+pub struct Programs {
+    /// The daemon.
+    pub containerd: PathBuf,
+    /// Folders searched for the shim and `ctr` before PATH.
+    pub folder: Option<PathBuf>,
+}
+
+impl Programs {
+    /// Those of the machine, or the folder's when one is given.
+    pub fn find(folder: Option<&Path>) -> Result<Programs> {
+        let containerd = match folder {
+            Some(folder) => Some(folder.join("containerd")).filter(|path| path.is_file()),
+            None => sys::which("containerd"),
+        };
+        let containerd =
+            containerd.context("containerd is not installed: apt-get install containerd runc")?;
+        Ok(Programs { containerd, folder: folder.map(Path::to_owned) })
+    }
+
+    fn path(&self) -> String {
+        let own = self.folder.iter().map(|folder| folder.display().to_string());
+        let system = std::env::var("PATH").unwrap_or_default();
+        own.chain([system, "/usr/sbin:/usr/bin:/sbin:/bin".to_owned()]).collect::<Vec<_>>().join(":")
+    }
+}
+
+/// A running daemon. Stopped by the ledger.
+pub struct Containerd {
+    /// Its CRI and containerd socket.
+    pub socket: PathBuf,
+    /// Its process.
+    pub pid: u32,
+    /// What it logs.
+    pub log: PathBuf,
+    /// Its state folder; the bundles are below.
+    pub state: PathBuf,
+    programs: Programs,
+}
+
+impl Containerd {
+    /// Starts the daemon: state and sockets in `run` (tmpfs), root in `scratch`, overlay snapshots in `snapshots`.
+    pub async fn start(
+        ledger: &Ledger,
+        programs: Programs,
+        run: &Path,
+        scratch: &Path,
+        snapshots: &Path,
+    ) -> Result<Containerd> {
+        let socket = run.join("containerd.sock");
+        let state = run.join("state");
+        let log = run.join("containerd.log");
+        let config = run.join("config.toml");
+        fs::write(&config, config_text(run, scratch, snapshots))
+            .with_context(|| format!("writing {}", config.display()))?;
+        for leftover in folders_not_there(&["/run/containerd", "/run/containerd/s", "/run/containerd/fifo"]) {
+            ledger.record(leftover)?;
+        }
+        ledger.record(Leftover::ShimSockets { state: state.clone() })?;
+        ledger.record(Leftover::ProcessesWith { argument: socket.clone() })?;
+        let output = File::create(&log).with_context(|| format!("creating {}", log.display()))?;
+        let mut command = Command::new(&programs.containerd);
+        command
+            .arg("--config")
+            .arg(&config)
+            .arg("--address")
+            .arg(&socket)
+            .env("PATH", programs.path())
+            .stdin(Stdio::null())
+            .stderr(output.try_clone().context("duplicating the log's descriptor")?)
+            .stdout(output)
+            // Ctrl-C shall reach only the lab, which then ends the others in the right order.
+            .process_group(0);
+        let child = command.spawn().with_context(|| format!("starting {}", programs.containerd.display()))?;
+        let pid = child.id();
+        let daemon = Containerd { socket, pid, log, state, programs };
+        let up = sys::until(Duration::from_secs(30), || {
+            daemon.socket.exists() && daemon.ctr(&["version"]).is_ok() || sys::state(pid) == Some('Z')
+        });
+        if !up.await || sys::state(pid) == Some('Z') {
+            bail!("containerd did not come up; the end of its log:\n{}", daemon.log_tail(15));
+        }
+        Ok(daemon)
+    }
+
+    /// Imports the lab's image.
+    pub fn import_image(&self, run: &Path) -> Result<()> {
+        let tar = run.join("image.tar");
+        image::write(&tar)?;
+        self.ctr(&["-n", "k8s.io", "images", "import", &tar.to_string_lossy()])?;
+        fs::remove_file(&tar).with_context(|| format!("removing {}", tar.display()))
+    }
+
+    /// The last lines of the daemon's log.
+    pub fn log_tail(&self, lines: usize) -> String {
+        let text = fs::read_to_string(&self.log).unwrap_or_default();
+        let all: Vec<&str> = text.lines().collect();
+        all[all.len().saturating_sub(lines)..].join("\n")
+    }
+
+    /// The shim of a running container: the parent of its init process.
+    pub fn shim_of(&self, container: &str) -> Result<u32> {
+        let init = self.init_of(container)?;
+        let status = fs::read_to_string(format!("/proc/{init}/status"))
+            .with_context(|| format!("reading the parent of {init}"))?;
+        status
+            .lines()
+            .find_map(|line| line.strip_prefix("PPid:")?.trim().parse().ok())
+            .with_context(|| format!("no parent of {init}"))
+    }
+
+    /// The init process of a running container.
+    pub fn init_of(&self, container: &str) -> Result<u32> {
+        let file = self.bundle(container).join("init.pid");
+        let text = fs::read_to_string(&file).with_context(|| format!("reading {}", file.display()))?;
+        text.trim().parse().with_context(|| format!("{} holds {text:?}", file.display()))
+    }
+
+    fn bundle(&self, container: &str) -> PathBuf {
+        self.state.join("io.containerd.runtime.v2.task/k8s.io").join(container)
+    }
+
+    fn ctr(&self, args: &[&str]) -> Result<String> {
+        let ctr =
+            self.programs.folder.as_ref().map(|folder| folder.join("ctr")).filter(|path| path.is_file());
+        let ctr = ctr.unwrap_or_else(|| PathBuf::from("ctr"));
+        let socket = self.socket.to_string_lossy();
+        let args: Vec<&str> = ["--address", &socket].iter().chain(args).copied().collect();
+        sys::run(&ctr.to_string_lossy(), &args)
+    }
+}
+
+fn config_text(run: &Path, scratch: &Path, snapshots: &Path) -> String {
+    let (run, scratch, snapshots, image) =
+        (run.display(), scratch.display(), snapshots.display(), image::NAME);
+    format!(
+        r#"version = 2
+root = "{scratch}/root"
+state = "{run}/state"
+
+[grpc]
+  address = "{run}/containerd.sock"
+
+[ttrpc]
+  address = "{run}/containerd.sock.ttrpc"
+
+[plugins."io.containerd.grpc.v1.cri"]
+  # A process below OOM score 0 may not lower it again inside an unprivileged outer container.
+  restrict_oom_score_adj = true
+  sandbox_image = "{image}"
+
+[plugins."io.containerd.grpc.v1.cri".containerd]
+  snapshotter = "overlayfs"
+
+[plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc]
+  runtime_type = "io.containerd.runc.v2"
+
+[plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc.options]
+  Root = "{run}/runc"
+  SystemdCgroup = false
+
+# Only the snapshots lie on the slow disk: the daemon's own databases stay fast, as on a node with a separate disk.
+[plugins."io.containerd.snapshotter.v1.overlayfs"]
+  root_path = "{snapshots}"
+"#
+    )
+}

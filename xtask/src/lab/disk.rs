@@ -1,0 +1,129 @@
+//! A disk that is really slow: a file behind a loop device, with the write rate limited by the block-I/O controller.
+//!
+//! Nothing is simulated above it: ext4 on it holds the snapshotter's folder, dirty pages drain at the given rate, and
+//! the sync at the end of an unmount takes as long as it takes. Only this loop device is affected.
+
+use super::cleanup::{Ledger, Leftover, cgroup_roots};
+use super::sys;
+use anyhow::{Context, Result, bail};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+/// Size of the backing file; it is sparse and takes only what is written.
+const SIZE_MB: u64 = 600;
+/// How much the check of the limit writes.
+const CHECK_MB: u64 = 4;
+
+/// The disk, mounted, at full speed until [`SlowDisk::slow_down`].
+pub struct SlowDisk {
+    /// Where it is mounted.
+    pub mounted: PathBuf,
+    /// Its device number, as `MAJ:MIN`.
+    pub device: String,
+    cgroup: PathBuf,
+}
+
+/// How this machine limits writes.
+enum Limit {
+    /// cgroup v1: writeback is issued by kernel threads, which belong to the root group.
+    V1(PathBuf),
+    /// cgroup v2: writeback belongs to the group that dirtied the pages, or its nearest living ancestor.
+    V2(PathBuf),
+}
+
+impl SlowDisk {
+    /// Makes the disk from a file in `scratch` (which must not be on tmpfs) and mounts it at `mounted`.
+    /// `cgroup` is the group, relative to the hierarchy's root, in which all containers of the lab live.
+    pub fn create(ledger: &Ledger, scratch: &Path, mounted: &Path, cgroup: &Path) -> Result<SlowDisk> {
+        let image = scratch.join("disk.img");
+        let file = fs::File::create(&image).with_context(|| format!("creating {}", image.display()))?;
+        file.set_len(SIZE_MB << 20).with_context(|| format!("growing {}", image.display()))?;
+        drop(file);
+        fs::create_dir_all(mounted).with_context(|| format!("creating {}", mounted.display()))?;
+        ledger.record(Leftover::Loop { image: image.clone() })?;
+        let image = image.to_string_lossy().into_owned();
+        // Direct I/O: else the limit is met by the page cache of the backing file, and a sync is fast again.
+        let node = sys::run("losetup", &["--direct-io=on", "--show", "-f", &image])?.trim().to_owned();
+        // All metadata is written now: lazy initialisation would compete with the lab for the slow disk later.
+        sys::run("mkfs.ext4", &["-q", "-m", "0", "-E", "lazy_itable_init=0,lazy_journal_init=0", &node])?;
+        sys::run("mount", &["-t", "ext4", &node, &mounted.to_string_lossy()])?;
+        let device = fs::read_to_string(format!("/sys/class/block/{}/dev", node.trim_start_matches("/dev/")))
+            .with_context(|| format!("reading the device number of {node}"))?
+            .trim()
+            .to_owned();
+        Ok(SlowDisk { mounted: mounted.to_owned(), device, cgroup: cgroup.to_owned() })
+    }
+
+    /// Limits writes to `rate` bytes per second and measures that the limit holds. What is dirty is written out before,
+    /// so the limit meets only what comes later. Returns the measured rate in bytes per second.
+    pub fn slow_down(&self, ledger: &Ledger, rate: u64) -> Result<u64> {
+        sys::run("sync", &["-f", &self.mounted.to_string_lossy()])?;
+        let group = match limit_files()? {
+            Limit::V1(file) => {
+                self.set(ledger, &file, &rate.to_string(), "0")?;
+                None
+            }
+            Limit::V2(root) => {
+                let group = root.join(&self.cgroup);
+                fs::write(root.join("cgroup.subtree_control"), "+io +memory").with_context(|| {
+                    format!(
+                        "switching on the io and memory controllers in {}; `--block strace` works without",
+                        root.display()
+                    )
+                })?;
+                fs::create_dir_all(&group).with_context(|| format!("creating {}", group.display()))?;
+                self.set(ledger, &group.join("io.max"), &format!("wbps={rate}"), "wbps=max")?;
+                Some(group)
+            }
+        };
+        let measured = self.measure(group.as_deref())?;
+        if measured > rate * 2 {
+            bail!(
+                "the limit of {rate} bytes/s does not hold on this machine: {CHECK_MB} MB were synced at {measured} bytes/s. \
+                 The slow disk cannot be played here; `--block strace` plays the published reproduction instead"
+            );
+        }
+        Ok(measured)
+    }
+
+    fn set(&self, ledger: &Ledger, file: &Path, on: &str, off: &str) -> Result<()> {
+        let line = |value: &str| format!("{} {value}", self.device);
+        ledger.record(Leftover::Setting { file: file.to_owned(), line: line(off) })?;
+        fs::write(file, line(on)).with_context(|| format!("writing `{}` to {}", line(on), file.display()))
+    }
+
+    /// Writes a file, syncs it, and says how fast that went.
+    fn measure(&self, group: Option<&Path>) -> Result<u64> {
+        let file = self.mounted.join("rate-check");
+        let join =
+            group.map(|group| format!("echo $$ > {}/cgroup.procs && ", group.display())).unwrap_or_default();
+        let write =
+            format!("{join}exec dd if=/dev/zero of={} bs=1M count={CHECK_MB} conv=fsync", file.display());
+        let begin = Instant::now();
+        sys::run("sh", &["-c", &write])?;
+        let took = begin.elapsed().max(Duration::from_millis(1));
+        fs::remove_file(&file).with_context(|| format!("removing {}", file.display()))?;
+        Ok(((CHECK_MB << 20) as f64 / took.as_secs_f64()) as u64)
+    }
+}
+
+fn limit_files() -> Result<Limit> {
+    let roots = cgroup_roots();
+    for root in &roots {
+        let file = root.join("blkio.throttle.write_bps_device");
+        if file.exists() {
+            return Ok(Limit::V1(file));
+        }
+    }
+    for root in &roots {
+        let controllers = fs::read_to_string(root.join("cgroup.controllers")).unwrap_or_default();
+        if controllers.split_whitespace().any(|name| name == "io") {
+            return Ok(Limit::V2(root.clone()));
+        }
+    }
+    bail!(
+        "this machine offers no way to limit writes: no blkio.throttle.write_bps_device (cgroup v1) and no io controller \
+         (cgroup v2) in any of {roots:?}. `--block strace` plays the published reproduction instead"
+    )
+}

@@ -1,0 +1,142 @@
+//! `cargo xtask e2e`: a healthy run, a really slow disk, and the published reproduction, on a real containerd; every
+//! word of plegscope is held against clocks that have nothing to do with it.
+
+use super::containerd::Programs;
+use super::story::{Block, Script, Truth};
+use super::tracer::{self, Line, Tracer};
+use super::verdict::{self, Verdict};
+use super::{Lab, cleanup, packages, run_interruptible, sys};
+use anyhow::{Context, Result, bail};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// Quitting may take this long until the prompt is back.
+pub const QUIT_WITHIN: u64 = 300_000_000;
+
+/// Which stories to play.
+#[derive(clap::Args)]
+pub struct Args {
+    /// Only these stories: none (healthy), disk, strace
+    #[arg(long, value_enum, value_delimiter = ',', default_values = ["none", "disk", "strace"])]
+    stories: Vec<Block>,
+    /// About how long each stall shall be, in seconds
+    #[arg(long, default_value_t = 16, value_parser = clap::value_parser!(u64).range(8..=110))]
+    seconds: u64,
+    /// Folder for what was seen: ground truth, frames, messages
+    #[arg(long, value_name = "FOLDER")]
+    keep: Option<PathBuf>,
+    /// Folder with another containerd, its shim and ctr
+    #[arg(long, value_name = "FOLDER")]
+    containerd: Option<PathBuf>,
+    /// Only play the stories and compare the lab's own clocks with each other
+    #[arg(long)]
+    without_plegscope: bool,
+}
+
+/// Runs the test; an error names the stories that failed, their tables are printed before.
+pub fn run(args: Args) -> Result<()> {
+    for line in cleanup::clean_leftovers()? {
+        println!("leftovers of an earlier run: {line}");
+    }
+    let binary = if args.without_plegscope { None } else { Some(tracer::binary()?) };
+    packages::ensure(&packages::LAB)?;
+    let programs = Programs::find(args.containerd.as_deref())?;
+    let mut failed = Vec::new();
+    for block in &args.stories {
+        let name = format!("{block:?}").to_lowercase();
+        println!("--- story: {name}");
+        let (truth, output) = play(*block, &args, &programs, binary.as_deref())
+            .with_context(|| format!("playing the story `{name}`"))?;
+        if let Some(folder) = &args.keep {
+            keep(&folder.join(&name), &truth, output.as_ref())?;
+        }
+        for verdict in judge(&truth, output.as_ref()) {
+            print!("{}", verdict.table());
+            if verdict.failures() > 0 && failed.last() != Some(&name) {
+                failed.push(name.clone());
+            }
+        }
+    }
+    if !failed.is_empty() {
+        bail!("stories that failed: {} (see the lines marked WRONG)", failed.join(", "));
+    }
+    println!("all {} stories agree with the ground truth", args.stories.len());
+    Ok(())
+}
+
+/// What came out of plegscope.
+struct Output {
+    lines: Vec<Line>,
+    messages: Vec<Line>,
+    exit: Option<i32>,
+    quit_took: u64,
+}
+
+fn play(
+    block: Block,
+    args: &Args,
+    programs: &Programs,
+    binary: Option<&Path>,
+) -> Result<(Truth, Option<Output>)> {
+    let script = Script {
+        block,
+        stall: Duration::from_secs(args.seconds),
+        rate: 2_000_000,
+        update_every: Duration::from_secs(2),
+        calm: Duration::from_secs(3),
+    };
+    let begin = sys::monotonic();
+    let mut say = move |text: &str| println!("{:>6.1} s  {text}", (sys::monotonic() - begin) as f64 / 1e9);
+    run_interruptible(async |ledger| {
+        let lab = Lab::prepare(ledger, programs.clone(), script.megabytes(), &mut say).await?;
+        let mut scope = None;
+        if let Some(binary) = binary {
+            let mut started = Tracer::start(ledger, binary, &["live", "--json"], |_, _| {})?;
+            let ready = started.ready().await?;
+            say(&format!("plegscope after {}: {}", sys::seconds(ready.at - started.started), ready.text));
+            scope = Some(started);
+        }
+        let truth = lab.play(&script, &mut say).await?;
+        let mut output = None;
+        if let Some(scope) = scope {
+            let (exit, quit_took, lines, messages) = scope.quit().await?;
+            output = Some(Output { lines, messages, exit, quit_took });
+        }
+        lab.finish().await;
+        Ok((truth, output))
+    })
+}
+
+fn judge(truth: &Truth, output: Option<&Output>) -> Vec<Verdict> {
+    let mut verdicts = Vec::new();
+    if truth.block != Block::None {
+        verdicts.push(verdict::truth(truth));
+    }
+    if let Some(output) = output {
+        let frames = verdict::frames(&output.lines);
+        let mut verdict = match truth.block {
+            Block::None => verdict::healthy(truth, &frames),
+            Block::Disk | Block::Strace => verdict::incident(truth, &frames),
+        };
+        verdict.ended(output.exit, output.quit_took, QUIT_WITHIN);
+        verdicts.push(verdict);
+    }
+    verdicts
+}
+
+fn keep(folder: &Path, truth: &Truth, output: Option<&Output>) -> Result<()> {
+    fs::create_dir_all(folder).with_context(|| format!("creating {}", folder.display()))?;
+    let write = |name: &str, text: String| {
+        let file = folder.join(name);
+        fs::write(&file, text).with_context(|| format!("writing {}", file.display()))
+    };
+    write("truth.json", serde_json::to_string_pretty(truth)?)?;
+    if let Some(output) = output {
+        let join =
+            |lines: &[Line]| lines.iter().map(|line| format!("{}\t{}\n", line.at, line.text)).collect();
+        write("frames.tsv", join(&output.lines))?;
+        write("messages.tsv", join(&output.messages))?;
+    }
+    Ok(())
+}

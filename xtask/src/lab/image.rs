@@ -1,0 +1,105 @@
+//! The one container image of the lab: a static busybox as an OCI image layout in a tar, made without a registry.
+
+use super::sys;
+use anyhow::{Context, Result, bail};
+use serde_json::json;
+use sha2::{Digest, Sha256};
+use std::fs::{self, File};
+use std::path::Path;
+
+/// Its name; `localhost/` so that nothing is ever pulled for it.
+pub const NAME: &str = "localhost/plegscope-lab:1";
+
+/// The applets that get a name in `/bin`.
+const APPLETS: [&str; 4] = ["sh", "dd", "sleep", "sync"];
+
+/// Writes the image to `path`.
+pub fn write(path: &Path) -> Result<()> {
+    let layer = layer()?;
+    let config = serde_json::to_vec(&json!({
+        "architecture": architecture(),
+        "os": "linux",
+        "config": { "Entrypoint": ["/bin/sleep"], "Cmd": ["2147483647"], "Env": ["PATH=/bin"] },
+        "rootfs": { "type": "layers", "diff_ids": [digest(&layer)] },
+    }))?;
+    let manifest = serde_json::to_vec(&json!({
+        "schemaVersion": 2,
+        "mediaType": "application/vnd.oci.image.manifest.v1+json",
+        "config": descriptor("application/vnd.oci.image.config.v1+json", &config),
+        "layers": [descriptor("application/vnd.oci.image.layer.v1.tar", &layer)],
+    }))?;
+    let mut entry = descriptor("application/vnd.oci.image.manifest.v1+json", &manifest);
+    entry["annotations"] =
+        json!({ "io.containerd.image.name": NAME, "org.opencontainers.image.ref.name": NAME });
+    let index = serde_json::to_vec(&json!({ "schemaVersion": 2, "manifests": [entry] }))?;
+
+    let mut tar =
+        tar::Builder::new(File::create(path).with_context(|| format!("creating {}", path.display()))?);
+    append(&mut tar, "oci-layout", 0o644, br#"{"imageLayoutVersion":"1.0.0"}"#)?;
+    append(&mut tar, "index.json", 0o644, &index)?;
+    for blob in [&layer, &config, &manifest] {
+        append(&mut tar, &format!("blobs/{}", digest(blob).replace(':', "/")), 0o644, blob)?;
+    }
+    tar.finish().with_context(|| format!("writing {}", path.display()))
+}
+
+fn layer() -> Result<Vec<u8>> {
+    let path = sys::which("busybox").context("busybox is not installed: apt-get install busybox-static")?;
+    let busybox = fs::read(&path).with_context(|| format!("reading {}", path.display()))?;
+    if needs_a_loader(&busybox) {
+        bail!("{} is not static: apt-get install busybox-static", path.display());
+    }
+    let mut tar = tar::Builder::new(Vec::new());
+    append(&mut tar, "bin/busybox", 0o755, &busybox)?;
+    for applet in APPLETS {
+        let mut header = header(0o777, 0);
+        header.set_entry_type(tar::EntryType::Symlink);
+        tar.append_link(&mut header, format!("bin/{applet}"), "busybox")
+            .context("building the image layer")?;
+    }
+    tar.into_inner().context("building the image layer")
+}
+
+/// Whether an ELF file has a PT_INTERP program header: the image would lack the loader it names.
+fn needs_a_loader(elf: &[u8]) -> bool {
+    const PT_INTERP: usize = 3;
+    let number = |at: usize, size: usize| {
+        elf.get(at..at + size)
+            .map(|bytes| bytes.iter().rev().fold(0usize, |sum, byte| sum << 8 | usize::from(*byte)))
+    };
+    let (Some(table), Some(size), Some(count)) = (number(0x20, 8), number(0x36, 2), number(0x38, 2)) else {
+        return false;
+    };
+    (0..count).any(|index| number(table + index * size, 4) == Some(PT_INTERP))
+}
+
+fn append<W: std::io::Write>(tar: &mut tar::Builder<W>, path: &str, mode: u32, bytes: &[u8]) -> Result<()> {
+    tar.append_data(&mut header(mode, bytes.len() as u64), path, bytes)
+        .with_context(|| format!("adding {path} to the image"))
+}
+
+fn header(mode: u32, size: u64) -> tar::Header {
+    let mut header = tar::Header::new_gnu();
+    header.set_mode(mode);
+    header.set_size(size);
+    header.set_mtime(0);
+    header
+}
+
+fn descriptor(media_type: &str, bytes: &[u8]) -> serde_json::Value {
+    json!({ "mediaType": media_type, "digest": digest(bytes), "size": bytes.len() })
+}
+
+fn digest(bytes: &[u8]) -> String {
+    let hex: String = Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect();
+    format!("sha256:{hex}")
+}
+
+/// The image's architecture in Go's words.
+fn architecture() -> &'static str {
+    match std::env::consts::ARCH {
+        "x86_64" => "amd64",
+        "aarch64" => "arm64",
+        other => other,
+    }
+}

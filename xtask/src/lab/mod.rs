@@ -1,0 +1,144 @@
+//! The node in a box: a real containerd with real containers, blocked for real, beside the machine's own.
+//!
+//! ```text
+//! Lab::prepare   folders, slow disk, containerd, three pods         (every step written to the ledger first)
+//! Lab::play      healthy | disk | strace, while a client calls the runtime like the kubelet
+//! Truth          what happened by clocks that have nothing to do with plegscope
+//! drop           everything is taken away again
+//! ```
+
+pub mod cleanup;
+pub mod containerd;
+pub mod cri;
+pub mod disk;
+pub mod e2e;
+pub mod image;
+pub mod kubelet_like;
+pub mod packages;
+pub mod pods;
+pub mod story;
+pub mod strace;
+pub mod sys;
+pub mod tracer;
+pub mod unmounts;
+pub mod verdict;
+
+use anyhow::{Context, Result, bail};
+use cleanup::{Ledger, Leftover};
+use containerd::{Containerd, Programs};
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// A node with three running pods; the first is the victim.
+pub struct Lab<'a> {
+    /// Folder on tmpfs: sockets, state, logs, the mounted disk.
+    pub run: PathBuf,
+    /// The slow disk, still fast.
+    pub disk: disk::SlowDisk,
+    /// The daemon.
+    pub containerd: Containerd,
+    /// A connection for set-up and end.
+    pub client: cri::Client,
+    /// The pods.
+    pub pods: Vec<pods::Pod>,
+    /// What takes it all away.
+    pub ledger: &'a Ledger,
+}
+
+impl<'a> Lab<'a> {
+    /// Sets everything up; `say` gets a line for each step.
+    pub async fn prepare(
+        ledger: &'a Ledger,
+        programs: Programs,
+        megabytes: u64,
+        say: &mut impl FnMut(&str),
+    ) -> Result<Lab<'a>> {
+        if !sys::is_root() {
+            bail!("the lab mounts disks and runs containers: run it as root (sudo -E cargo xtask …)");
+        }
+        raise_file_limit();
+        let name = &ledger.name;
+        let run = Path::new("/run").join(name);
+        let scratch = Path::new("/var/tmp").join(name);
+        let cgroup = PathBuf::from(name);
+        for folder in [&run, &scratch] {
+            ledger.record(Leftover::Folder { path: folder.clone() })?;
+            fs::create_dir(folder).with_context(|| format!("creating {}", folder.display()))?;
+        }
+        ledger.record(Leftover::Mounts { below: run.clone() })?;
+        // /run is not on tmpfs everywhere, and nothing of the daemon's state may wait for a disk by accident.
+        sys::run(
+            "mount",
+            &["-t", "tmpfs", "-o", "mode=711,size=256m", "plegscope-lab", &run.to_string_lossy()],
+        )?;
+
+        let disk = disk::SlowDisk::create(ledger, &scratch, &run.join("disk"), &cgroup)?;
+        say(&format!("a disk of its own, device {}, mounted at {}", disk.device, disk.mounted.display()));
+        let snapshots = disk.mounted.join("snapshots");
+        ledger.record(Leftover::Cgroup { path: cgroup.clone() })?;
+        let containerd = Containerd::start(ledger, programs, &run, &scratch, &snapshots).await?;
+        let client = cri::Client::connect(&containerd.socket, cri::SHORT).await?;
+        containerd.import_image(&run)?;
+        say(&format!(
+            "a containerd of its own, pid {}, socket {}",
+            containerd.pid,
+            containerd.socket.display()
+        ));
+        let mut pods = Vec::new();
+        for (pod, megabytes) in [("victim", megabytes), ("neighbour-a", 0), ("neighbour-b", 0)] {
+            let started = pods::start(&client, pod, megabytes, &cgroup, &run).await;
+            let started =
+                started.with_context(|| format!("containerd's log ends:\n{}", containerd.log_tail(8)))?;
+            say(&format!("pod {}/{pod}, container {}", started.namespace, &started.container[..12]));
+            pods.push(started);
+        }
+        Ok(Lab { run, disk, containerd, client, pods, ledger })
+    }
+
+    /// The pod whose container exits.
+    pub fn victim(&self) -> &pods::Pod {
+        &self.pods[0]
+    }
+
+    /// Removes the pods in an orderly way; what is left after an error is the ledger's.
+    pub async fn finish(self) {
+        for pod in &self.pods {
+            pods::remove(&self.client, pod).await;
+        }
+    }
+}
+
+/// containerd and its clients want many descriptors; the soft limit is often 1024.
+fn raise_file_limit() {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: `limit` is a valid rlimit to read into and from; raising the soft limit to the hard one is always allowed.
+    unsafe {
+        if libc::getrlimit(libc::RLIMIT_NOFILE, &mut limit) == 0 {
+            limit.rlim_cur = limit.rlim_max;
+            libc::setrlimit(libc::RLIMIT_NOFILE, &limit);
+        }
+    }
+}
+
+/// Runs a lab to its end, or to SIGINT, SIGTERM or SIGHUP; then takes away all that is in its ledger. A second Ctrl-C
+/// does not interrupt that.
+pub fn run_interruptible<T>(lab: impl AsyncFnOnce(&Ledger) -> Result<T>) -> Result<T> {
+    let ledger = Ledger::open()?;
+    // Declared after the ledger, so dropped before it, also by a panic: with it go all tasks and their open files.
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().build().context("starting tokio")?;
+    runtime.block_on(async {
+        use tokio::signal::unix::{SignalKind, signal};
+        let mut interrupt = signal(SignalKind::interrupt()).context("installing a signal handler")?;
+        let mut terminate = signal(SignalKind::terminate()).context("installing a signal handler")?;
+        let mut hangup = signal(SignalKind::hangup()).context("installing a signal handler")?;
+        let by = tokio::select! {
+            result = lab(&ledger) => return result,
+            _ = interrupt.recv() => "SIGINT",
+            _ = terminate.recv() => "SIGTERM",
+            _ = hangup.recv() => "SIGHUP",
+        };
+        eprintln!("\n{by}: cleaning up");
+        bail!("interrupted by {by}")
+    })
+}

@@ -1,0 +1,69 @@
+//! Installs the Debian packages that a lab or a bench needs and that are missing.
+
+use super::sys;
+use anyhow::{Context, Result, bail};
+use std::process::Command;
+
+/// A program and the package that holds it.
+pub struct Need {
+    /// Looked up in PATH.
+    pub program: &'static str,
+    /// Debian's name.
+    pub package: &'static str,
+}
+
+const fn need(program: &'static str, package: &'static str) -> Need {
+    Need { program, package }
+}
+
+/// What the demo and the end-to-end test need.
+pub const LAB: [Need; 8] = [
+    need("containerd", "containerd"),
+    need("runc", "runc"),
+    need("busybox", "busybox-static"),
+    need("strace", "strace"),
+    need("mkfs.ext4", "e2fsprogs"),
+    need("losetup", "mount"),
+    need("mount", "mount"),
+    need("dd", "coreutils"),
+];
+
+/// What the bench needs.
+pub const BENCH: [Need; 2] = [need("go", "golang-go"), need("bpftrace", "bpftrace")];
+
+/// Installs what is missing with apt-get, saying so; does nothing when all is there.
+pub fn ensure(needs: &[Need]) -> Result<()> {
+    let mut missing: Vec<&str> =
+        needs.iter().filter(|need| sys::which(need.program).is_none()).map(|need| need.package).collect();
+    missing.dedup();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    if sys::which("apt-get").is_none() {
+        bail!("missing: {}. There is no apt-get here; install them by hand", missing.join(", "));
+    }
+    println!("installing with apt-get: {}", missing.join(", "));
+    // A containerd service that the package starts is the machine's own business; the lab never talks to it.
+    let apt = |args: &[&str]| -> Result<bool> {
+        let status = Command::new("apt-get")
+            .args(["-q", "-y", "-o", "Dpkg::Use-Pty=0"])
+            .args(args)
+            .env("DEBIAN_FRONTEND", "noninteractive")
+            .stdout(std::process::Stdio::null())
+            .status()
+            .context("starting apt-get")?;
+        Ok(status.success())
+    };
+    let install: Vec<&str> =
+        ["install", "--no-install-recommends"].into_iter().chain(missing.iter().copied()).collect();
+    // The index may be missing or old on a fresh machine.
+    let installed = apt(&install)? || apt(&["update"])? && apt(&install)?;
+    if !installed {
+        bail!(
+            "apt-get could not install {}; run `apt-get install {}` to see why",
+            missing.join(", "),
+            missing.join(" ")
+        );
+    }
+    Ok(())
+}

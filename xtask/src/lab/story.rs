@@ -1,0 +1,211 @@
+//! The stories the lab can play, and the truth about them by clocks of its own.
+
+use super::kubelet_like::{Call, KubeletLike};
+use super::strace::{Strace, Traced};
+use super::unmounts::{Stay, Watch};
+use super::{Lab, sys};
+use anyhow::{Result, ensure};
+use serde::Serialize;
+use std::time::Duration;
+
+/// What blocks the unmount.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum, Serialize)]
+pub enum Block {
+    /// Nothing: the container's unmount is quick.
+    None,
+    /// A disk that is really slow.
+    Disk,
+    /// strace holds each umount2 (the published reproduction of containerd issue 9770).
+    Strace,
+}
+
+/// How a story is played.
+#[derive(Clone, Copy, Debug)]
+pub struct Script {
+    /// What blocks.
+    pub block: Block,
+    /// About how long the stall shall be.
+    pub stall: Duration,
+    /// Write rate of the slow disk, bytes per second.
+    pub rate: u64,
+    /// How often the client updates containers; the kubelet's default is ten seconds.
+    pub update_every: Duration,
+    /// How long the node runs undisturbed before.
+    pub calm: Duration,
+}
+
+impl Script {
+    /// How much the victim must write so that the disk stays busy for the stall.
+    pub fn megabytes(&self) -> u64 {
+        match self.block {
+            Block::Disk => (self.stall.as_secs_f64() * self.rate as f64 / (1 << 20) as f64).ceil() as u64,
+            Block::None | Block::Strace => 4,
+        }
+    }
+}
+
+/// What happened, by the lab's own clocks (ns of CLOCK_MONOTONIC).
+#[derive(Clone, Debug, Serialize)]
+pub struct Truth {
+    /// What blocked.
+    pub block: Block,
+    /// The victim's container id.
+    pub container: String,
+    /// The victim's pod.
+    pub pod: String,
+    /// Its namespace.
+    pub namespace: String,
+    /// Its container's name.
+    pub container_name: String,
+    /// Its shim.
+    pub shim: u32,
+    /// Device number of the disk below the snapshots.
+    pub device: String,
+    /// When the workload was told to exit.
+    pub told_to_exit: u64,
+    /// All calls of the client.
+    pub calls: Vec<Call>,
+    /// Stays of the shim's threads in umount2.
+    pub unmounts: Vec<Stay>,
+    /// The same calls by strace, when it was used.
+    pub traced: Vec<Traced>,
+}
+
+impl Truth {
+    /// The longest call of that name.
+    pub fn longest(&self, method: &str) -> Option<&Call> {
+        self.calls.iter().filter(|call| call.method == method).max_by_key(|call| call.age(call.begin))
+    }
+
+    /// The update of the victim that hung: the longest one for its container.
+    pub fn update(&self) -> Option<&Call> {
+        self.calls
+            .iter()
+            .filter(|call| {
+                call.method == "UpdateContainerResources" && call.container.as_ref() == Some(&self.container)
+            })
+            .max_by_key(|call| call.age(call.begin))
+    }
+
+    /// Begin of the umount2 call that the shim was in at `now`; strace knows it best, when it was there.
+    pub fn unmount_at(&self, now: u64) -> Option<u64> {
+        let traced = self.traced.iter().map(|call| (call.begin, call.begin + call.took));
+        let stays = self.unmounts.iter().map(|stay| (stay.begin, stay.end.unwrap_or(u64::MAX)));
+        traced.chain(stays).find(|(begin, end)| *begin <= now && now <= *end).map(|(begin, _)| begin)
+    }
+
+    /// From the first begin to the last end of the shim's long unmounts (10 ms and more), with nothing but Go code
+    /// between them: what blocks the chain.
+    pub fn blocked_unmount(&self) -> Option<(u64, u64)> {
+        let long: Vec<&Stay> = self
+            .unmounts
+            .iter()
+            .filter(|stay| stay.end.is_some_and(|end| end - stay.begin >= 10_000_000))
+            .collect();
+        Some((long.iter().map(|stay| stay.begin).min()?, long.iter().filter_map(|stay| stay.end).max()?))
+    }
+}
+
+impl Lab<'_> {
+    /// Plays a story on the prepared node. `say` gets a line for each step.
+    pub async fn play(&self, script: &Script, say: &mut impl FnMut(&str)) -> Result<Truth> {
+        let victim = self.victim().clone();
+        let shim = self.containerd.shim_of(&victim.container)?;
+        let client_log = self.run.join("client.jsonl");
+        let kubelet = KubeletLike::start(&self.containerd.socket, &client_log, script.update_every)?;
+        say("a client relists every second and updates every container, as the kubelet does");
+        tokio::time::sleep(script.calm).await;
+        ensure!(kubelet.log.relists() > 0, "no relist has ended within {:?}", script.calm);
+
+        let mut strace = None;
+        match script.block {
+            Block::None => {}
+            Block::Disk => {
+                let measured = self.disk.slow_down(self.ledger, script.rate)?;
+                say(&format!("the disk now writes {:.1} MB/s (measured)", measured as f64 / 1e6));
+            }
+            Block::Strace => {
+                // UnmountAll calls umount2 twice.
+                strace = Some(Strace::attach(self.ledger, shim, script.stall / 2, &self.run).await?);
+                say(&format!("strace holds each umount2 of shim {shim} for {:?}", script.stall / 2));
+            }
+        }
+        victim.tell("write")?;
+        victim.wait_for("written", Duration::from_secs(120)).await?;
+        let unmounts = Watch::start(shim);
+        let told_to_exit = sys::monotonic();
+        victim.tell("exit")?;
+        say(&format!("pod {} has written {} MB and exits", victim.name, script.megabytes()));
+
+        match script.block {
+            Block::None => self.churn(script.stall).await?,
+            Block::Disk | Block::Strace => self.wait_for_stall(&kubelet, &unmounts, script, say).await?,
+        }
+        Ok(Truth {
+            block: script.block,
+            container: victim.container.clone(),
+            pod: victim.name.clone(),
+            namespace: victim.namespace.clone(),
+            container_name: victim.container_name.clone(),
+            shim,
+            device: self.disk.device.clone(),
+            told_to_exit,
+            calls: kubelet.log.calls(),
+            unmounts: unmounts.stays(),
+            traced: strace.map(Strace::finish).unwrap_or_default(),
+        })
+    }
+
+    /// A healthy node is not an idle one: pods come, write, exit and are removed until the time is over.
+    async fn churn(&self, time: Duration) -> Result<()> {
+        let end = tokio::time::Instant::now() + time;
+        for index in 0.. {
+            if tokio::time::Instant::now() >= end {
+                break;
+            }
+            let cgroup = std::path::Path::new(&self.ledger.name);
+            let pod =
+                super::pods::start(&self.client, &format!("churn-{index}"), 4, cgroup, &self.run).await?;
+            pod.tell("write")?;
+            pod.wait_for("written", Duration::from_secs(20)).await?;
+            pod.tell("exit")?;
+            tokio::time::sleep(Duration::from_millis(500)).await;
+            super::pods::remove(&self.client, &pod).await;
+        }
+        Ok(())
+    }
+
+    /// Waits until a relist hangs behind the unmount, and until all is over.
+    async fn wait_for_stall(
+        &self,
+        kubelet: &KubeletLike,
+        unmounts: &Watch,
+        script: &Script,
+        say: &mut impl FnMut(&str),
+    ) -> Result<()> {
+        let hangs =
+            || {
+                kubelet.log.in_flight().into_iter().find(|call| {
+                    call.method == "ListContainers" && call.age(sys::monotonic()) > 1_000_000_000
+                })
+            };
+        let limit = script.update_every + script.stall;
+        let came = sys::until(limit, || hangs().is_some()).await;
+        ensure!(
+            came,
+            "no ListContainers hung within {limit:?}; the shim's unmounts so far: {:?}; containerd's log ends:\n{}",
+            unmounts.stays(),
+            self.containerd.log_tail(8)
+        );
+        say("the relist hangs in ListContainers");
+        let limit = script.stall * 3 + Duration::from_secs(60);
+        let over =
+            sys::until(limit, || hangs().is_none() && unmounts.stays().iter().all(|stay| stay.end.is_some()));
+        ensure!(over.await, "the stall is not over after {limit:?}: {:?}", kubelet.log.in_flight());
+        let relists = kubelet.log.relists();
+        let back = sys::until(Duration::from_secs(10), || kubelet.log.relists() >= relists + 2).await;
+        ensure!(back, "no relists after the stall; containerd's log ends:\n{}", self.containerd.log_tail(8));
+        say("the stall is over, relists work again");
+        Ok(())
+    }
+}
