@@ -3,9 +3,9 @@
 //! All steps are run even when one fails, so that one run tells all. What this machine cannot do is skipped, never
 //! silently: the reason is printed where it happens and again at the end.
 
-use crate::{Cli, binaries, bpf, shell, tidy};
+use crate::lab::packages::{self, Need};
+use crate::{binaries, bpf, shell, tidy};
 use anyhow::{Context, Result, bail};
-use clap::CommandFactory;
 use std::path::PathBuf;
 use std::process::{self, Command};
 use std::time::Instant;
@@ -37,6 +37,7 @@ struct Run {
 /// Runs the command.
 pub fn run(args: &Args) -> Result<()> {
     let mut run = Run { fast: args.fast, go_binaries: None, results: Vec::new() };
+    run.step("tools", tools);
     run.step("format", |_| format());
     run.step("tidy", |_| tidy::run(&tidy::Args {}).map(|()| Outcome::Passed));
     run.step("kernel half: record", |_| bpf::check(true).map(|_| Outcome::Passed));
@@ -47,6 +48,7 @@ pub fn run(args: &Args) -> Result<()> {
             "--workspace",
             "--all-targets",
             "--locked",
+            "--keep-going",
             "--",
             "-D",
             "warnings",
@@ -139,16 +141,27 @@ fn go_binaries(run: &mut Run) -> Result<Outcome> {
 
 /// The lab's stories on a real containerd, by our own other command.
 fn end_to_end(run: &mut Run) -> Result<Outcome> {
-    const COMMAND: &str = "e2e";
     if run.fast {
         return Ok(Outcome::Skipped("needs root (--fast)".into()));
     }
     if !shell::is_root() {
         return Ok(Outcome::Skipped("needs root: sudo -E env PATH=\"$PATH\" cargo xtask e2e".into()));
     }
-    if Cli::command().find_subcommand(COMMAND).is_none() {
-        return Ok(Outcome::Skipped(format!("this xtask has no command {COMMAND}")));
-    }
     // Not the executable's path: an earlier step may have put a newer one there.
-    shell::run(Command::new(format!("/proc/{}/exe", process::id())).arg(COMMAND)).map(|()| Outcome::Passed)
+    shell::run(Command::new(format!("/proc/{}/exe", process::id())).arg("e2e")).map(|()| Outcome::Passed)
+}
+
+/// What the other steps run. The end-to-end test installs what it needs by itself.
+fn tools(run: &mut Run) -> Result<Outcome> {
+    for (verb, component) in [("fmt", "rustfmt"), ("clippy", "clippy")] {
+        if shell::capture(cargo().args([verb, "--version"])).is_err() {
+            shell::run(Command::new("rustup").args(["component", "add", component]))?;
+        }
+    }
+    if !run.fast && shell::is_root() {
+        const NEEDS: [Need; 2] =
+            [Need { program: "git", package: "git" }, Need { program: "dpkg-deb", package: "dpkg" }];
+        packages::ensure(&NEEDS)?;
+    }
+    Ok(Outcome::Passed)
 }
