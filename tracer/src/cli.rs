@@ -85,6 +85,9 @@ pub struct Live {
     /// One JSON object (a frame) per change, one per line.
     #[arg(long, conflicts_with = "plain")]
     pub json: bool,
+    /// Write the JSON objects to this file as well.
+    #[arg(long, value_name = "FILE", hide = true)]
+    pub json_to: Option<std::path::PathBuf>,
     /// What to attach.
     #[command(flatten)]
     pub probing: Probing,

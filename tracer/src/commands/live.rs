@@ -10,7 +10,12 @@ use crate::{
     thresholds::{SECOND, Thresholds},
     warden::protocol::Survey,
 };
-use std::io::{self, Write};
+use anyhow::Context;
+use std::{
+    fs::File,
+    io::{self, Write},
+    path::PathBuf,
+};
 
 /// While something is blocked and nothing changes, its age is told again after this time.
 const REMIND: Ns = 10 * SECOND;
@@ -19,15 +24,20 @@ const REMIND_JSON: Ns = SECOND;
 
 /// Runs the verb.
 pub fn run(options: &Live) -> anyhow::Result<Exit> {
-    let mut teller = Teller { json: options.json, ready: false, told: Shape::default(), told_at: 0 };
+    let create = |path: &PathBuf| File::create(path).with_context(|| format!("creating {}", path.display()));
+    let file = options.json_to.as_ref().map(create).transpose()?;
+    let mut teller = Teller { json: options.json, file, ready: false, told: Shape::default(), told_at: 0, file_at: 0 };
     follow(options.probing.settings(), Thresholds::default(), options.probing.duration, &mut teller)
 }
 
 struct Teller {
     json: bool,
+    /// Takes the JSON objects as well.
+    file: Option<File>,
     ready: bool,
     told: Shape,
     told_at: Ns,
+    file_at: Ns,
 }
 
 /// What a frame says apart from ages: two frames of the same shape differ only in how long it has lasted.
@@ -61,8 +71,17 @@ impl Follower for Teller {
 
     fn frame(&mut self, frame: Frame) -> anyhow::Result<()> {
         let shape = Shape::of(&frame);
+        let elapsed = |since: Ns| frame.now.saturating_sub(since);
+        if let Some(file) = &mut self.file
+            && (shape != self.told || (!frame.diagnoses.is_empty() && elapsed(self.file_at) >= REMIND_JSON))
+        {
+            let mut line = serde_json::to_vec(&frame)?;
+            line.push(b'\n');
+            file.write_all(&line)?;
+            self.file_at = frame.now;
+        }
         let remind = if self.json { REMIND_JSON } else { REMIND };
-        let due = !frame.diagnoses.is_empty() && frame.now.saturating_sub(self.told_at) >= remind;
+        let due = !frame.diagnoses.is_empty() && elapsed(self.told_at) >= remind;
         if shape == self.told && !due {
             return Ok(());
         }
@@ -72,8 +91,8 @@ impl Follower for Teller {
             writeln!(out)?;
         } else {
             let clock = wall_clock();
-            for incident in frame.incidents.iter().filter(|i| i.change.is_some()) {
-                writeln!(out, "{clock} {}", text::incident(incident))?;
+            for line in frame.incidents.iter().filter_map(text::change) {
+                writeln!(out, "{clock} {line}")?;
             }
             if frame.diagnoses.is_empty() && !self.told.chains.is_empty() {
                 writeln!(out, "{clock} {}", text::healthy(&frame))?;
@@ -82,7 +101,7 @@ impl Follower for Teller {
                 if shape.chains == self.told.chains {
                     writeln!(out, "{clock} {}", text::headline(diagnosis, frame.now))?;
                 } else {
-                    writeln!(out, "{clock} {}", text::diagnosis(diagnosis, frame.now))?;
+                    writeln!(out, "{clock} {}", text::diagnosis(diagnosis, frame.now).join("\n"))?;
                 }
             }
         }

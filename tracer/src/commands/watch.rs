@@ -3,7 +3,7 @@
 use super::{Follower, follow, ready_line, wall_clock};
 use crate::{
     cli::Watch,
-    correlator::{Frame, Incident},
+    correlator::Frame,
     exit::Exit,
     sinks::text,
     warden::protocol::Survey,
@@ -31,14 +31,13 @@ impl Follower for Teller {
     }
 
     fn frame(&mut self, frame: Frame) -> anyhow::Result<()> {
-        let changed = |i: &&Incident| i.change.is_some();
         let mut out = io::stdout().lock();
-        for incident in frame.incidents.iter().filter(changed) {
+        for incident in frame.incidents.iter().filter(|i| i.change.is_some()) {
             if self.json {
                 serde_json::to_writer(&mut out, incident)?;
                 writeln!(out)?;
-            } else {
-                writeln!(out, "{} {}", wall_clock(), text::incident(incident))?;
+            } else if let Some(line) = text::change(incident) {
+                writeln!(out, "{} {line}", wall_clock())?;
             }
         }
         Ok(out.flush()?)

@@ -344,8 +344,10 @@ pub struct Incident {
     pub ends_in: EndsIn,
     /// The same for the same cause on other nodes: ends-in, versions, device class.
     pub signature: String,
-    /// The one sentence, as known last.
+    /// The one sentence, as known last: `STUCK 5.0s · …`.
     pub summary: String,
+    /// The culprit in that sentence: `sync of /dev/nvme1n1 in the unmount of prod/job-7 (5.0s)`.
+    pub cause: String,
     /// Doublings of the threshold so far.
     pub level: u32,
     /// Greatest age of a stuck call.

@@ -138,6 +138,7 @@ impl Incidents {
             ends_in: f.diagnosis.ends_in.clone(),
             signature: signature(&f.diagnosis, facts),
             summary: String::new(),
+            cause: String::new(),
             level: level(crossing),
             longest: 0,
             stuck_calls: 0,
@@ -165,8 +166,9 @@ impl Open {
     fn update(&mut self, f: &Found, facts: &Facts, now: Ns) {
         let d = &f.diagnosis;
         let incident = &mut self.incident;
-        incident.since = incident.since.min(now.saturating_sub(d.chain.age));
-        incident.longest = incident.longest.max(d.chain.age);
+        let oldest = d.stuck_calls.iter().map(|c| c.age).max().unwrap_or(0).max(d.chain.age);
+        incident.since = incident.since.min(now.saturating_sub(oldest));
+        incident.longest = incident.longest.max(oldest);
         incident.stuck_calls = incident.stuck_calls.max(d.stuck_calls_total);
         let first = self.members.is_empty();
         incident.change = first.then_some(Change::Crossed);
@@ -193,6 +195,7 @@ impl Open {
         if better || first {
             incident.ends_in = d.ends_in.clone();
             incident.summary = words::sentence(d, now);
+            incident.cause = words::cause(d);
             incident.signature = signature(d, facts);
             incident.containers.clone_from(&d.containers);
             self.leaf_age = if explained { leaf_age } else { 0 };
@@ -267,6 +270,7 @@ fn unseen(f: &Finished, facts: &Facts, t: &Thresholds) -> Option<Incident> {
         crossed_by: format!("{what} over {}", words::duration(threshold)),
         signature: "not-visible".to_owned(),
         summary: format!("{}{of} took {}; {because}", words::operation(&f.op, None), words::duration(took)),
+        cause: format!("{}{of} ({}), {because}", words::operation(&f.op, None), words::duration(took)),
         ends_in: EndsIn::NotVisible { because },
         level: 0,
         longest: took,

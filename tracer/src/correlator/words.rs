@@ -8,6 +8,7 @@ use crate::thresholds::{MILLISECOND, SECOND};
 pub fn duration(ns: Ns) -> String {
     let seconds = ns / SECOND;
     match seconds {
+        0 if ns == 0 => "0s".to_owned(),
         0 if ns < MILLISECOND => format!("{}us", ns / 1_000),
         0 => format!("{}ms", ns / MILLISECOND),
         1..10 => format!("{}.{}s", seconds, ns % SECOND / (100 * MILLISECOND)),
@@ -213,7 +214,10 @@ pub fn cause(d: &Diagnosis) -> String {
     let what = ends_in(&d.ends_in);
     let of = |l: &Link| l.subject.as_ref().map(|s| format!(" of {}", pod(s))).unwrap_or_default();
     match &d.ends_in {
-        EndsIn::UnmountSync { .. } | EndsIn::Frozen { .. } | EndsIn::RemoteFileSystem { .. } => {
+        EndsIn::UnmountSync { .. }
+        | EndsIn::Sync { .. }
+        | EndsIn::Frozen { .. }
+        | EndsIn::RemoteFileSystem { .. } => {
             match (unmount_of(&d.chain.links), leaf) {
                 (Some(u), _) => format!("{what} in the unmount{} ({})", of(u), duration(u.age)),
                 (None, Some(l)) => format!("{what}{} ({})", of(l), duration(l.age)),

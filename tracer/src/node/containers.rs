@@ -215,7 +215,10 @@ impl Containers {
         let wanted: Vec<(BundleId, u32)> = self
             .of_place(place)
             .filter(|(_, known)| known.gone.is_none() && known.overlay.is_none() && known.mount_tries < TRIES)
-            .map(|(bundle, known)| (bundle.clone(), known.shim.unwrap_or(*any)))
+            .map(|(bundle, known)| {
+                let own = known.shim.filter(|pid| self.shims.contains_key(pid));
+                (bundle.clone(), own.unwrap_or(*any))
+            })
             .collect();
         if wanted.is_empty() {
             return Ok(Vec::new());
@@ -594,5 +597,46 @@ mod tests {
         }
         containers.known.insert(place.bundle("one-more"), Known::default());
         assert_eq!(containers.forget(), 1);
+    }
+
+    /// Against containers that run on this machine, whoever started them: every overlay that findmnt shows in a bundle
+    /// must be known, on the device that stat names for its upper folder.
+    #[test]
+    #[ignore = "needs root and a containerd that runs containers"]
+    fn containers_of_a_real_containerd() {
+        use std::os::linux::fs::MetadataExt;
+        let mut processes = crate::node::procs::Processes::new();
+        let workers = Workers::new(4);
+        processes.scan(&workers).unwrap();
+        let mut containers = patient();
+        let shims = processes.iter().filter(|p| p.comm.starts_with("containerd-shim"));
+        let shims: Vec<u32> =
+            shims.map(|p| p.pid).filter(|pid| containers.shim_appeared(*pid).is_ok()).collect();
+        assert!(!shims.is_empty(), "no shim runs here; start a container first");
+        let changes = containers.scan(&workers);
+        assert_eq!(changes.blind_spots, vec![]);
+
+        let args = ["--raw", "--noheadings", "--types", "overlay", "--output", "TARGET,OPTIONS"];
+        let answer = std::process::Command::new("findmnt").args(args).output().unwrap();
+        let mut checked = 0;
+        for line in String::from_utf8(answer.stdout).unwrap().lines() {
+            let (target, options) = line.split_once(' ').unwrap();
+            let Some(bundle) = BundleId::of_path(Path::new(target)) else { continue };
+            let container = containers.at_rootfs(Path::new(target)).unwrap();
+            let upper = options.split(',').find_map(|o| o.strip_prefix("upperdir=")).unwrap();
+            let device = fs::metadata(upper).unwrap().st_dev();
+            let (seen, _) = container.upper.as_ref().unwrap();
+            assert_eq!((seen.major, seen.minor), (libc::major(device), libc::minor(device)), "{target}");
+            assert_eq!(container.volatile, Some(options.split(',').any(|o| o == "volatile")));
+            assert!(shims.contains(&container.shim.unwrap()), "{container:?}");
+            let config = fs::read_to_string(bundle.path().join("config.json")).unwrap();
+            let config: serde_json::Value = serde_json::from_str(&config).unwrap();
+            let annotation = |name: &str| config["annotations"][format!("io.kubernetes.cri.{name}")].as_str();
+            assert_eq!(container.pod.as_deref(), annotation("sandbox-name"));
+            assert_eq!(container.namespace.as_deref(), annotation("sandbox-namespace"));
+            assert_eq!(container.name.as_deref(), annotation("container-name"));
+            checked += 1;
+        }
+        assert!(checked > 0, "no overlay is mounted in a bundle");
     }
 }

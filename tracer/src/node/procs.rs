@@ -32,7 +32,7 @@ use crate::event::{Device, Ns};
 /// Processes remembered at most. Beyond it they are counted in [`Scan::beyond_limit`] and not looked at.
 const LIMIT: usize = 65_536;
 /// Old processes looked at again in each scan.
-const RECHECKED: usize = 32;
+const RECHECKED: usize = 16;
 /// Longest wait for the identity of one file. In memory it takes microseconds.
 const EXE_LOOK: Duration = Duration::from_millis(50);
 /// Files that do not answer, remembered at most.

@@ -5,7 +5,8 @@
 //! not filled even when all future mappings of this process are locked (`mlockall(MCL_FUTURE)` would read the page).
 //!
 //! `preadv2` with `RWF_NOWAIT` is no way to ask: where a page is missing the kernel starts to read it before it answers
-//! (measured on 6.18: on a fast disk it even returns the data), and to find the block it may have to wait for the disk.
+//! `EAGAIN` (measured on 6.18: in 600 of 600 tries the page was there 10 ms later, in 2 at once), and to find the
+//! block on the disk that start itself may wait.
 
 use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
@@ -30,7 +31,7 @@ pub enum Residency {
 const LARGEST: u64 = 1 << 20;
 
 /// Opens the program file of a process for [`residency`]. Does not change its access time, which would be a write to
-/// the disk that may be stuck.
+/// the disk that may be stuck. A network file system is asked, so run it on a worker.
 pub fn open_exe(pid: u32) -> Result<File, ReadError> {
     let path = format!("/proc/{pid}/exe");
     let flags = libc::O_NOATIME | libc::O_NONBLOCK | libc::O_CLOEXEC;

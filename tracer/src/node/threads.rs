@@ -20,7 +20,8 @@ pub struct Site {
     pub stack_refused: Option<String>,
 }
 
-/// Looks at one thread. An error means that the thread is gone or that not even its state can be read.
+/// Looks at one thread. `syscall` and `stack` wait while that process is in the middle of an exec, so run it on a worker
+/// ([`super::worker::Workers`]) where that matters. An error means that the thread is gone or that not even its state can be read.
 pub fn look(pid: u32, tid: u32) -> Result<Site, ReadError> {
     let folder = format!("/proc/{pid}/task/{tid}");
     let read = |name: &str| read_file(&format!("{folder}/{name}"), SMALL);

@@ -1,1 +1,356 @@
 //! Frames as plain text, without colour: for `live --plain`, `watch`, and the scenario tests.
+//!
+//! A diagnosis takes at most [`LINES`] lines. The first is a sentence that says everything; the chain follows as a
+//! tree, one link a line, from the symptom to what it ends in.
+
+use super::sanitise;
+use crate::correlator::ground::confidence_word;
+use crate::correlator::words;
+use crate::correlator::{
+    Change, Confidence, Diagnosis, EdgeKind, Fix, Frame, Head, Incident, Link, Subject, Who, explains,
+};
+use crate::event::{Kind, LossPoint, Ns, Role};
+
+/// At most this many lines for a diagnosis.
+pub const LINES: usize = 20;
+/// Of which at most this many are links; the rest is said in one line each.
+const LINK_LINES: usize = 13;
+
+/// Links that are told in one line: a shim call with the method it consists of, an unmount with the shutdown it comes
+/// down to, an overlay's sync with that of its upper file system.
+struct Told<'a> {
+    links: Vec<&'a Link>,
+    main: &'a Link,
+}
+
+impl Told<'_> {
+    fn critical(&self) -> Ns {
+        self.links.iter().map(|l| l.critical).sum()
+    }
+}
+
+/// A diagnosis, at most [`LINES`] lines.
+pub fn diagnosis(d: &Diagnosis, now: Ns) -> Vec<String> {
+    let mut out = vec![headline(d, now)];
+    let told = told(d);
+    let (first, last) = if told.len() > LINK_LINES { (LINK_LINES - 5, 4) } else { (told.len(), 0) };
+    for i in 0..first {
+        out.push(link_line(d, &told, i, i));
+    }
+    if first + last < told.len() {
+        let hidden = &told[first..told.len() - last];
+        let critical: Ns = hidden.iter().map(Told::critical).sum();
+        let indent = "  ".repeat(first + 1);
+        out.push(format!("{indent}… {} links more ({} here)", hidden.len(), words::duration(critical)));
+        for i in 0..last {
+            out.push(link_line(d, &told, told.len() - last + i, first + 1 + i));
+        }
+    }
+    if let Some(line) = also_stuck(d) {
+        out.push(line);
+    }
+    out.push(ends_in_line(d));
+    if !d.blind_spots.is_empty() {
+        let shown: Vec<&str> = d.blind_spots.iter().take(2).map(String::as_str).collect();
+        let more = match d.blind_spots.len() {
+            0..=2 => String::new(),
+            n => format!("; {} more", n - 2),
+        };
+        out.push(format!("  blind spots: {}{more}", shown.join("; ")));
+    }
+    for (label, steps) in [("do now", &d.advice.do_now), ("do not", &d.advice.do_not)] {
+        if !steps.is_empty() {
+            out.push(format!("  {label}: {}", steps.join("; ").replace("do not ", "")));
+        }
+    }
+    if !d.advice.fixes.is_empty() {
+        let fixes: Vec<String> = d.advice.fixes.iter().map(fix).collect();
+        out.push(format!("  fix: {}", fixes.join("; or ")));
+    }
+    out.into_iter().map(|line| sanitise(&line).into_owned()).collect()
+}
+
+/// The first line of a diagnosis: one sentence.
+pub fn headline(d: &Diagnosis, now: Ns) -> String {
+    sanitise(&words::sentence(d, now)).into_owned()
+}
+
+fn told(d: &Diagnosis) -> Vec<Told<'_>> {
+    let mut out: Vec<Told<'_>> = Vec::new();
+    for link in &d.chain.links {
+        let contained = link.edge.as_ref().is_some_and(|e| e.kind == EdgeKind::Contains);
+        if contained && let Some(before) = out.last_mut() {
+            let (a, b) = (&before.main.operation, &link.operation);
+            let keeps_first = match (a.kind, b.kind) {
+                (Kind::ShimServe, Kind::InitMethod) => a.method == b.method,
+                (Kind::Unmount, Kind::SuperShutdown) => true,
+                // The same unmount, seen in the Go program and in the kernel.
+                (Kind::Unmount, Kind::Unmount) => true,
+                _ => false,
+            };
+            if keeps_first {
+                before.links.push(link);
+                continue;
+            }
+            let overlay = a.fs_type.as_deref() == Some("overlay");
+            let keeps_second = overlay && matches!((a.kind, b.kind), (Kind::Sync, Kind::Sync));
+            if keeps_second {
+                before.links.push(link);
+                before.main = link;
+                continue;
+            }
+        }
+        out.push(Told { links: vec![link], main: link });
+    }
+    out
+}
+
+fn link_line(d: &Diagnosis, told: &[Told<'_>], index: usize, depth: usize) -> String {
+    let t = &told[index];
+    let l = t.main;
+    let mut line = "  ".repeat(depth + 1);
+    let edge = t.links.first().and_then(|l| l.edge.as_ref());
+    if let Some(edge) = edge {
+        line.push_str("└ ");
+        line.push_str(match edge.kind {
+            EdgeKind::Contains if l.operation.kind == Kind::LockWait => "waits for ",
+            EdgeKind::Contains => "",
+            EdgeKind::WaitsForHolder => "held by ",
+            EdgeKind::Calls | EdgeKind::SameSuperBlock | EdgeKind::SameDevice => "waits for ",
+        });
+    }
+    // The id is said once; after that the name will do.
+    let mentioned = told[..index].iter().any(|t| t.main.subject == l.subject && names_subject(t.main));
+    line.push_str(&what(d, l, depth, mentioned));
+    // The same actor is named once, where the way comes to it.
+    if edge.is_none_or(|e| e.kind != EdgeKind::Contains) {
+        line.push_str(" · ");
+        line.push_str(&who(&l.who));
+    }
+    line.push_str(&format!(" · {} ({} here)", words::duration(l.age), words::duration(t.critical())));
+    // The weakest edge of those told in this line; the one by which the way comes here when they are equal.
+    let weakest = t.links.iter().filter_map(|l| l.edge.as_ref()).rev().max_by_key(|e| e.confidence);
+    if let Some(edge) = weakest.filter(|e| l.edge.is_some() || e.confidence != Confidence::Proven) {
+        line.push_str(&format!(" · {}: {}", confidence_word(edge.confidence), edge.evidence));
+    }
+    line
+}
+
+/// Whether the line of this link says which container it is about.
+fn names_subject(l: &Link) -> bool {
+    !matches!(l.operation.kind, Kind::LockWait | Kind::Sync | Kind::Relist)
+}
+
+fn what(d: &Diagnosis, l: &Link, depth: usize, mentioned: bool) -> String {
+    let op = &l.operation;
+    let named = |s: &Subject| if mentioned { words::subject(s) } else { words::subject_with_id(s) };
+    let of = |s: &Option<Subject>| s.as_ref().map(|s| format!(" of {}", named(s)));
+    match op.kind {
+        Kind::LockWait => match &l.lock {
+            Some(lock) => words::lock(lock),
+            None => "a lock".to_owned(),
+        },
+        Kind::CriCall if depth == 0 && d.head == Head::ListCall => format!(
+            "relist, as seen by its {} call in containerd; no kubelet seen",
+            if op.method.is_empty() { "list" } else { &op.method }
+        ),
+        Kind::Unmount => match (&l.subject, &op.path) {
+            (Some(s), _) => format!("unmount of {}", named(s)),
+            (None, Some(path)) => format!("unmount of {path}"),
+            (None, None) => "unmount".to_owned(),
+        },
+        Kind::Sync => words::operation(op, l.device.as_ref()),
+        Kind::StatusUpdate | Kind::ShimCall | Kind::InitMethod | Kind::ShimServe | Kind::LockHold => {
+            format!("{}{}", words::operation(op, None), of(&l.subject).unwrap_or_default())
+        }
+        Kind::Relist => words::operation(op, None),
+        Kind::ExitHandling => match &l.subject {
+            Some(s) => format!("handling of the exit of {}", named(s)),
+            None => words::operation(op, None),
+        },
+        Kind::CriClient | Kind::CriCall | Kind::SuperShutdown => {
+            format!("{}{}", words::operation(op, None), of(&l.subject).unwrap_or_default())
+        }
+    }
+}
+
+fn who(w: &Who) -> String {
+    let name = match (&w.role, &w.comm) {
+        (Some(Role::Other) | None, Some(comm)) => comm.clone(),
+        (role, _) => words::role(*role).to_owned(),
+    };
+    match w.goid {
+        Some(goid) => format!("{name} {} goroutine {goid}", w.pid),
+        None if w.tid == w.pid => format!("{name} {}", w.pid),
+        None => format!("{name} {} thread {}", w.pid, w.tid),
+    }
+}
+
+fn also_stuck(d: &Diagnosis) -> Option<String> {
+    let others = d.stuck_calls.get(1..).filter(|o| !o.is_empty())?;
+    let named: Vec<String> = others
+        .iter()
+        .take(4)
+        .map(|c| {
+            let what = match c.head {
+                Head::LateExit => "an exit".to_owned(),
+                Head::Relist => "a relist".to_owned(),
+                _ if c.id.method.is_empty() => format!("{:?}", c.id.kind),
+                _ => c.id.method.clone(),
+            };
+            let of = c.subject.as_ref().map(|s| format!(" of {}", words::pod(s))).unwrap_or_default();
+            format!("{what}{of} {}", words::duration(c.age))
+        })
+        .collect();
+    let total = d.stuck_calls_total.max(d.stuck_calls.len() as u64);
+    let more = match total.saturating_sub(1 + named.len() as u64) {
+        0 => String::new(),
+        n => format!(" and {n} more"),
+    };
+    Some(format!("  also stuck: {}{more}", named.join(", ")))
+}
+
+fn ends_in_line(d: &Diagnosis) -> String {
+    let mut line = if explains(&d.ends_in) {
+        format!("  ends in: {}", words::ends_in(&d.ends_in))
+    } else {
+        "  ends in: not visible".to_owned()
+    };
+    use crate::correlator::EndsIn::{Sync, UnmountSync};
+    if let UnmountSync { fs_type: Some(fs), .. } | Sync { fs_type: Some(fs), .. } = &d.ends_in {
+        line.push_str(&format!(" ({fs})"));
+    }
+    match words::because(&d.ends_in) {
+        Some(because) if d.confidence == Confidence::NotVisible => line.push_str(&format!(": because {because}")),
+        Some(because) => line.push_str(&format!(
+            " · {}: {} · below it not visible: because {because}",
+            confidence_word(d.confidence),
+            d.evidence
+        )),
+        None => line.push_str(&format!(" · {}: {}", confidence_word(d.confidence), d.evidence)),
+    }
+    if let Some(o) = &d.outlook {
+        line.push_str(&format!(
+            " · at most {} more ({} dirty on the node, {}/s)",
+            words::duration(o.at_most),
+            words::bytes(o.bytes),
+            words::bytes(o.bytes_per_second)
+        ));
+    }
+    line
+}
+
+fn fix(f: &Fix) -> String {
+    let mut text = f.what.clone();
+    if !f.effect.is_empty() {
+        text.push_str(&format!(" ({})", f.effect));
+    }
+    if !f.since.is_empty() {
+        text.push_str(&format!(" [{}]", f.since));
+    }
+    text
+}
+
+/// What changed about an incident, in one line; `None` when nothing did.
+pub fn change(i: &Incident) -> Option<String> {
+    let line = match i.change.as_ref()? {
+        Change::Crossed => format!("CROSSED {} ({}): {}", i.id, i.crossed_by, i.summary),
+        Change::Grew => format!("GROWS {} (longest {}): {}", i.id, words::duration(i.longest), i.summary),
+        Change::Ended => {
+            let waited = match i.stuck_calls {
+                0 => String::new(),
+                1 => " · 1 call waited".to_owned(),
+                n => format!(" · up to {n} calls waited"),
+            };
+            let uncertain = i.uncertain_end.as_ref().map(|u| format!(" · {u}")).unwrap_or_default();
+            format!("ENDED {} after {}: {}{waited}{uncertain}", i.id, words::duration(i.longest), i.cause)
+        }
+        Change::MergedInto(other) => {
+            format!("ENDED {}: it is part of {other}", i.id)
+        }
+    };
+    Some(sanitise(&line).into_owned())
+}
+
+/// What is said when nothing is stuck.
+pub fn healthy(f: &Frame) -> String {
+    let mut parts = vec!["nothing is stuck".to_owned()];
+    if let Some(oldest) = f.in_flight.first() {
+        parts.push(format!(
+            "{} operations in flight, the oldest {} for {}",
+            f.in_flight_total,
+            words::operation(&oldest.operation, None),
+            words::duration(oldest.age)
+        ));
+    }
+    for name in ["unmount", "relist"] {
+        if let Some(d) = f.distributions.iter().find(|d| d.of == name) {
+            parts.push(format!(
+                "{}s of at least {}: {}, p50 {}, max {}",
+                d.of,
+                words::duration(d.at_least),
+                d.count,
+                words::duration(d.p50),
+                words::duration(d.max)
+            ));
+        }
+    }
+    sanitise(&parts.join(" · ")).into_owned()
+}
+
+/// What is lost or cannot be seen, a line each; empty when all is seen.
+pub fn notes(f: &Frame) -> Vec<String> {
+    let mut out = Vec::new();
+    for b in &f.blind_spots {
+        out.push(format!("blind spot: {}: {}", b.what, b.reason));
+    }
+    for l in &f.losses {
+        let place = match l.at {
+            LossPoint::Ring => "the ring was full",
+            LossPoint::Map => "a map in the kernel was full or memory could not be read",
+            LossPoint::Queue => "our own queue was full",
+            LossPoint::Late => "came late, were used all the same",
+        };
+        out.push(format!("lost: {} records: {place}", l.count));
+    }
+    for d in &f.dropped {
+        out.push(format!("left out: {} beyond the limit of {} {}", d.count, d.limit, d.what));
+    }
+    if f.uncertain_ends > 0 {
+        out.push(format!("ends not reported: {}", f.uncertain_ends));
+    }
+    out.into_iter().map(|line| sanitise(&line).into_owned()).collect()
+}
+
+/// How the relists fared, in one line; `None` while none was slow.
+pub fn relists(f: &Frame) -> Option<String> {
+    let r = &f.relists;
+    if r.explained + r.unexplained == 0 {
+        return None;
+    }
+    let what = if r.stand_in { "slow list calls (no kubelet seen)" } else { "slow relists" };
+    Some(format!(
+        "{what}: {} explained, {} unexplained, longest {}",
+        r.explained,
+        r.unexplained,
+        words::duration(r.longest)
+    ))
+}
+
+/// Everything that is to be said about a frame.
+pub fn frame(f: &Frame) -> Vec<String> {
+    let mut out: Vec<String> = f.incidents.iter().filter_map(change).collect();
+    for d in &f.diagnoses {
+        out.extend(diagnosis(d, f.now));
+    }
+    let hidden = f.diagnoses_total.saturating_sub(f.diagnoses.len() as u64);
+    if hidden > 0 {
+        out.push(format!("and {hidden} more things are stuck"));
+    }
+    if f.diagnoses.is_empty() {
+        out.push(healthy(f));
+    }
+    out.extend(relists(f));
+    out.extend(notes(f));
+    out
+}

@@ -167,9 +167,9 @@ impl Attacher {
     fn scan(&mut self) {
         let mut scans = Vec::new();
         for pid in std::mem::take(&mut *lock(&self.shared.recheck)) {
-            scans.push(self.processes.recheck(pid));
+            scans.push(self.processes.recheck(pid, &self.readers));
         }
-        match self.processes.scan() {
+        match self.processes.scan(&self.readers) {
             Ok(scan) => scans.push(scan),
             Err(error) => self.outbox.log(Level::Error, format!("processes cannot be listed: {error}")),
         }

@@ -1,0 +1,100 @@
+//! Runs every file in `scenarios/`: events above the separator, the expected text below it.
+//!
+//! `UPDATE_SCENARIOS=1 cargo test -p tracer --test scenarios` writes what comes out; review the difference.
+
+use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
+use tracer::correlator::scenario::{Step, parse};
+use tracer::correlator::{Correlator, Frame};
+use tracer::sinks::text;
+use tracer::thresholds::Thresholds;
+
+const SEPARATOR: &str = "\n---- expected ----\n";
+
+fn files() -> Vec<PathBuf> {
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("scenarios");
+    let mut files: Vec<PathBuf> = std::fs::read_dir(dir)
+        .expect("scenarios/ is there")
+        .map(|entry| entry.expect("readable").path())
+        .filter(|p| p.extension().is_some_and(|e| e == "txt"))
+        .collect();
+    files.sort();
+    files
+}
+
+/// Runs the steps; the frames that are to be shown, and lines about changes at the ticks between them.
+fn run(steps: &[Step]) -> (String, Vec<Frame>) {
+    let mut correlator = Correlator::new(Thresholds::default());
+    let mut out = String::new();
+    let mut frames = Vec::new();
+    for step in steps {
+        match step {
+            Step::Event(event) => correlator.apply(event),
+            Step::Tick(now, shown) => {
+                let frame = correlator.tick(*now);
+                let lines = if *shown {
+                    text::frame(&frame)
+                } else {
+                    frame.incidents.iter().filter_map(text::change).collect()
+                };
+                if *shown || !lines.is_empty() {
+                    writeln!(out, "== {}.{:03}", now / 1_000_000_000, now % 1_000_000_000 / 1_000_000).unwrap();
+                }
+                for line in lines {
+                    writeln!(out, "{line}").unwrap();
+                }
+                frames.push(frame);
+            }
+        }
+    }
+    (out, frames)
+}
+
+#[test]
+fn every_scenario_gives_what_it_says() {
+    let update = std::env::var_os("UPDATE_SCENARIOS").is_some();
+    let mut wrong = Vec::new();
+    let files = files();
+    assert!(update || files.len() >= 21, "scenarios are missing: {}", files.len());
+    for file in files {
+        let content = std::fs::read_to_string(&file).expect("readable");
+        let (input, expected) = content.split_once(SEPARATOR).unwrap_or((content.trim_end(), ""));
+        let steps = parse(input).unwrap_or_else(|e| panic!("{}: {e}", file.display()));
+        let (actual, _) = run(&steps);
+        if actual != expected {
+            if update {
+                std::fs::write(&file, format!("{}{SEPARATOR}{actual}", input.trim_end())).expect("writable");
+            } else {
+                wrong.push(format!("==== {}\n-- expected\n{expected}\n-- actual\n{actual}", file.display()));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+/// The same events give the same frames, byte for byte; every chain's seconds sum to its age; no diagnosis is longer
+/// than promised; frames survive JSON.
+#[test]
+fn every_scenario_keeps_the_promises() {
+    for file in files() {
+        let content = std::fs::read_to_string(&file).expect("readable");
+        let input = content.split(SEPARATOR).next().expect("never empty");
+        let steps = parse(input).unwrap_or_else(|e| panic!("{}: {e}", file.display()));
+        let (first, frames) = run(&steps);
+        let (second, again) = run(&steps);
+        assert_eq!(first, second, "{}", file.display());
+        let json = serde_json::to_string(&frames).expect("serialises");
+        assert_eq!(json, serde_json::to_string(&again).expect("serialises"), "{}", file.display());
+        let back: Vec<Frame> = serde_json::from_str(&json).expect("deserialises");
+        assert_eq!(back, frames, "{}", file.display());
+        for frame in &frames {
+            for d in &frame.diagnoses {
+                let sum: u64 = d.chain.links.iter().map(|l| l.critical).sum();
+                assert_eq!(sum, d.chain.age, "{} at {}", file.display(), frame.now);
+                let lines = text::diagnosis(d, frame.now);
+                assert!(lines.len() <= text::LINES, "{}: {} lines", file.display(), lines.len());
+                assert!(lines.iter().all(|l| !l.contains(char::is_control)), "{}", file.display());
+            }
+        }
+    }
+}
