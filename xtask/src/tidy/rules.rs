@@ -242,7 +242,7 @@ fn scenarios(files: &[File]) -> Vec<Finding> {
     let mut findings = Vec::new();
     for file in files.iter().filter(|file| file.path.starts_with(SCENARIOS)) {
         let name = file.path.rsplit('/').next().unwrap_or(&file.path);
-        let (stem, ending) = name.split_once('.').unwrap_or((name, ""));
+        let (stem, ending) = name.rsplit_once('.').unwrap_or((name, ""));
         let is_named =
             rust(files).any(|code| code.text.contains(&format!("\"{stem}\"")) || code.text.contains(name));
         let is_played = players.iter().any(|player| player.text.contains(&format!("\"{ending}\"")));

@@ -103,11 +103,11 @@ fn a_code_map_that_is_not_true_is_found() {
 
 #[test]
 fn a_scenario_that_no_test_plays_is_found() {
-    let scenario = file("tracer/scenarios/lost.events", "");
+    let scenario = file("tracer/scenarios/containerd-1.4.events", "");
     let player = |text: &str| file("tracer/tests/scenarios.rs", text);
     let plays_all = player("fn f() { read_dir(\"scenarios\"); ends(\"events\") }");
     let other_ending = player("fn f() { read_dir(\"scenarios\"); ends(\"txt\") }");
-    let by_name = player("play!(\"lost\");");
+    let by_name = player("play!(\"containerd-1.4\");");
     assert_eq!(scenarios(std::slice::from_ref(&scenario)).len(), 1);
     assert_eq!(scenarios(&[scenario.clone(), other_ending]).len(), 1);
     assert_eq!(scenarios(&[scenario.clone(), plays_all]), []);
