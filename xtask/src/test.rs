@@ -59,6 +59,8 @@ pub fn run(args: &Args) -> Result<()> {
     run.step("cargo test", |run| {
         let mut test = cargo();
         test.args(["test", "--workspace", "--locked", "--no-fail-fast"]);
+        // A snapshot that differs is a failure here, not a file to be reviewed.
+        test.env("INSTA_UPDATE", "no");
         test.envs(run.go_binaries.iter().map(|folder| (binaries::VARIABLE, folder)));
         shell::run(&mut test).map(|()| Outcome::Passed)
     });
