@@ -2,8 +2,11 @@
 
 use super::{File, Finding, imports, tokens};
 
-/// All rules; each gets the whole tree.
-pub const ALL: [fn(&[File]) -> Vec<Finding>; 9] = [
+/// Looks at the whole tree and tells what breaks it.
+pub type Rule = fn(&[File]) -> Vec<Finding>;
+
+/// All rules.
+pub const ALL: [Rule; 9] = [
     imports::check,
     module_docs,
     white_space,
@@ -239,7 +242,7 @@ fn scenarios(files: &[File]) -> Vec<Finding> {
     let mut findings = Vec::new();
     for file in files.iter().filter(|file| file.path.starts_with(SCENARIOS)) {
         let name = file.path.rsplit('/').next().unwrap_or(&file.path);
-        let (stem, ending) = name.split_once('.').unwrap_or((name, ""));
+        let (stem, ending) = name.rsplit_once('.').unwrap_or((name, ""));
         let is_named =
             rust(files).any(|code| code.text.contains(&format!("\"{stem}\"")) || code.text.contains(name));
         let is_played = players.iter().any(|player| player.text.contains(&format!("\"{ending}\"")));
