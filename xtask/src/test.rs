@@ -3,7 +3,7 @@
 //! All steps are run even when one fails, so that one run tells all. What this machine cannot do is skipped, never
 //! silently: the reason is printed where it happens and again at the end.
 
-use crate::lab::packages::{self, Need};
+use crate::lab::packages;
 use crate::{binaries, bpf, shell, tidy};
 use anyhow::{Context, Result, bail};
 use std::path::PathBuf;
@@ -161,9 +161,7 @@ fn tools(run: &mut Run) -> Result<Outcome> {
         }
     }
     if !run.fast && shell::is_root() {
-        const NEEDS: [Need; 2] =
-            [Need { program: "git", package: "git" }, Need { program: "dpkg-deb", package: "dpkg" }];
-        packages::ensure(&NEEDS)?;
+        packages::ensure(&[packages::need("git", "git"), packages::need("dpkg-deb", "dpkg")])?;
     }
     Ok(Outcome::Passed)
 }

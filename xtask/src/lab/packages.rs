@@ -15,7 +15,8 @@ pub struct Need {
     will_do: fn(&Path) -> bool,
 }
 
-const fn need(program: &'static str, package: &'static str) -> Need {
+/// Any version of a program will do.
+pub const fn need(program: &'static str, package: &'static str) -> Need {
     Need { program, package, will_do: |_| true }
 }
 
