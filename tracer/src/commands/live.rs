@@ -26,7 +26,8 @@ const REMIND_JSON: Ns = SECOND;
 pub fn run(options: &Live) -> anyhow::Result<Exit> {
     let create = |path: &PathBuf| File::create(path).with_context(|| format!("creating {}", path.display()));
     let file = options.json_to.as_ref().map(create).transpose()?;
-    let mut teller = Teller { json: options.json, file, ready: false, told: Shape::default(), told_at: 0, file_at: 0 };
+    let mut teller =
+        Teller { json: options.json, file, ready: false, told: Shape::default(), told_at: 0, file_at: 0 };
     follow(options.probing.settings(), Thresholds::default(), options.probing.duration, &mut teller)
 }
 
@@ -52,7 +53,8 @@ impl Shape {
         let chain = |d: &crate::correlator::Diagnosis| {
             (format!("{:?}", d.ends_in), d.chain.links.iter().map(|l| l.operation.id()).collect())
         };
-        let change = |i: &crate::correlator::Incident| i.change.as_ref().map(|c| (i.id.clone(), format!("{c:?}")));
+        let change =
+            |i: &crate::correlator::Incident| i.change.as_ref().map(|c| (i.id.clone(), format!("{c:?}")));
         Shape {
             chains: frame.diagnoses.iter().map(chain).collect(),
             changes: frame.incidents.iter().filter_map(change).collect(),

@@ -115,7 +115,9 @@ mod tests {
             assert!(take(&mut part).unwrap().is_none());
             part.extend(&framed[cut..]);
             part.extend(&framed);
-            assert!(matches!(take(&mut part).unwrap(), Some(Message::Log(Level::Warning, ref t)) if t.len() == 300));
+            assert!(
+                matches!(take(&mut part).unwrap(), Some(Message::Log(Level::Warning, ref t)) if t.len() == 300)
+            );
             assert_eq!(part, framed);
         }
         assert!(take(&mut vec![0xff; 8]).is_err());

@@ -326,7 +326,8 @@ fn a_kubelet_1_20_is_known_by_its_relist() {
         assert_eq!(r.begin.as_ref().map(|site| site.how), Ok(How::StackCheckBranch), "{what}");
         assert!(r.ends.is_ok(), "{what}: {:?}", r.ends);
     }
-    let name = |kind| resolved.iter().find(|r| r.entry.kind == kind).and_then(|r| r.function.clone()).unwrap().0;
+    let name =
+        |kind| resolved.iter().find(|r| r.entry.kind == kind).and_then(|r| r.function.clone()).unwrap().0;
     assert_eq!(name(Kind::Relist), "k8s.io/kubernetes/pkg/kubelet/pleg.(*GenericPLEG).relist");
     assert_eq!(
         name(Kind::CriClient),
