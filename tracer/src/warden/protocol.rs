@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 use std::io;
 
 /// One message.
+#[expect(clippy::large_enum_variant, reason = "a message lives for a moment, and a survey is rare")]
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub enum Message {
     /// Things that happened. At most [`EVENTS_AT_ONCE`].
