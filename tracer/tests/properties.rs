@@ -1,6 +1,8 @@
 //! What must hold whatever happens: order within the lateness window does not matter, loss never yields a wrong name,
 //! seconds sum to the age, memory is bounded, nothing outlives its process.
 
+#![allow(clippy::expect_used, clippy::unwrap_used, reason = "helpers of tests may fail loudly")]
+
 mod world;
 
 use proptest::prelude::*;

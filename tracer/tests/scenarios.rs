@@ -2,6 +2,8 @@
 //!
 //! `UPDATE_SCENARIOS=1 cargo test -p tracer --test scenarios` writes what comes out; review the difference.
 
+#![allow(clippy::expect_used, clippy::unwrap_used, reason = "helpers of tests may fail loudly")]
+
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use tracer::correlator::scenario::{Step, parse};

@@ -5,6 +5,7 @@
 //! event ─┬─> operations   what is in flight, what is over                 (operations.rs)
 //!        └─> facts        processes, containers, locks, devices, losses   (facts.rs)
 //! tick ───> graph         who waits for whom, and what that rests on      (graph.rs, ground.rs)
+//!                         and who holds what others wait for           (locks.rs)
 //!        ─> diagnoses     chains from stuck calls to their ends           (diagnosis.rs, leaf.rs, advice.rs)
 //!        ─> incidents     diagnoses over time                             (incident.rs)
 //!        ─> frame         all of it as plain data                         (frame.rs)
@@ -22,6 +23,7 @@ pub mod ground;
 mod incident;
 mod leaf;
 pub mod limits;
+mod locks;
 mod operations;
 #[doc(hidden)]
 pub mod scenario;
