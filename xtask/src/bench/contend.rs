@@ -150,7 +150,7 @@ impl Target {
         self.child.id()
     }
 
-    /// Runs `count` operations of a mode (`free` or `wait`); returns nanoseconds per operation.
+    /// Runs `count` operations of a mode (`free` or `wait`); returns nanoseconds of CPU time per operation.
     pub fn run(&mut self, mode: &str, count: u32) -> Result<f64> {
         writeln!(self.input, "{mode} {count}").context("writing to the target")?;
         let mut line = String::new();

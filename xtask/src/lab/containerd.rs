@@ -184,6 +184,10 @@ state = "{run}/state"
 # Only the snapshots lie on the slow disk: the daemon's own databases stay fast, as on a node with a separate disk.
 [plugins."io.containerd.snapshotter.v1.overlayfs"]
   root_path = "{snapshots}"
+
+# From containerd 1.7 on: it would listen in /run/nri, where the machine's own daemon may listen.
+[plugins."io.containerd.nri.v1.nri"]
+  disable = true
 "#
     )
 }
