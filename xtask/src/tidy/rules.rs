@@ -39,16 +39,18 @@ fn module_docs(files: &[File]) -> Vec<Finding> {
         .collect()
 }
 
-/// No space at the end of a line, no tab in Rust, a newline at the end.
+/// No space at the end of a line, no tab in Rust (but in a text of several lines, which may be Go), a newline at the end.
 fn white_space(files: &[File]) -> Vec<Finding> {
     const CHECKED: [&str; 8] = [".rs", ".md", ".toml", ".sh", ".json", ".yaml", ".yml", "/run"];
     let mut findings = Vec::new();
     for file in files.iter().filter(|file| CHECKED.iter().any(|end| file.path.ends_with(end))) {
+        let tokens = if file.is_rust() { tokens::read(&file.text) } else { None };
+        let is_literal = |line| tokens.as_ref().is_some_and(|tokens| tokens.is_literal(line));
         for (number, line) in file.lines() {
             if line.ends_with([' ', '\t', '\r']) {
                 findings.push(Finding::new(file, number, "white space at the end of the line"));
             }
-            if file.is_rust() && line.contains('\t') {
+            if file.is_rust() && line.contains('\t') && !is_literal(number) {
                 findings.push(Finding::new(file, number, "a tab; indent with spaces, write \\t in strings"));
             }
         }

@@ -23,6 +23,7 @@ fn a_file_without_its_purpose_is_found() {
 #[test]
 fn stray_white_space_is_found() {
     assert_eq!(lines(white_space, "a.rs", "a \nb\n\tc\n"), [1, 3]);
+    assert_eq!(lines(white_space, "a.rs", "const GO: &str = \"\n\tx\n\";\nfn f() {\n\tg()\n}\n"), [5]);
     assert_eq!(lines(white_space, "a.md", "a\n\tb\nc\t\n"), [3]);
     assert_eq!(lines(white_space, ".ci/run", "a\nb"), [2]);
     assert_eq!(lines(white_space, "a.snap", "a \n"), [0; 0]);
