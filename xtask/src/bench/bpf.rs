@@ -16,6 +16,8 @@ const BPF_TASK_FD_QUERY: libc::c_int = 20;
 const BPF_PROG_TYPE_KPROBE: u32 = 2;
 /// `enum bpf_link_type`.
 const BPF_LINK_TYPE_PERF_EVENT: u32 = 7;
+/// `BPF_LINK_TYPE_UPROBE_MULTI`.
+const BPF_LINK_TYPE_UPROBE_MULTI: u32 = 12;
 /// `enum bpf_perf_event_type`.
 const BPF_PERF_EVENT_UPROBE: u32 = 1;
 const BPF_PERF_EVENT_URETPROBE: u32 = 2;
@@ -125,21 +127,19 @@ pub fn uprobes_of(pids: &[u32], path: &Path) -> Vec<u64> {
                 fs::read_link(entry.path()).is_ok_and(|link| link.to_string_lossy().contains(what))
             };
             let found = if is("[perf_event]") {
-                perf_event(*pid, fd)
+                perf_event(*pid, fd).map(|(file, offset)| (file, vec![offset]))
             } else if is("bpf_link") {
                 link_id(*pid, fd).and_then(link)
             } else {
                 None
             };
-            if let Some((file, offset)) = found
-                && same_file(&file, path)
-                && !offsets.contains(&offset)
-            {
-                offsets.push(offset);
+            if let Some((_, found)) = found.filter(|(file, _)| same_file(file, path)) {
+                offsets.extend(found);
             }
         }
     }
     offsets.sort_unstable();
+    offsets.dedup();
     offsets
 }
 
@@ -165,22 +165,44 @@ fn link_id(pid: u32, fd: u32) -> Option<u32> {
     info.lines().find_map(|line| line.strip_prefix("link_id:")?.trim().parse().ok())
 }
 
-fn link(id: u32) -> Option<(String, u64)> {
+/// What a link is attached to, a perf event or many uprobes: the file and the offsets in it.
+fn link(id: u32) -> Option<(String, Vec<u64>)> {
     let mut attr = Attr::new();
     attr.put32(0, id);
     let fd = owned(bpf(BPF_LINK_GET_FD_BY_ID, &mut attr).ok()?);
+    // struct bpf_link_info: type, id, program, then by type.
+    let ask = |info: &mut Attr| {
+        let mut attr = Attr::new();
+        attr.put32(0, fd.as_raw_fd() as u32);
+        attr.put32(4, info.0.len() as u32);
+        attr.put64(8, info.0.as_mut_ptr() as u64);
+        bpf(BPF_OBJ_GET_INFO_BY_FD, &mut attr).ok()
+    };
+    let mut first = Attr::new();
+    ask(&mut first)?;
     let mut name = [0u8; 256];
-    // struct bpf_link_info (since 6.6): type, id, program, then for perf events: event type, file name, its room, offset.
     let mut info = Attr::new();
-    info.put64(24, name.as_mut_ptr() as u64);
-    info.put32(32, name.len() as u32);
-    let mut attr = Attr::new();
-    attr.put32(0, fd.as_raw_fd() as u32);
-    attr.put32(4, info.0.len() as u32);
-    attr.put64(8, info.0.as_mut_ptr() as u64);
-    bpf(BPF_OBJ_GET_INFO_BY_FD, &mut attr).ok()?;
-    let uprobe = matches!(info.get32(16), BPF_PERF_EVENT_UPROBE | BPF_PERF_EVENT_URETPROBE);
-    (info.get32(0) == BPF_LINK_TYPE_PERF_EVENT && uprobe).then(|| (text(&name), u64::from(info.get32(36))))
+    match first.get32(0) {
+        BPF_LINK_TYPE_PERF_EVENT => {
+            // Since 6.6: event type, file name, its room, offset.
+            info.put64(24, name.as_mut_ptr() as u64);
+            info.put32(32, name.len() as u32);
+            ask(&mut info)?;
+            let uprobe = matches!(info.get32(16), BPF_PERF_EVENT_UPROBE | BPF_PERF_EVENT_URETPROBE);
+            uprobe.then(|| (text(&name), vec![u64::from(info.get32(36))]))
+        }
+        BPF_LINK_TYPE_UPROBE_MULTI => {
+            // Since 6.8: file name, offsets, reference counters, cookies, room for the name, number of offsets.
+            let mut offsets = vec![0u64; first.get32(52) as usize];
+            info.put64(16, name.as_mut_ptr() as u64);
+            info.put64(24, offsets.as_mut_ptr() as u64);
+            info.put32(48, name.len() as u32);
+            info.put32(52, offsets.len() as u32);
+            ask(&mut info)?;
+            Some((text(&name), offsets))
+        }
+        _ => None,
+    }
 }
 
 fn text(bytes: &[u8]) -> String {
