@@ -1,5 +1,6 @@
 //! The stories the lab can play, and the truth about them by clocks of its own.
 
+use super::kubelet::Kubelet as RealKubelet;
 use super::kubelet_like::{Call, KubeletLike};
 use super::strace::{Strace, Traced};
 use super::unmounts::{Stay, Watch};
@@ -59,6 +60,8 @@ pub struct Truth {
     pub container_name: String,
     /// Its shim.
     pub shim: u32,
+    /// The real kubelet, when one made the calls.
+    pub kubelet: Option<Kubelet>,
     /// Device number of the disk below the snapshots.
     pub device: String,
     /// When the workload was told to exit.
@@ -69,6 +72,43 @@ pub struct Truth {
     pub unmounts: Vec<Stay>,
     /// The same calls by strace, when it was used.
     pub traced: Vec<Traced>,
+}
+
+/// The real kubelet of a story.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct Kubelet {
+    /// Its process.
+    pub pid: u32,
+    /// Its longest relist by its own metric, ns.
+    pub longest_relist: u64,
+}
+
+/// Who calls the runtime.
+enum Caller<'a> {
+    /// The lab's own client.
+    Like(KubeletLike),
+    /// A real kubelet.
+    Real(&'a RealKubelet),
+}
+
+impl Caller<'_> {
+    /// All calls so far, by the caller's own clock.
+    fn calls(&self) -> Vec<Call> {
+        match self {
+            Caller::Like(client) => client.log.calls(),
+            Caller::Real(kubelet) => kubelet.calls(),
+        }
+    }
+
+    /// Calls that have no answer yet.
+    fn in_flight(&self) -> Vec<Call> {
+        self.calls().into_iter().filter(|call| call.end.is_none()).collect()
+    }
+
+    /// Relists that have ended so far.
+    fn relists(&self) -> usize {
+        self.calls().iter().filter(|call| call.method == "relist" && call.end.is_some()).count()
+    }
 }
 
 impl Truth {
@@ -111,11 +151,16 @@ impl Lab<'_> {
     pub async fn play(&self, script: &Script, say: &mut impl FnMut(&str)) -> Result<Truth> {
         let victim = self.victim().clone();
         let shim = self.containerd.shim_of(&victim.container)?;
-        let client_log = self.run.join("client.jsonl");
-        let kubelet = KubeletLike::start(&self.containerd.socket, &client_log, script.update_every)?;
-        say("a client relists every second and updates every container, as the kubelet does");
+        let caller = match &self.kubelet {
+            Some(kubelet) => Caller::Real(kubelet),
+            None => {
+                say("a client relists every second and updates every container, as the kubelet does");
+                let log = self.run.join("client.jsonl");
+                Caller::Like(KubeletLike::start(&self.containerd.socket, &log, script.update_every)?)
+            }
+        };
         tokio::time::sleep(script.calm).await;
-        ensure!(kubelet.log.relists() > 0, "no relist has ended within {:?}", script.calm);
+        ensure!(caller.relists() > 0, "no relist has ended within {:?}", script.calm);
 
         let mut strace = None;
         match script.block {
@@ -139,7 +184,7 @@ impl Lab<'_> {
 
         match script.block {
             Block::None => self.churn(script.stall).await?,
-            Block::Disk | Block::Strace => self.wait_for_stall(&kubelet, &unmounts, script, say).await?,
+            Block::Disk | Block::Strace => self.wait_for_stall(&caller, &unmounts, script, say).await?,
         }
         Ok(Truth {
             block: script.block,
@@ -148,9 +193,13 @@ impl Lab<'_> {
             namespace: victim.namespace.clone(),
             container_name: victim.container_name.clone(),
             shim,
+            kubelet: self
+                .kubelet
+                .as_ref()
+                .map(|kubelet| Kubelet { pid: kubelet.pid, longest_relist: kubelet.longest_relist() }),
             device: self.disk.device.clone(),
             told_to_exit,
-            calls: kubelet.log.calls(),
+            calls: caller.calls(),
             unmounts: unmounts.stays(),
             traced: strace.map(Strace::finish).unwrap_or_default(),
         })
@@ -178,14 +227,14 @@ impl Lab<'_> {
     /// Waits until a relist hangs behind the unmount, and until all is over.
     async fn wait_for_stall(
         &self,
-        kubelet: &KubeletLike,
+        caller: &Caller<'_>,
         unmounts: &Watch,
         script: &Script,
         say: &mut impl FnMut(&str),
     ) -> Result<()> {
         let hangs =
             || {
-                kubelet.log.in_flight().into_iter().find(|call| {
+                caller.in_flight().into_iter().find(|call| {
                     call.method == "ListContainers" && call.age(sys::monotonic()) > 1_000_000_000
                 })
             };
@@ -201,9 +250,9 @@ impl Lab<'_> {
         let limit = script.stall * 3 + Duration::from_secs(60);
         let over =
             sys::until(limit, || hangs().is_none() && unmounts.stays().iter().all(|stay| stay.end.is_some()));
-        ensure!(over.await, "the stall is not over after {limit:?}: {:?}", kubelet.log.in_flight());
-        let relists = kubelet.log.relists();
-        let back = sys::until(Duration::from_secs(10), || kubelet.log.relists() >= relists + 2).await;
+        ensure!(over.await, "the stall is not over after {limit:?}: {:?}", caller.in_flight());
+        let relists = caller.relists();
+        let back = sys::until(Duration::from_secs(10), || caller.relists() >= relists + 2).await;
         ensure!(back, "no relists after the stall; containerd's log ends:\n{}", self.containerd.log_tail(8));
         say("the stall is over, relists work again");
         Ok(())
