@@ -26,9 +26,10 @@ pub static OPS: HashMap<Key, Op> = HashMap::with_max_entries(4096, 0);
 #[map]
 pub static BLANK: Array<Op> = Array::with_max_entries(1, 0);
 
-/// Threads that are inside an unmount: `pid_tgid` -> key actor of the unmount.
+/// Threads that are inside an unmount: `pid_tgid` -> address of the registers that the thread saved on its way into the
+/// kernel; 0 when not known.
 #[map]
-pub static UNMOUNTING: HashMap<u64, u64> = HashMap::with_max_entries(1024, 0);
+pub static UNMOUNTING: HashMap<u64, u64> = HashMap::with_max_entries(4096, 0);
 
 /// Super blocks of the kretprobe family, innermost last: `pid_tgid` -> stack.
 #[map]

@@ -210,7 +210,7 @@ fn try_operation(ctx: &ProbeContext) -> Option<()> {
     }
     read_text(ctx, &site, op, kind);
     if kind == kind::UNMOUNT {
-        let _ = UNMOUNTING.insert(&bpf_get_current_pid_tgid(), &g, 0);
+        let _ = UNMOUNTING.insert(&bpf_get_current_pid_tgid(), &0, 0);
     }
     emit::begun(op);
     Some(())

@@ -133,8 +133,8 @@ pub fn kernel(features: &Features) -> Vec<Sight> {
             UNMOUNT,
             "unmounts of programs other than containerd and its shims are not seen",
             &[
-                (UNMOUNT_FENTRY, with(&fentry, needs(&["OFF_REGS_DI"]))),
-                (UNMOUNT_KPROBE, with(&kprobe, needs(&["OFF_REGS_DI"]))),
+                (UNMOUNT_FENTRY, with(&fentry, needs(&["OFF_REGS_DI", "OFF_REGS_ORIG_AX"]))),
+                (UNMOUNT_KPROBE, with(&kprobe, needs(&["OFF_REGS_DI", "OFF_REGS_ORIG_AX"]))),
                 (UNMOUNT_TRACEPOINT, no(&features.syscall_tracepoints)),
             ],
         ),
@@ -166,7 +166,7 @@ mod tests {
     use super::*;
 
     fn all() -> Features {
-        let offsets = ["OFF_FSBASE", "OFF_S_DEV", "OFF_S_TYPE", "OFF_FS_NAME", "OFF_REGS_DI", "OFF_WORK_SB", "OFF_WORK_REASON"];
+        let offsets = ["OFF_FSBASE", "OFF_S_DEV", "OFF_S_TYPE", "OFF_FS_NAME", "OFF_REGS_DI", "OFF_REGS_ORIG_AX", "OFF_WORK_SB", "OFF_WORK_REASON"];
         Features {
             kernel: "6.12.0".into(),
             bpf: Answer::Yes,
