@@ -301,7 +301,7 @@ fn try_operation_end(ctx: &ProbeContext) -> Option<()> {
     let at = unsafe { bpf_ktime_get_ns() };
     if kind == kind::UNMOUNT {
         let _ = UNMOUNTING.remove(&bpf_get_current_pid_tgid());
-        super::super_block::ends_with_unmount(ctx, tgid, tid, at);
+        super::super_block::ends_with_unmount(ctx, tgid, tid, Some(at));
         let _ = UNMOUNTING.remove(&((u64::from(tgid) << 32) | u64::from(op.tid)));
     }
     emit::op_ended(ctx, op, at);

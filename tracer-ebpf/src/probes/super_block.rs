@@ -60,13 +60,16 @@ fn end<C: EbpfContext>(ctx: &C, kind: u32, block: u64) {
     let _ = OPS.remove(&key);
 }
 
-/// Ends what a tracepoint began on this thread: the unmount around it is over.
+/// Ends what a tracepoint began on this thread: the unmount around it was over at `at`. Without a time nothing is told,
+/// it is only forgotten; user space sees that it is no longer there.
 #[inline(always)]
-pub fn ends_with_unmount<C: EbpfContext>(ctx: &C, tgid: u32, tid: u32, at: u64) {
+pub fn ends_with_unmount<C: EbpfContext>(ctx: &C, tgid: u32, tid: u32, at: Option<u64>) {
     let key = Key { tgid, what: kind::SYNC, actor: u64::from(tid), object: 0 };
     // SAFETY: only this thread writes its entry, and it is not used after its removal.
     if let Some(op) = unsafe { OPS.get(&key) } {
-        emit::op_ended(ctx, op, at);
+        if let Some(at) = at {
+            emit::op_ended(ctx, op, at);
+        }
         let _ = OPS.remove(&key);
     }
 }

@@ -128,9 +128,10 @@ pub fn finish<C: EbpfContext>(ctx: &C, key: &Key) {
     let Some(op) = (unsafe { OPS.get(key) }) else { return };
     // A tracepoint alone knows when the call returned, not when the process was back: user space asks /proc for that.
     let known = op.flags & flag::TRACEPOINT == 0 || op.flags & flag::ERRNO != 0;
-    if op.flags & flag::RETURNED != 0 && known {
-        super::super_block::ends_with_unmount(ctx, key.tgid, key.actor as u32, op.end);
-        emit::op_ended(ctx, op, op.end);
+    let end = (op.flags & flag::RETURNED != 0 && known).then_some(op.end);
+    super::super_block::ends_with_unmount(ctx, key.tgid, key.actor as u32, end);
+    if let Some(end) = end {
+        emit::op_ended(ctx, op, end);
     }
     let _ = OPS.remove(key);
     let _ = UNMOUNTING.remove(&bpf_get_current_pid_tgid());
