@@ -79,6 +79,7 @@ impl Features {
 
     /// Asks the running kernel. Loads and closes a few programs of two instructions; attaches nothing.
     pub fn detect() -> Features {
+        sys::lift_memory_limit();
         let vmlinux = std::fs::read("/sys/kernel/btf/vmlinux");
         let parsed = vmlinux.as_ref().ok().map(|bytes| Btf::parse(bytes));
         let btf = match (&vmlinux, &parsed) {
