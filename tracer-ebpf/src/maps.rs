@@ -55,12 +55,24 @@ pub static DURATIONS: Array<u64> = Array::with_max_entries(kind::LIMIT * BUCKETS
 #[map]
 pub static STATS: Array<u64> = Array::with_max_entries(kind::LIMIT * SLOTS, 0);
 
-/// A kretprobe has no arguments, so the kprobe leaves the super block here.
+/// A kretprobe has no arguments, so the kprobe leaves here what began.
 #[repr(C)]
 #[derive(Clone, Copy, Default)]
 pub struct SuperStack {
     /// Number of entries in use.
     pub depth: u64,
-    /// The super blocks.
-    pub blocks: [u64; 4],
+    /// What has begun, outermost first.
+    pub calls: [SuperCall; 4],
+}
+
+/// One call of a probed function.
+#[repr(C)]
+#[derive(Clone, Copy, Default)]
+pub struct SuperCall {
+    /// Operation kind.
+    pub kind: u64,
+    /// Its super block.
+    pub block: u64,
+    /// Stack pointer at the call, where the return address lies.
+    pub sp: u64,
 }

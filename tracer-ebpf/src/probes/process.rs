@@ -3,7 +3,7 @@
 use crate::{
     actor::thread,
     emit,
-    maps::{PROCESSES, SUPER_STACK, UNMOUNTING},
+    maps::{PROCESSES, UNMOUNTING},
 };
 use aya_ebpf::{
     EbpfContext,
@@ -39,7 +39,7 @@ pub fn tracepoint_exit(ctx: RawTracePointContext) -> i32 {
     // An unmount in a Go function that was killed has no entry of this thread, the sync inside it has.
     super::super_block::ends_with_unmount(&ctx, tgid, tid, None);
     let _ = UNMOUNTING.remove(&who);
-    let _ = SUPER_STACK.remove(&who);
+    super::super_block::forget_calls();
     if tgid == tid {
         gone(&ctx, tgid);
     }
