@@ -194,7 +194,7 @@ fn try_operation(ctx: &ProbeContext) -> Option<()> {
     op.tid = tid;
     op.flags = flag::GOROUTINE;
     if let Some(word) = cookie.name_word()
-        && let (Some(pointer), Some(len)) = (site.word(word), site.word(word + 1))
+        && let Some((pointer, len)) = site.pair(word)
     {
         // Longer than the field: not one of ours, keep the beginning.
         let n = (if len > NAME as u64 { NAME as u64 } else { len }) as usize;
@@ -220,7 +220,7 @@ fn try_operation(ctx: &ProbeContext) -> Option<()> {
 fn read_text(ctx: &ProbeContext, site: &Site, op: &mut Op, kind: u32) {
     let cookie = site.cookie;
     let at = |place: u64| match cookie.text_source() {
-        text::ARGUMENT => site.word(place).zip(site.word(place + 1)),
+        text::ARGUMENT => site.pair(place),
         _ => site
             .word(cookie.text_word())
             .and_then(|base| user_word(base + place).zip(user_word(base + place + 8))),
