@@ -14,25 +14,22 @@ fn main() -> Result<(), Box<dyn Error>> {
     let object = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tracer-ebpf/prebuilt/plegscope.bpf.o");
     println!("cargo::rerun-if-changed={}", object.display());
     println!("cargo::rerun-if-changed=build.rs");
-    let bytes = match fs::read(&object) {
-        Ok(bytes) if is_bpf(&bytes) => bytes,
-        Ok(bytes) => {
-            return Ok(refuse(&object, &format!("{} bytes that are not an ELF object for BPF", bytes.len())));
+    let seen = match fs::read(&object) {
+        Ok(bytes) if is_bpf(&bytes) => {
+            fs::write(PathBuf::from(env::var("OUT_DIR")?).join("plegscope.bpf.o"), bytes)?;
+            return Ok(());
         }
-        Err(error) => return Ok(refuse(&object, &error.to_string())),
+        Ok(bytes) => format!("{} bytes that are not an ELF object for BPF", bytes.len()),
+        Err(error) => error.to_string(),
     };
-    fs::write(PathBuf::from(env::var("OUT_DIR")?).join("plegscope.bpf.o"), bytes)?;
-    Ok(())
-}
-
-fn is_bpf(bytes: &[u8]) -> bool {
-    bytes.starts_with(b"\x7fELF") && bytes.get(ELF_MACHINE.0) == Some(&ELF_MACHINE.1)
-}
-
-fn refuse(object: &Path, seen: &str) {
     println!(
         "cargo::error=the BPF object {} cannot be embedded: {seen}. It is part of the repository: restore it with \
          `git checkout -- tracer-ebpf/prebuilt`, or build it from source with `cargo xtask bpf`.",
         object.display()
     );
+    Ok(())
+}
+
+fn is_bpf(bytes: &[u8]) -> bool {
+    bytes.starts_with(b"\x7fELF") && bytes.get(ELF_MACHINE.0) == Some(&ELF_MACHINE.1)
 }

@@ -178,11 +178,17 @@ mod tests {
         assert_eq!(c.what(), 13 | 200 << 8);
         assert!(c.stack_abi() && c.stack_check());
         assert_eq!((c.object(), c.text_source(), c.text_word()), (Some(3), text::FIELD, 7));
-        assert_eq!((c.text_offset(), c.name_word(), c.goid_offset(), c.error_word()), (2040, Some(5), 160, Some(9)));
+        assert_eq!(
+            (c.text_offset(), c.name_word(), c.goid_offset(), c.error_word()),
+            (2040, Some(5), 160, Some(9))
+        );
         assert_eq!(c.second(), Some(40));
         assert_eq!(Cookie::new(1, 0).with_text_argument(1).with_second(3).second(), Some(3));
         let none = Cookie::new(1, 0);
         assert_eq!(none.second(), None);
-        assert_eq!((none.object(), none.name_word(), none.error_word(), none.text_source()), (None, None, None, 0));
+        assert_eq!(
+            (none.object(), none.name_word(), none.error_word(), none.text_source()),
+            (None, None, None, 0)
+        );
     }
 }

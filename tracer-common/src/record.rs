@@ -77,6 +77,7 @@ pub struct ProcessGone {
 }
 
 /// A record as read from the ring.
+#[expect(clippy::large_enum_variant, reason = "there is one at a time, on the stack of the reader")]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Record {
     /// See [`WaitEnded`].

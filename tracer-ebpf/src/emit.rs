@@ -4,11 +4,13 @@ use crate::maps::{BLANK, DURATIONS, FLOORS, OPS, RING, STATS};
 use aya_ebpf::{EbpfContext, helpers::bpf_ktime_get_ns};
 use aya_log_ebpf::debug;
 use tracer_common::{
-    op::{Key, Op, Wait, kind},
+    op::{Key, Op, Wait, flag, kind},
     record::{Header, OpEnded, WaitEnded, record_kind},
     settings::{BUCKETS, bucket},
     stats::{Cause, FIRST_CAUSE, HITS, SLOTS},
 };
+
+const EBUSY: u32 = 16;
 
 /// Adds one to a counter that several CPUs, and preempted uprobe programs, share.
 #[inline(always)]
@@ -100,7 +102,9 @@ pub fn wait_ended<C: EbpfContext>(ctx: &C, wait: &Wait, at: u64) {
 #[inline(always)]
 pub fn op_ended<C: EbpfContext>(ctx: &C, op: &Op, at: u64) {
     let kind = op.key.what & 0xff;
-    if !measure(kind, at.saturating_sub(op.begin)) {
+    // Each EBUSY counts, however quick: fifty of them in a row are an unmount that somebody keeps busy.
+    let busy = op.flags & flag::ERRNO != 0 && op.errno == EBUSY;
+    if !measure(kind, at.saturating_sub(op.begin)) && !busy {
         return;
     }
     let Some(mut slot) = RING.reserve::<OpEnded>(0) else {

@@ -131,7 +131,9 @@ impl Watch {
     /// The defaults, where nothing else is asked for.
     pub fn thresholds(&self) -> Thresholds {
         let defaults = Thresholds::default();
-        let or = |asked: Option<Duration>, default| asked.map_or(default, |d| u64::try_from(d.as_nanos()).unwrap_or(u64::MAX));
+        let or = |asked: Option<Duration>, default| {
+            asked.map_or(default, |d| u64::try_from(d.as_nanos()).unwrap_or(u64::MAX))
+        };
         Thresholds {
             shown: defaults.shown,
             unmount: or(self.umount_over, defaults.unmount),
@@ -187,13 +189,23 @@ mod tests {
 
     #[test]
     fn help_is_as_it_was() {
-        for (name, command) in [("help", None), ("help_live", Some("live")), ("help_watch", Some("watch")), ("help_doctor", Some("doctor"))] {
+        for (name, command) in [
+            ("help", None),
+            ("help_live", Some("live")),
+            ("help_watch", Some("watch")),
+            ("help_doctor", Some("doctor")),
+        ] {
             let mut top = Cli::command().term_width(100);
             let text = match command {
                 None => top.render_long_help().to_string(),
                 Some(verb) => {
                     top.build();
-                    top.find_subcommand_mut(verb).unwrap().clone().term_width(100).render_long_help().to_string()
+                    top.find_subcommand_mut(verb)
+                        .unwrap()
+                        .clone()
+                        .term_width(100)
+                        .render_long_help()
+                        .to_string()
                 }
             };
             insta::assert_snapshot!(name, text);

@@ -56,7 +56,8 @@ pub fn op(op: &Op, method: impl Fn(Kind, u8) -> &'static str) -> Option<Operatio
     let name = lossy(&op.name, op.name_len);
     let by_name = kind == Kind::ShimCall && !name.is_empty();
     let block = matches!(kind, Kind::Sync | Kind::SuperShutdown);
-    let path = (kind == Kind::Unmount && op.text_len > 0 && op.flags & flag::NO_TEXT == 0).then(|| text.clone());
+    let path =
+        (kind == Kind::Unmount && op.text_len > 0 && op.flags & flag::NO_TEXT == 0).then(|| text.clone());
     Some(Operation {
         kind,
         method: if by_name { name.clone() } else { method(kind, method_of(&op.key)).to_owned() },
@@ -166,7 +167,10 @@ mod tests {
     #[test]
     fn a_sync_has_device_and_type_and_a_shim_call_its_method() {
         let sync = op(&raw(kind::SYNC, "", "ext4"), |_, _| "").unwrap();
-        assert_eq!((sync.device, sync.fs_type.as_deref()), (Some(Device { major: 7, minor: 3 }), Some("ext4")));
+        assert_eq!(
+            (sync.device, sync.fs_type.as_deref()),
+            (Some(Device { major: 7, minor: 3 }), Some("ext4"))
+        );
         let call = op(&raw(kind::SHIM_CALL, ID, "Update"), |_, _| "no").unwrap();
         assert_eq!((call.method.as_str(), call.container.as_deref()), ("Update", Some(ID)));
         let cri = op(&raw(kind::CRI_CALL, "", ""), |kind, number| {

@@ -2,7 +2,7 @@
 //! event time. Pure: the time comes in. Live and replay differ only in who calls this.
 
 use crate::{
-    correlator::{Correlator, Frame},
+    correlator::{Correlator, Frame, TieBreak},
     event::{Body, Event, LossPoint, Ns},
     order::{Grid, Orderer, Released},
     thresholds::{LATENESS, TICK_EVERY, Thresholds},
@@ -13,7 +13,7 @@ const MOST_HELD: usize = 65_536;
 
 /// Orders, correlates, ticks.
 pub struct Pipeline {
-    order: Orderer<(), Event>,
+    order: Orderer<TieBreak, Event>,
     correlator: Correlator,
     grid: Grid,
 }
@@ -28,7 +28,7 @@ impl Pipeline {
     /// Takes events in any order.
     pub fn push(&mut self, events: Vec<Event>) {
         for event in events {
-            if let Some(released) = self.order.push(event.at, (), event) {
+            if let Some(released) = self.order.push(event.at, TieBreak::of(&event), event) {
                 self.apply(released);
             }
         }

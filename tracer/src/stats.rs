@@ -85,3 +85,67 @@ impl Stats {
             .collect()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::event::{Actor, SeenBy};
+    use crate::thresholds::{MILLISECOND, SECOND};
+
+    fn op(kind: Kind, method: &str) -> Operation {
+        Operation {
+            kind,
+            method: method.to_owned(),
+            actor: Actor { pid: 1, tid: 1, g: None, goid: None },
+            begin: 0,
+            object: 0,
+            container: None,
+            path: None,
+            device: None,
+            fs_type: None,
+            seen_by: SeenBy::Fentry,
+        }
+    }
+
+    #[test]
+    fn quantiles_of_a_known_series() {
+        let mut stats = Stats::default();
+        for ms in 1..=1_000 {
+            stats.record(&op(Kind::Unmount, ""), Outcome::Done, ms * MILLISECOND);
+        }
+        let all = stats.distributions();
+        assert_eq!(all.len(), 1);
+        let d = &all[0];
+        assert_eq!((d.of.as_str(), d.count, d.max, d.at_least), ("unmount", 1_000, SECOND, 10 * MILLISECOND));
+        for (got, wanted) in [(d.p50, 500), (d.p90, 900), (d.p99, 990)] {
+            let wanted = wanted * MILLISECOND;
+            assert!(got.abs_diff(wanted) * 100 <= wanted, "{got} is not within 1 % of {wanted}");
+        }
+    }
+
+    #[test]
+    fn what_says_nothing_is_left_out() {
+        let mut stats = Stats::default();
+        stats.record(&op(Kind::Unmount, ""), Outcome::Errno(22), SECOND);
+        stats.record(&op(Kind::StatusUpdate, "Update"), Outcome::Done, SECOND);
+        let overlay = Operation { fs_type: Some("overlay".to_owned()), ..op(Kind::Sync, "") };
+        stats.record(&overlay, Outcome::Done, SECOND);
+        assert_eq!(stats.distributions(), []);
+    }
+
+    #[test]
+    fn methods_are_bounded_and_order_is_fixed() {
+        let mut stats = Stats::default();
+        stats.record(&op(Kind::Relist, ""), Outcome::Done, SECOND);
+        for n in 0..limits::METHODS + 5 {
+            stats.record(&op(Kind::CriCall, &format!("M{n:02}")), Outcome::Done, 100 * SECOND);
+        }
+        stats.record(&op(Kind::CriCall, "M00"), Outcome::Error, u64::MAX);
+        let all = stats.distributions();
+        assert_eq!(all.len(), limits::METHODS + 2);
+        assert_eq!(stats.dropped, 5);
+        assert_eq!((all[0].of.as_str(), all[0].count), ("CRI call", limits::METHODS as u64 + 6));
+        assert_eq!((all[1].of.as_str(), all[1].count, all[1].max), ("M00", 2, u64::MAX));
+        assert_eq!(all.last().map(|d| d.of.as_str()), Some("relist"));
+    }
+}

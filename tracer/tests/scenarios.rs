@@ -2,6 +2,8 @@
 //!
 //! `UPDATE_SCENARIOS=1 cargo test -p tracer --test scenarios` writes what comes out; review the difference.
 
+#![allow(clippy::expect_used, clippy::unwrap_used, reason = "helpers of tests may fail loudly")]
+
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use tracer::correlator::scenario::{Step, parse};
@@ -38,7 +40,8 @@ fn run(steps: &[Step]) -> (String, Vec<Frame>) {
                     frame.incidents.iter().filter_map(text::change).collect()
                 };
                 if *shown || !lines.is_empty() {
-                    writeln!(out, "== {}.{:03}", now / 1_000_000_000, now % 1_000_000_000 / 1_000_000).unwrap();
+                    writeln!(out, "== {}.{:03}", now / 1_000_000_000, now % 1_000_000_000 / 1_000_000)
+                        .unwrap();
                 }
                 for line in lines {
                     writeln!(out, "{line}").unwrap();

@@ -39,13 +39,23 @@ pub fn run(args: &Args) -> Result<()> {
     Ok(())
 }
 
+/// The folder as it is.
+pub fn cached() -> Result<Binaries> {
+    let mut binaries = Binaries::empty()?;
+    let containerds = CONTAINERDS.iter().flat_map(|(_, version)| names(version));
+    for name in containerds.chain([kubelet_name()]) {
+        if !binaries.folder.join(&name).is_file() {
+            binaries.missing.push(format!("{name}: not fetched yet; cargo xtask binaries"));
+        }
+    }
+    Ok(binaries)
+}
+
 /// Fills the folder as far as that can be done.
 pub fn gather(refresh: bool) -> Result<Binaries> {
-    let folder = shell::cache()?.join("binaries");
-    fs::create_dir_all(&folder).with_context(|| format!("cannot create {}", folder.display()))?;
-    let mut binaries = Binaries { folder, missing: Vec::new() };
+    let mut binaries = Binaries::empty()?;
     for (suite, version) in CONTAINERDS {
-        let names = [format!("containerd-{version}"), format!("shim-{version}")];
+        let names = names(version);
         if !refresh && names.iter().all(|name| binaries.folder.join(name).is_file()) {
             continue;
         }
@@ -53,7 +63,7 @@ pub fn gather(refresh: bool) -> Result<Binaries> {
             binaries.missing.push(format!("{}: {error:#}", names.join(", ")));
         }
     }
-    let kubelet_name = format!("kubelet-{}", kubelet::MINOR);
+    let kubelet_name = kubelet_name();
     if refresh || !binaries.folder.join(&kubelet_name).is_file() {
         match kubelet::build().and_then(|built| binaries.add(&built, &kubelet_name)) {
             Ok(()) => {}
@@ -61,6 +71,15 @@ pub fn gather(refresh: bool) -> Result<Binaries> {
         }
     }
     Ok(binaries)
+}
+
+/// The names of a containerd and its shim in the folder.
+fn names(version: &str) -> [String; 2] {
+    [format!("containerd-{version}"), format!("shim-{version}")]
+}
+
+fn kubelet_name() -> String {
+    format!("kubelet-{}", kubelet::MINOR)
 }
 
 fn add_containerd(binaries: &Binaries, suite: &str, version: &str, names: &[String; 2]) -> Result<()> {
@@ -74,6 +93,12 @@ fn add_containerd(binaries: &Binaries, suite: &str, version: &str, names: &[Stri
 }
 
 impl Binaries {
+    fn empty() -> Result<Binaries> {
+        let folder = shell::cache()?.join("binaries");
+        fs::create_dir_all(&folder).with_context(|| format!("cannot create {}", folder.display()))?;
+        Ok(Binaries { folder, missing: Vec::new() })
+    }
+
     /// Puts a program into the folder under a name; never half of it.
     fn add(&self, program: &std::path::Path, name: &str) -> Result<()> {
         let partial = self.folder.join(format!(".{name}.partial"));

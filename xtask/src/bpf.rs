@@ -192,7 +192,7 @@ fn build(toolchain: &Toolchain) -> Result<Vec<u8>> {
     let target_folder = root.join("target/bpf").join(&recipe[..12]);
     let mut command = Command::new("cargo");
     toolchain.prepare(&mut command);
-    rustc::wrap(&mut command, TARGET)?;
+    rustc::wrap(&mut command, TARGET);
     command
         .current_dir(&crate_folder)
         .args(["build", "--release", "--locked", "-Zbuild-std=core", "--target", TARGET, "--target-dir"])
@@ -276,4 +276,76 @@ pub fn sha256(bytes: &[u8]) -> String {
 
 fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn recorded() -> Provenance {
+        Provenance {
+            object_sha256: "object".into(),
+            sources_sha256: "sources".into(),
+            made_with: MadeWith::pinned(),
+        }
+    }
+
+    #[test]
+    fn the_record_is_compared_with_object_sources_and_tools() {
+        let pinned = MadeWith::pinned;
+        let complaint = |recorded: &Provenance, object: &str, sources: &str, tools: &MadeWith| {
+            compare(recorded, object, sources, tools).err().map(|error| error.to_string()).unwrap_or_default()
+        };
+        assert_eq!(complaint(&recorded(), "object", "sources", &pinned()), "");
+        assert!(complaint(&recorded(), "other", "sources", &pinned()).contains("is not the object that"));
+        assert!(
+            complaint(&recorded(), "object", "other", &pinned())
+                .contains("source of the kernel half has changed")
+        );
+        let newer = MadeWith { bpf_linker: "0.11.0".into(), ..pinned() };
+        assert!(complaint(&recorded(), "object", "sources", &newer).contains("other tools"));
+    }
+
+    #[test]
+    fn the_record_that_is_checked_in_can_be_read() {
+        let provenance: Provenance = serde_json::from_slice(&read(PROVENANCE).unwrap()).unwrap();
+        assert_eq!(provenance.object_sha256, sha256(&read(OBJECT).unwrap()));
+    }
+
+    #[test]
+    fn the_hash_of_the_sources_sees_names_and_contents() {
+        let root = std::env::temp_dir().join(format!("plegscope-sources-{}", std::process::id()));
+        let put = |name: &str, text: &str| {
+            let path = root.join(name);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, text).unwrap();
+        };
+        for source in SOURCES {
+            put(&if source.ends_with("src") { format!("{source}/a.rs") } else { source.into() }, "text");
+        }
+        let mut seen = vec![hash_sources(&root).unwrap()];
+        put("tracer-ebpf/target/a.rs", "not a source");
+        assert_eq!(hash_sources(&root).unwrap(), seen[0]);
+        put("tracer-ebpf/src/a.rs", "other text");
+        seen.push(hash_sources(&root).unwrap());
+        put("tracer-ebpf/src/probes/b.rs", "");
+        seen.push(hash_sources(&root).unwrap());
+        fs::rename(root.join("tracer-ebpf/src/probes/b.rs"), root.join("tracer-ebpf/src/probes/c.rs"))
+            .unwrap();
+        seen.push(hash_sources(&root).unwrap());
+        put("tracer-ebpf/Cargo.lock", "other");
+        seen.push(hash_sources(&root).unwrap());
+        fs::remove_dir_all(&root).unwrap();
+        let distinct: std::collections::BTreeSet<_> = seen.iter().collect();
+        assert_eq!(distinct.len(), seen.len());
+    }
+
+    #[test]
+    fn the_object_has_btf_but_neither_dwarf_nor_folders() {
+        let bytes = read(OBJECT).unwrap();
+        assert_eq!(object::strip(&bytes).unwrap(), bytes, "stripping again changes something");
+        assert!(object::check_no_folders(&bytes, &[shell::root().into()]).is_ok());
+        assert!(object::check_no_folders(&bytes, &["/rust-src".into()]).is_err());
+        assert!(object::strip(b"not an object").is_err());
+    }
 }

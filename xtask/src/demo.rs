@@ -70,18 +70,20 @@ pub fn run(args: Args) -> Result<()> {
         let mut compared = None;
         if let Some(scope) = scope {
             let (exit, took, ..) = scope.quit().await?;
+            let frames = read_frames(&frames)?;
             let mut verdict = match args.block {
-                Block::None => verdict::healthy(&truth, &read_frames(&frames)?),
-                Block::Disk | Block::Strace => verdict::incident(&truth, &read_frames(&frames)?),
+                Block::None => verdict::healthy(&truth, &frames),
+                Block::Disk | Block::Strace => verdict::incident(&truth, &frames),
             };
             verdict.ended(exit, took, lab::e2e::QUIT_WITHIN);
-            compared = Some(verdict);
+            compared = Some((verdict, verdict::summaries(&frames)));
         }
         say("cleaning up");
         lab.finish().await;
         println!("\nThe same by the clock of the client that was stuck:\n{}", verdict::truth(&truth).table());
-        if let Some(verdict) = compared {
+        if let Some((verdict, summaries)) = compared {
             println!("What plegscope said, held against it:\n{}", verdict.table());
+            summaries.iter().for_each(|summary| println!("The diagnosis: {summary}"));
         }
         Ok(())
     })

@@ -8,6 +8,7 @@ mod kubelet;
 mod lab;
 mod packages;
 mod shell;
+mod test;
 mod tidy;
 
 use clap::{Parser, Subcommand};
@@ -31,6 +32,8 @@ enum Command {
     Tidy(tidy::Args),
     /// Fill the cache with the Go programs that tests read
     Binaries(binaries::Args),
+    /// Run all checks and tests
+    Test(test::Args),
     /// Build a real kubelet into the cache
     Kubelet(kubelet::Args),
     /// Play a healthy run, a slow disk and the published reproduction, and check every word of plegscope
@@ -46,6 +49,7 @@ fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Demo(args) => demo::run(args),
         Command::Bpf(args) => bpf::run(&args),
+        Command::Test(args) => test::run(&args),
         Command::Tidy(args) => tidy::run(&args),
         Command::Binaries(args) => binaries::run(&args),
         Command::Kubelet(args) => kubelet::run(&args),

@@ -55,7 +55,7 @@ pub fn run(_: &Args) -> Result<()> {
         println!("{}:{}: {}", finding.path, finding.line, finding.message);
     }
     if !findings.is_empty() {
-        bail!("{} places break an invariant; CONTRIBUTING.md says why each exists", findings.len());
+        bail!("{} places break an invariant (see ARCHITECTURE.md)", findings.len());
     }
     println!("tidy: {} files keep {} rules", files.len(), rules::ALL.len());
     Ok(())

@@ -151,7 +151,8 @@ impl<'a> Btf<'a> {
     pub fn function_id(&self, name: &str) -> Option<u32> {
         (1..self.index.len())
             .find(|id| {
-                self.at(self.index[*id]).is_some_and(|t| t.kind == KIND_FUNC && self.name(t.name) == name.as_bytes())
+                self.at(self.index[*id])
+                    .is_some_and(|t| t.kind == KIND_FUNC && self.name(t.name) == name.as_bytes())
             })
             .and_then(|id| u32::try_from(id).ok())
     }

@@ -91,7 +91,9 @@ impl Features {
         };
         let parsed = parsed.and_then(Result::ok);
         let offsets = parsed.iter().flat_map(|btf| {
-            OFFSETS.iter().filter_map(|(global, of, member)| Some(((*global).to_owned(), btf.offset_of(of, member)?)))
+            OFFSETS
+                .iter()
+                .filter_map(|(global, of, member)| Some(((*global).to_owned(), btf.offset_of(of, member)?)))
         });
         Features {
             kernel: kernel_release(),
@@ -117,12 +119,13 @@ impl Features {
 }
 
 fn kernel_release() -> String {
-    std::fs::read_to_string("/proc/sys/kernel/osrelease").map_or_else(|_| "unknown".into(), |s| s.trim().to_owned())
+    std::fs::read_to_string("/proc/sys/kernel/osrelease")
+        .map_or_else(|_| "unknown".into(), |s| s.trim().to_owned())
 }
 
 fn refused(what: &str, error: &io::Error) -> Answer {
     match error.raw_os_error() {
-        Some(libc::EPERM | libc::EACCES) => Answer::No(format!("{what} was refused ({error})")),
+        Some(libc::EPERM | libc::EACCES) => Answer::No(format!("{what} was refused (not permitted)")),
         _ => Answer::Unknown(format!("{what} failed ({error})")),
     }
 }
@@ -159,7 +162,8 @@ fn trampolines(btf: Option<&Btf<'_>>) -> Answer {
         return Answer::No("the kernel's type description has no sync_filesystem".into());
     };
     let code = trivial(None);
-    let program = sys::Program { kind: sys::PROGRAM_TRACING, attach: sys::ATTACH_FENTRY, code: &code, function };
+    let program =
+        sys::Program { kind: sys::PROGRAM_TRACING, attach: sys::ATTACH_FENTRY, code: &code, function };
     match sys::load(&program) {
         Ok(_) => Answer::Yes,
         Err(error) => refused("loading a BPF tracing program", &error),
@@ -183,9 +187,9 @@ fn cookies() -> Answer {
     let code = trivial(Some(GET_ATTACH_COOKIE));
     match sys::load(&sys::Program { kind: sys::PROGRAM_KPROBE, attach: 0, code: &code, function: 0 }) {
         Ok(_) => Answer::Yes,
-        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
-            Answer::No("this kernel has no attach cookies (5.15); sites are told apart by their address".into())
-        }
+        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => Answer::No(
+            "this kernel has no attach cookies (5.15); sites are told apart by their address".into(),
+        ),
         Err(error) => refused("loading a program that asks for its cookie", &error),
     }
 }
@@ -193,9 +197,14 @@ fn cookies() -> Answer {
 fn uprobe_multi() -> Answer {
     use std::os::fd::AsFd;
     let code = trivial(None);
-    let program =
-        sys::Program { kind: sys::PROGRAM_KPROBE, attach: sys::ATTACH_UPROBE_MULTI, code: &code, function: 0 };
-    let no = || Answer::No("this kernel attaches uprobes one by one (uprobe-multi links came with 6.6)".into());
+    let program = sys::Program {
+        kind: sys::PROGRAM_KPROBE,
+        attach: sys::ATTACH_UPROBE_MULTI,
+        code: &code,
+        function: 0,
+    };
+    let no =
+        || Answer::No("this kernel attaches uprobes one by one (uprobe-multi links came with 6.6)".into());
     let program = match sys::load(&program) {
         Ok(program) => program,
         Err(error) if error.raw_os_error() == Some(libc::EINVAL) => return no(),
@@ -212,9 +221,9 @@ fn uprobe_multi() -> Answer {
 
 fn kernel_memory() -> Answer {
     match std::fs::read_to_string("/sys/kernel/security/lockdown") {
-        Ok(text) if text.contains("[confidentiality]") => {
-            Answer::No("the kernel is locked down (lockdown=confidentiality): BPF may not read its memory".into())
-        }
+        Ok(text) if text.contains("[confidentiality]") => Answer::No(
+            "the kernel is locked down (lockdown=confidentiality): BPF may not read its memory".into(),
+        ),
         _ => Answer::Yes,
     }
 }

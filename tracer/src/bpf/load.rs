@@ -153,7 +153,8 @@ impl Kernel {
     /// The uprobe programs once more, loaded for uprobe-multi links, sharing the maps that aya made.
     fn load_multi(&self, values: &[(&'static str, Vec<u8>)]) -> anyhow::Result<BTreeMap<GoProgram, OwnedFd>> {
         let mut object = aya_obj::Object::parse(&OBJECT.0)?;
-        object.patch_map_data(values.iter().map(|(name, value)| (*name, (value.as_slice(), true))).collect())?;
+        object
+            .patch_map_data(values.iter().map(|(name, value)| (*name, (value.as_slice(), true))).collect())?;
         let text: HashSet<usize> = object.functions.keys().map(|(section, _)| *section).collect();
         let maps: Vec<(String, i32, aya_obj::Map)> = object
             .maps
@@ -166,7 +167,8 @@ impl Kernel {
             .iter()
             .map(|program| {
                 let name = program.name();
-                let key = object.programs.get(name).ok_or_else(|| anyhow!("the object has no program {name}"))?;
+                let key =
+                    object.programs.get(name).ok_or_else(|| anyhow!("the object has no program {name}"))?;
                 let code: &[bpf_insn] = &object
                     .functions
                     .get(&key.function_key())
@@ -186,13 +188,15 @@ impl Kernel {
 
     /// Attaches the best way that works and tells how it went. `allow` can refuse a way with a reason.
     pub fn attach_sight(&mut self, sight: &Sight, allow: impl Fn(&Way) -> Result<(), String>) -> Probe {
-        let mut notes: Vec<String> = sight.refused.iter().map(|(how, why)| format!("{}: {why}", word(*how))).collect();
+        let mut notes: Vec<String> =
+            sight.refused.iter().map(|(how, why)| format!("{}: {why}", word(*how))).collect();
         let mut probe = Probe {
             what: sight.what.into(),
             target: String::new(),
             how: None,
             sites: 0,
             emulated: 0,
+            loss: String::new(),
             note: String::new(),
         };
         for way in &sight.ways {
@@ -210,7 +214,7 @@ impl Kernel {
             }
         }
         if probe.how.is_none() {
-            notes.insert(0, sight.loss.into());
+            probe.loss = sight.loss.into();
         }
         probe.note = notes.join("; ");
         probe
@@ -238,7 +242,8 @@ impl Kernel {
 
     fn attach_program(&mut self, name: &str, target: &str) -> anyhow::Result<()> {
         let btf = if self.trampolines { Some(Btf::from_sys_fs) } else { None };
-        let program = self.ebpf.program_mut(name).ok_or_else(|| anyhow!("the object has no program {name}"))?;
+        let program =
+            self.ebpf.program_mut(name).ok_or_else(|| anyhow!("the object has no program {name}"))?;
         match program {
             Program::FEntry(p) => {
                 p.load(target, &btf.ok_or_else(|| anyhow!("no BTF"))?()?)?;
@@ -258,7 +263,8 @@ impl Kernel {
             }
             Program::TracePoint(p) => {
                 p.load()?;
-                let (category, name) = target.split_once('/').ok_or_else(|| anyhow!("{target} is no tracepoint"))?;
+                let (category, name) =
+                    target.split_once('/').ok_or_else(|| anyhow!("{target} is no tracepoint"))?;
                 p.attach(category, name)?;
             }
             other => bail!("{name} is a program of an unexpected kind ({:?})", other.prog_type()),
@@ -282,7 +288,12 @@ impl Kernel {
 
     /// Attaches all sites of an executable, ends first. `path` must name the file without touching the disk, for
     /// instance `/proc/self/fd/N` of an `O_PATH` descriptor.
-    pub fn attach_uprobes(&mut self, path: &str, binary: u32, sites: &[SiteRequest]) -> anyhow::Result<Attached> {
+    pub fn attach_uprobes(
+        &mut self,
+        path: &str,
+        binary: u32,
+        sites: &[SiteRequest],
+    ) -> anyhow::Result<Attached> {
         let mut by_program: BTreeMap<(bool, GoProgram), Vec<SiteRequest>> = BTreeMap::new();
         for site in sites {
             by_program.entry((!site.program.ends(), site.program)).or_default().push(*site);
@@ -290,7 +301,8 @@ impl Kernel {
         if !self.multi.is_empty() {
             let path = CString::new(path)?;
             let links = by_program.iter().map(|((_, program), sites)| {
-                let fd = self.multi.get(program).ok_or_else(|| anyhow!("{} is not loaded", program.name()))?;
+                let fd =
+                    self.multi.get(program).ok_or_else(|| anyhow!("{} is not loaded", program.name()))?;
                 let offsets: Vec<u64> = sites.iter().map(|s| s.offset).collect();
                 let cookies: Vec<u64> = sites.iter().map(|s| s.cookie).collect();
                 sys::link_uprobe_multi(fd.as_fd(), &path, &offsets, &cookies)
@@ -311,7 +323,8 @@ impl Kernel {
         for ((_, program), sites) in &by_program {
             let name = program.name();
             let cookies = self.cookies;
-            let loaded: &mut UProbe = self.ebpf.program_mut(name).ok_or_else(|| anyhow!("no program {name}"))?.try_into()?;
+            let loaded: &mut UProbe =
+                self.ebpf.program_mut(name).ok_or_else(|| anyhow!("no program {name}"))?.try_into()?;
             match loaded.load() {
                 Ok(()) | Err(ProgramError::AlreadyLoaded) => {}
                 Err(error) => return Err(error).with_context(|| format!("loading {name}")),
@@ -358,8 +371,15 @@ impl Kernel {
 
     /// What the reading side needs. To be called once.
     pub fn reader(&mut self) -> anyhow::Result<super::read::Reader> {
-        let mut take = |name: &str| self.ebpf.take_map(name).ok_or_else(|| anyhow!("the object has no map {name}"));
-        super::read::Reader::new(take("RING")?, take("WAITS")?, take("OPS")?, take("STATS")?, take("DURATIONS")?)
+        let mut take =
+            |name: &str| self.ebpf.take_map(name).ok_or_else(|| anyhow!("the object has no map {name}"));
+        super::read::Reader::new(
+            take("RING")?,
+            take("WAITS")?,
+            take("OPS")?,
+            take("STATS")?,
+            take("DURATIONS")?,
+        )
     }
 
     /// The kernel half's own diagnostics go to the `log` crate.

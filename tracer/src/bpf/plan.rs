@@ -40,6 +40,8 @@ pub struct Probe {
     pub sites: u32,
     /// Of these, how many the kernel emulates (about a tenth of the cost of the others).
     pub emulated: u32,
+    /// What is not seen because it is off, in a few words; empty when it is on.
+    pub loss: String,
     /// Why it is off, or what is weaker than the first choice; empty when there is nothing to say.
     pub note: String,
 }
@@ -51,6 +53,8 @@ const PROCESS: &str = "process exit and exec";
 
 /// Name of the sight whose last resort taxes every system call; the loader attaches it only when asked to.
 pub const UNMOUNT_SIGHT: &str = UNMOUNT;
+/// What its absence means.
+pub const UNMOUNT_LOSS: &str = "unmounts of programs other than containerd and its shims are not seen";
 
 const UNMOUNT_FENTRY: Way = Way {
     how: SeenBy::Fentry,
@@ -72,7 +76,10 @@ const UNMOUNT_KPROBE: Way = Way {
 };
 const UNMOUNT_TRACEPOINT: Way = Way {
     how: SeenBy::Tracepoint,
-    programs: &[("tracepoint_unmount_exit", "syscalls/sys_exit_umount"), ("tracepoint_unmount", "syscalls/sys_enter_umount")],
+    programs: &[
+        ("tracepoint_unmount_exit", "syscalls/sys_exit_umount"),
+        ("tracepoint_unmount", "syscalls/sys_enter_umount"),
+    ],
 };
 const SHUTDOWN_FENTRY: Way = Way {
     how: SeenBy::Fentry,
@@ -98,7 +105,10 @@ const SYNC_KPROBE: Way = Way {
 };
 const SYNC_TRACEPOINT: Way = Way {
     how: SeenBy::Tracepoint,
-    programs: &[("tracepoint_writeback_queue", "writeback_queue"), ("tracepoint_ext4_sync_fs", "ext4_sync_fs")],
+    programs: &[
+        ("tracepoint_writeback_queue", "writeback_queue"),
+        ("tracepoint_ext4_sync_fs", "ext4_sync_fs"),
+    ],
 };
 const PROCESS_TRACEPOINT: Way = Way {
     how: SeenBy::Tracepoint,
@@ -131,7 +141,7 @@ pub fn kernel(features: &Features) -> Vec<Sight> {
     vec![
         sight(
             UNMOUNT,
-            "unmounts of programs other than containerd and its shims are not seen",
+            UNMOUNT_LOSS,
             &[
                 (UNMOUNT_FENTRY, with(&fentry, needs(&["OFF_REGS_DI", "OFF_REGS_ORIG_AX"]))),
                 (UNMOUNT_KPROBE, with(&kprobe, needs(&["OFF_REGS_DI", "OFF_REGS_ORIG_AX"]))),
@@ -141,7 +151,10 @@ pub fn kernel(features: &Features) -> Vec<Sight> {
         sight(
             SUPER_SHUTDOWN,
             "a super block that is shut down without an unmount call is not seen",
-            &[(SHUTDOWN_FENTRY, with(&fentry, needs(&block))), (SHUTDOWN_KPROBE, with(&kprobe, needs(&block)))],
+            &[
+                (SHUTDOWN_FENTRY, with(&fentry, needs(&block))),
+                (SHUTDOWN_KPROBE, with(&kprobe, needs(&block))),
+            ],
         ),
         sight(
             SYNC,
@@ -166,7 +179,16 @@ mod tests {
     use super::*;
 
     fn all() -> Features {
-        let offsets = ["OFF_FSBASE", "OFF_S_DEV", "OFF_S_TYPE", "OFF_FS_NAME", "OFF_REGS_DI", "OFF_REGS_ORIG_AX", "OFF_WORK_SB", "OFF_WORK_REASON"];
+        let offsets = [
+            "OFF_FSBASE",
+            "OFF_S_DEV",
+            "OFF_S_TYPE",
+            "OFF_FS_NAME",
+            "OFF_REGS_DI",
+            "OFF_REGS_ORIG_AX",
+            "OFF_WORK_SB",
+            "OFF_WORK_REASON",
+        ];
         Features {
             kernel: "6.12.0".into(),
             bpf: Answer::Yes,
@@ -199,7 +221,10 @@ mod tests {
         assert_eq!(first(&features, SYNC), Some(SeenBy::Tracepoint));
         assert_eq!(first(&features, SUPER_SHUTDOWN), None);
         let off = kernel(&features).into_iter().find(|s| s.what == SUPER_SHUTDOWN).unwrap();
-        assert_eq!(off.refused, [(SeenBy::Fentry, "refused".into()), (SeenBy::Kprobe, "not built in".into())]);
+        assert_eq!(
+            off.refused,
+            [(SeenBy::Fentry, "refused".into()), (SeenBy::Kprobe, "not built in".into())]
+        );
     }
 
     #[test]

@@ -112,9 +112,13 @@ pub fn load(program: &Program<'_>) -> io::Result<OwnedFd> {
         }
         let mut log = vec![0u8; 1 << 20];
         attempt(&mut log).map_err(|error| {
-            let text = String::from_utf8_lossy(log.split(|b| *b == 0).next().unwrap_or_default()).into_owned();
+            let text =
+                String::from_utf8_lossy(log.split(|b| *b == 0).next().unwrap_or_default()).into_owned();
             let last: Vec<&str> = text.lines().rev().take(12).collect();
-            io::Error::new(error.kind(), format!("{error}; {}", last.into_iter().rev().collect::<Vec<_>>().join(" | ")))
+            io::Error::new(
+                error.kind(),
+                format!("{error}; {}", last.into_iter().rev().collect::<Vec<_>>().join(" | ")),
+            )
         })
     })
 }
@@ -130,7 +134,10 @@ struct MapCreate {
 
 /// Creates a ring buffer of one page, to find out whether there are any.
 pub fn create_ring_buffer() -> io::Result<OwnedFd> {
-    owned(bpf(MAP_CREATE, &mut MapCreate { map_type: MAP_RINGBUF, max_entries: 4096, ..MapCreate::default() })?)
+    owned(bpf(
+        MAP_CREATE,
+        &mut MapCreate { map_type: MAP_RINGBUF, max_entries: 4096, ..MapCreate::default() },
+    )?)
 }
 
 #[repr(C)]
@@ -187,7 +194,11 @@ struct MapBatch {
 
 /// Reads all values of a hash map into `values`, in batches of buckets: each entry that stays in the map during the read
 /// is reported exactly once. `keys` is scratch space.
-pub fn read_all<K: Plain, V: Plain>(map: BorrowedFd<'_>, keys: &mut Vec<K>, values: &mut Vec<V>) -> io::Result<()> {
+pub fn read_all<K: Plain, V: Plain>(
+    map: BorrowedFd<'_>,
+    keys: &mut Vec<K>,
+    values: &mut Vec<V>,
+) -> io::Result<()> {
     const MOST: usize = 512;
     values.clear();
     let mut position = [0u8; 64];

@@ -21,7 +21,8 @@ const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Runs the verb.
 pub fn run(options: &Doctor) -> anyhow::Result<Exit> {
-    let socket = warden::fork(Settings { survey_only: true, ..Settings::default() }).context("starting the warden process")?;
+    let socket = warden::fork(Settings { survey_only: true, ..Settings::default() })
+        .context("starting the warden process")?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let survey = runtime.block_on(async {
         tokio::time::timeout(PATIENCE, survey(socket)).await.unwrap_or_else(|_| {
@@ -71,19 +72,35 @@ fn findings(survey: &Survey) -> Vec<Finding> {
     let mut findings = Vec::new();
     let mut add = |what: &str, why: String| findings.push(Finding { what: what.into(), why });
     if let Some(features) = &survey.features {
-        for (what, answer) in [("BPF", &features.bpf), ("ring buffer", &features.ring_buffer), ("uprobes", &features.uprobes)] {
+        for (what, answer) in
+            [("BPF", &features.bpf), ("ring buffer", &features.ring_buffer), ("uprobes", &features.uprobes)]
+        {
             if let Some(reason) = answer.reason() {
                 add(what, reason.to_owned());
             }
         }
     }
     if !survey.programs.iter().any(|p| p.role == Role::Containerd) {
-        add("containerd", "no process on this node contains containerd's functions; is it running? (pgrep -a containerd)".into());
+        add(
+            "containerd",
+            "no process on this node contains containerd's functions; is it running? (pgrep -a containerd)"
+                .into(),
+        );
     }
     for probe in survey.probes.iter().filter(|p| p.how.is_none()) {
-        add(&probe.what, probe.note.clone());
+        add(&probe.what, reason(probe));
     }
     findings
+}
+
+/// What an absent probe means, and why it is absent.
+fn reason(probe: &crate::bpf::plan::Probe) -> String {
+    [probe.loss.as_str(), probe.note.as_str()]
+        .iter()
+        .filter(|s| !s.is_empty())
+        .copied()
+        .collect::<Vec<_>>()
+        .join("; ")
 }
 
 fn text(survey: &Survey, findings: &[Finding]) -> String {
@@ -99,7 +116,12 @@ fn write_text(out: &mut String, survey: &Survey, findings: &[Finding]) -> std::f
     if findings.is_empty() {
         writeln!(out, "All of the chain can be seen: {on} probes at {sites} sites.")?;
     } else {
-        writeln!(out, "{on} of {} probes can be had; {} things cannot be seen:", survey.probes.len(), findings.len())?;
+        writeln!(
+            out,
+            "{on} of {} probes can be had; {} things cannot be seen:",
+            survey.probes.len(),
+            findings.len()
+        )?;
         for finding in findings {
             writeln!(out, "  - {}: {}", sanitise(&finding.what), sanitise(&finding.why))?;
         }
@@ -129,8 +151,19 @@ fn write_text(out: &mut String, survey: &Survey, findings: &[Finding]) -> std::f
     writeln!(out, "\nprograms")?;
     for program in &survey.programs {
         let pids: Vec<String> = program.pids.iter().take(8).map(u32::to_string).collect();
-        let more = if program.pids.len() > 8 { format!(" and {} more", program.pids.len() - 8) } else { String::new() };
-        writeln!(out, "  {} ({:?}), {}, pid {}{more}", sanitise(&program.comm), program.role, sanitise(&program.go_version), pids.join(" "))?;
+        let more = if program.pids.len() > 8 {
+            format!(" and {} more", program.pids.len() - 8)
+        } else {
+            String::new()
+        };
+        writeln!(
+            out,
+            "  {} ({:?}), {}, pid {}{more}",
+            sanitise(&program.comm),
+            program.role,
+            sanitise(&program.go_version),
+            pids.join(" ")
+        )?;
     }
     if survey.programs.is_empty() {
         writeln!(out, "  none: no containerd, shim or kubelet runs here")?;
@@ -146,7 +179,7 @@ fn write_text(out: &mut String, survey: &Survey, findings: &[Finding]) -> std::f
                 };
                 writeln!(out, "  on   {:<44} {}{cheap}", sanitise(&probe.what), crate::bpf::load::word(how))?;
             }
-            None => writeln!(out, "  off  {:<44} {}", sanitise(&probe.what), sanitise(&probe.note))?,
+            None => writeln!(out, "  off  {:<44} {}", sanitise(&probe.what), sanitise(&reason(probe)))?,
         }
     }
     Ok(())
@@ -161,6 +194,9 @@ mod tests {
         let found = findings(&Survey::default());
         assert_eq!(found.len(), 1);
         assert!(found[0].why.contains("pgrep -a containerd"));
-        assert!(text(&Survey::default(), &found).contains("no process on this node contains containerd's functions"));
+        assert!(
+            text(&Survey::default(), &found)
+                .contains("no process on this node contains containerd's functions")
+        );
     }
 }

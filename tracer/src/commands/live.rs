@@ -26,7 +26,8 @@ const REMIND_JSON: Ns = SECOND;
 pub fn run(options: &Live) -> anyhow::Result<Exit> {
     let create = |path: &PathBuf| File::create(path).with_context(|| format!("creating {}", path.display()));
     let file = options.json_to.as_ref().map(create).transpose()?;
-    let mut teller = Teller { json: options.json, file, ready: false, told: Shape::default(), told_at: 0, file_at: 0 };
+    let mut teller =
+        Teller { json: options.json, file, ready: false, told: Shape::default(), told_at: 0, file_at: 0 };
     follow(options.probing.settings(), Thresholds::default(), options.probing.duration, &mut teller)
 }
 
@@ -52,7 +53,8 @@ impl Shape {
         let chain = |d: &crate::correlator::Diagnosis| {
             (format!("{:?}", d.ends_in), d.chain.links.iter().map(|l| l.operation.id()).collect())
         };
-        let change = |i: &crate::correlator::Incident| i.change.as_ref().map(|c| (i.id.clone(), format!("{c:?}")));
+        let change =
+            |i: &crate::correlator::Incident| i.change.as_ref().map(|c| (i.id.clone(), format!("{c:?}")));
         Shape {
             chains: frame.diagnoses.iter().map(chain).collect(),
             changes: frame.incidents.iter().filter_map(change).collect(),
@@ -82,7 +84,9 @@ impl Follower for Teller {
         }
         let remind = if self.json { REMIND_JSON } else { REMIND };
         let due = !frame.diagnoses.is_empty() && elapsed(self.told_at) >= remind;
-        if shape == self.told && !due {
+        let changed = shape.chains != self.told.chains;
+        if !changed && shape.changes.is_empty() && !due {
+            self.told = shape;
             return Ok(());
         }
         let mut out = io::stdout().lock();
@@ -94,14 +98,14 @@ impl Follower for Teller {
             for line in frame.incidents.iter().filter_map(text::change) {
                 writeln!(out, "{clock} {line}")?;
             }
-            if frame.diagnoses.is_empty() && !self.told.chains.is_empty() {
+            if frame.diagnoses.is_empty() && changed {
                 writeln!(out, "{clock} {}", text::healthy(&frame))?;
             }
             for diagnosis in &frame.diagnoses {
-                if shape.chains == self.told.chains {
-                    writeln!(out, "{clock} {}", text::headline(diagnosis, frame.now))?;
-                } else {
+                if changed {
                     writeln!(out, "{clock} {}", text::diagnosis(diagnosis, frame.now).join("\n"))?;
+                } else if due {
+                    writeln!(out, "{clock} {}", text::headline(diagnosis, frame.now))?;
                 }
             }
         }

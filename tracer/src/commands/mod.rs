@@ -119,7 +119,8 @@ fn ready_line(survey: &Survey) -> String {
     let on = survey.probes.iter().filter(|p| p.how.is_some()).count();
     let off = survey.probes.len() - on;
     let took = survey.attached_after.unwrap_or(0) / 1_000_000;
-    let count = |role| -> usize { survey.programs.iter().filter(|p| p.role == role).map(|p| p.pids.len()).sum() };
+    let count =
+        |role| -> usize { survey.programs.iter().filter(|p| p.role == role).map(|p| p.pids.len()).sum() };
     let blind = if off == 0 { String::new() } else { format!("; {off} off (plegscope doctor says why)") };
     format!(
         "plegscope: attached {on} probes at {sites} sites in {took} ms{blind}; watching {} containerd, {} shims, {} kubelet",

@@ -1,13 +1,7 @@
 //! `watch`: a line at the first crossing of a threshold while it is still blocked, at growth, and at the end.
 
 use super::{Follower, follow, ready_line, wall_clock};
-use crate::{
-    cli::Watch,
-    correlator::Frame,
-    exit::Exit,
-    sinks::text,
-    warden::protocol::Survey,
-};
+use crate::{cli::Watch, correlator::Frame, exit::Exit, sinks::text, warden::protocol::Survey};
 use std::io::{self, Write};
 
 /// Runs the verb.

@@ -48,20 +48,24 @@ pub fn advice(ends_in: &EndsIn, on: &Circumstances<'_>) -> Advice {
             ));
         }
         EndsIn::RemoteFileSystem { what } => {
-            a.do_now.push(format!("see why the {what} server does not answer; the unmount goes on when it does"));
-            a.fixes.push(fix("mount it soft, or with a time-out", "the wait is bounded", "", "writes may fail with EIO"));
+            a.do_now
+                .push(format!("see why the {what} server does not answer; the unmount goes on when it does"));
+            a.fixes.push(fix(
+                "mount it soft, or with a time-out",
+                "the wait is bounded",
+                "",
+                "writes may fail with EIO",
+            ));
         }
         EndsIn::IoDrain => {
             a.do_now.push("find who holds the container's output pipe open (a child that outlived it, or a stuck log reader)".into());
-            a.fixes.push(fix(
-                "know the limit: Delete waits 2s for output, 10s since containerd 1.7.29 / 2.0.7 / 2.1.5",
-                "a wait beyond it is runc delete, not output",
-                "",
-                "",
-            ));
+            a.do_now.push("know the limit: Delete waits 2s for output (10s since containerd 1.7.29, 2.0.7, 2.1.5); beyond that look for a runc child of the shim".into());
         }
         EndsIn::StatusWrite => {
-            a.do_now.push("limit who writes to the disk that holds containerd's root and state (io.max of its cgroup)".into());
+            a.do_now.push(
+                "limit who writes to the disk that holds containerd's root and state (io.max of its cgroup)"
+                    .into(),
+            );
             a.fixes.push(fix(
                 "put containerd's root on another disk than the pods' writable layers",
                 "status writes no longer queue behind the pods' dirty pages",
@@ -72,7 +76,12 @@ pub fn advice(ends_in: &EndsIn, on: &Circumstances<'_>) -> Advice {
         }
         EndsIn::CgroupOrDbus => {
             a.do_now.push("see whether systemd answers: `busctl status` and `systemctl list-jobs`; see `ps` for runc children of the shim".into());
-            a.fixes.push(fix("fewer systemd units and mounts on the node, or the cgroupfs driver", "D-Bus calls answer in time", "", "the cgroup driver must be the same in kubelet and containerd"));
+            a.fixes.push(fix(
+                "fewer systemd units and mounts on the node, or the cgroupfs driver",
+                "D-Bus calls answer in time",
+                "",
+                "the cgroup driver must be the same in kubelet and containerd",
+            ));
         }
         EndsIn::Frozen { by } => {
             a.do_now.push(format!("let it go on: it is {by}"));
@@ -82,11 +91,14 @@ pub fn advice(ends_in: &EndsIn, on: &Circumstances<'_>) -> Advice {
             a.fixes.push(fix("upgrade the program named in the chain", "a deadlock is a bug", "", ""));
         }
         EndsIn::NotVisible { .. } => {
-            a.do_now.push("run `plegscope doctor`: it says what cannot be seen and how to change that".into());
+            a.do_now
+                .push("run `plegscope doctor`: it says what cannot be seen and how to change that".into());
         }
     }
     if in_runtime && !matches!(ends_in, EndsIn::Cycle) {
-        a.do_not.push("do not restart containerd (containers turn Unknown, pods are recreated, shims leak)".into());
+        a.do_not.push(
+            "do not restart containerd (containers turn Unknown, pods are recreated, shims leak)".into(),
+        );
         a.do_not.push("do not signal or kill the shim".into());
     }
     if on.through_update {
@@ -107,7 +119,10 @@ fn disk(a: &mut Advice, device: Option<&DeviceName>, on: &Circumstances<'_>) {
     }
     a.fixes.push(dirty_bytes());
     if on.through_locks {
-        a.do_not.push("do not expect a disk split to help: the sync writes what the pods dirtied, wherever that is".into());
+        a.do_not.push(
+            "do not expect a disk split to help: the sync writes what the pods dirtied, wherever that is"
+                .into(),
+        );
     }
 }
 

@@ -4,7 +4,8 @@
 use super::advice::{Circumstances, advice};
 use super::facts::Facts;
 use super::frame::{
-    Chain, Confidence, Diagnosis, Edge, EdgeKind, EndsIn, Head, Link, Lock, LockKind, Outlook, StuckCall, Subject,
+    Chain, Confidence, Diagnosis, Edge, EdgeKind, EndsIn, Head, Link, Lock, LockKind, Outlook, StuckCall,
+    Subject,
 };
 use super::graph::{Graph, Next, RELIST_CALLS};
 use super::leaf::{FailedUnmounts, Leaf, leaf_of};
@@ -127,8 +128,8 @@ impl Inputs<'_> {
             walks.push(self.end_walk(head, path));
         }
         // What no stuck call leads to is shown by itself.
-        for i in 0..graph.nodes.len() {
-            let op = &graph.nodes[i].flight.op;
+        for (i, node) in graph.nodes.iter().enumerate() {
+            let op = &node.flight.op;
             let alone = !reached[i]
                 && !graph.inner[i]
                 && op.kind != Kind::LockHold
@@ -168,7 +169,9 @@ impl Inputs<'_> {
         let op = &self.graph.nodes[node].flight.op;
         match op.kind {
             Kind::Relist => Some(Head::Relist),
-            Kind::CriCall if stand_in && RELIST_CALLS[..2].contains(&op.method.as_str()) => Some(Head::ListCall),
+            Kind::CriCall if stand_in && RELIST_CALLS[..2].contains(&op.method.as_str()) => {
+                Some(Head::ListCall)
+            }
             Kind::CriCall | Kind::CriClient => Some(Head::CriCall),
             Kind::ExitHandling => Some(Head::LateExit),
             _ => None,
@@ -184,7 +187,12 @@ impl Inputs<'_> {
         path.iter().any(|&i| {
             matches!(
                 self.graph.nodes[i].flight.op.kind,
-                Kind::LockWait | Kind::Unmount | Kind::SuperShutdown | Kind::Sync | Kind::ShimServe | Kind::InitMethod
+                Kind::LockWait
+                    | Kind::Unmount
+                    | Kind::SuperShutdown
+                    | Kind::Sync
+                    | Kind::ShimServe
+                    | Kind::InitMethod
             )
         })
     }
@@ -312,7 +320,8 @@ impl Inputs<'_> {
         let containers = self.containers(&walks);
         let kinds: Vec<Kind> = drawn_path.iter().map(|&n| self.graph.nodes[n].flight.op.kind).collect();
         let culprit = drawn_path.iter().rev().find_map(|&n| self.graph.nodes[n].container.as_deref());
-        let volatile = culprit.and_then(|id| self.facts.container_of(id)).and_then(|c| c.volatile) == Some(true);
+        let volatile =
+            culprit.and_then(|id| self.facts.container_of(id)).and_then(|c| c.volatile) == Some(true);
         let on = Circumstances {
             through_locks: kinds.contains(&Kind::LockWait),
             through_update: drawn_path
@@ -443,25 +452,24 @@ impl Inputs<'_> {
     /// period before this one, or before the first of those that failed in a row.
     fn not_ready_at(&self, begin: Ns) -> Ns {
         let first = match self.health.bad {
-            Some((first, last_end)) if begin.saturating_sub(last_end) <= 2 * RELIST_PERIOD => first.min(begin),
+            Some((first, last_end)) if begin.saturating_sub(last_end) <= 2 * RELIST_PERIOD => {
+                first.min(begin)
+            }
             _ => begin,
         };
         first.saturating_sub(RELIST_PERIOD).saturating_add(PLEG_THRESHOLD)
     }
 
     fn outlook(&self, ends_in: &EndsIn) -> Option<Outlook> {
-        let (EndsIn::UnmountSync { device: Some(d), .. } | EndsIn::Sync { device: Some(d), .. }) = ends_in else {
+        let (EndsIn::UnmountSync { device: Some(d), .. } | EndsIn::Sync { device: Some(d), .. }) = ends_in
+        else {
             return None;
         };
         let memory = self.facts.memory?;
         let rate = self.facts.device_rate(d.device).filter(|r| *r > 0)?;
         let bytes = memory.dirty.saturating_add(memory.writeback);
         let at_most = u128::from(bytes) * u128::from(SECOND) / u128::from(rate);
-        Some(Outlook {
-            bytes,
-            bytes_per_second: rate,
-            at_most: Ns::try_from(at_most).unwrap_or(Ns::MAX),
-        })
+        Some(Outlook { bytes, bytes_per_second: rate, at_most: Ns::try_from(at_most).unwrap_or(Ns::MAX) })
     }
 
     /// The member that is farthest beyond its threshold.
@@ -470,7 +478,8 @@ impl Inputs<'_> {
         let mut worst: Option<Crossing> = None;
         let mut consider = |what: &'static str, age: Ns, threshold: Ns| {
             let farther = |w: &Crossing| {
-                u128::from(age) * u128::from(w.threshold.max(1)) > u128::from(w.age) * u128::from(threshold.max(1))
+                u128::from(age) * u128::from(w.threshold.max(1))
+                    > u128::from(w.age) * u128::from(threshold.max(1))
             };
             if age >= threshold && worst.as_ref().is_none_or(farther) {
                 worst = Some(Crossing { what, age, threshold });
@@ -485,8 +494,12 @@ impl Inputs<'_> {
                     Kind::LockWait => consider("lock wait", age, t.lock),
                     Kind::Relist => consider("relist", age, t.relist),
                     Kind::ExitHandling => consider("exit", age, t.exit),
-                    Kind::CriCall if walk.head == Head::ListCall && i == 0 => consider("relist", age, t.relist),
-                    Kind::CriCall | Kind::CriClient if !self.is_patient(n) => consider("CRI call", age, t.cri),
+                    Kind::CriCall if walk.head == Head::ListCall && i == 0 => {
+                        consider("relist", age, t.relist)
+                    }
+                    Kind::CriCall | Kind::CriClient if !self.is_patient(n) => {
+                        consider("CRI call", age, t.cri)
+                    }
                     _ => {}
                 }
             }

@@ -1,6 +1,6 @@
 //! What is known of the node beside operations: processes, containers, locks, threads, devices, blind spots, losses.
 
-use super::frame::{BlindSpot, DeviceName, DeviceState, Loss, LockKind, Memory, Subject, Who};
+use super::frame::{BlindSpot, DeviceName, DeviceState, LockKind, Loss, Memory, Subject, Who};
 use super::limits;
 use crate::event::{
     Actor, Container, Device, DeviceFacts, LockName, LossPoint, Ns, Operation, Process, Role, ThreadSite,
@@ -185,7 +185,8 @@ impl Facts {
             if at <= known.at {
                 return;
             }
-            let bytes = facts.sectors_written.checked_sub(known.facts.sectors_written).map(|s| u128::from(s) * 512);
+            let bytes =
+                facts.sectors_written.checked_sub(known.facts.sectors_written).map(|s| u128::from(s) * 512);
             known.bytes_per_second = bytes
                 .map(|b| b * 1_000_000_000 / u128::from(at - known.at))
                 .map(|rate| u64::try_from(rate).unwrap_or(u64::MAX));
@@ -245,9 +246,13 @@ impl Facts {
         self.blind.iter().map(|(w, r)| BlindSpot { what: w.clone(), reason: r.clone() }).collect()
     }
 
-    /// Why something whose name contains `word` cannot be seen, if it cannot.
-    pub fn blind_to(&self, word: &str) -> Option<String> {
-        self.blind.iter().find(|(what, _)| what.contains(word)).map(|(what, reason)| format!("{what}: {reason}"))
+    /// Why something cannot be seen whose name has these words in it (`lock` is in `lock waits in shims`, not in `block
+    /// device`), if it cannot.
+    pub fn blind_to(&self, words: &str) -> Option<String> {
+        let has = |what: &str| {
+            what.match_indices(words).any(|(at, _)| !what[..at].ends_with(|c: char| c.is_alphanumeric()))
+        };
+        self.blind.iter().find(|(what, _)| has(what)).map(|(what, reason)| format!("{what}: {reason}"))
     }
 
     /// A process by its pid.
@@ -287,7 +292,9 @@ impl Facts {
                 container: c.name.clone(),
                 sandbox: c.sandbox,
             },
-            None => Subject { id: id.to_owned(), namespace: None, pod: None, container: None, sandbox: false },
+            None => {
+                Subject { id: id.to_owned(), namespace: None, pod: None, container: None, sandbox: false }
+            }
         }
     }
 

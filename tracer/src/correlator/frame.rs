@@ -55,9 +55,10 @@ pub struct Diagnosis {
     /// What the first link of the chain is.
     pub head: Head,
     /// All stuck calls that end here, the drawn one first, then the oldest first; at most
-    /// [`super::limits::STUCK_CALLS_SHOWN`].
+    /// [`super::limits::STUCK_CALLS_SHOWN`]. When nobody is seen to wait ([`Head::Alone`]): the slow operations
+    /// themselves.
     pub stuck_calls: Vec<StuckCall>,
-    /// How many stuck calls end here.
+    /// How many stuck calls end here; 0 when nobody is seen to wait.
     pub stuck_calls_total: u64,
     /// Containers and pods that are named anywhere on the way, the one at the end first.
     pub containers: Vec<Subject>,

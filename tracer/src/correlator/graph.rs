@@ -8,12 +8,14 @@ use super::facts::{Facts, container_of_path};
 use super::frame::{Confidence, LockKind};
 use super::ground::{Ground, LOSSY};
 use super::limits;
+use super::locks::Locks;
 use super::operations::{Flight, Operations, held_base, is_kernel};
 use crate::event::{Kind, Ns, Role};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// CRI methods of which a relist consists.
-pub const RELIST_CALLS: [&str; 4] = ["ListContainers", "ListPodSandbox", "PodSandboxStatus", "ContainerStatus"];
+pub const RELIST_CALLS: [&str; 4] =
+    ["ListContainers", "ListPodSandbox", "PodSandboxStatus", "ContainerStatus"];
 
 /// An operation in the graph.
 pub struct Node<'a> {
@@ -74,7 +76,7 @@ pub struct Stack {
     /// Lock holds that are not links because another operation of the actor says more.
     pub holds: Vec<usize>,
     /// How the part that was recorded on a thread belongs to the goroutine, and from which member on.
-    joint: Option<(usize, Ground)>,
+    pub(super) joint: Option<(usize, Ground)>,
 }
 
 /// The wait graph at one moment.
@@ -85,19 +87,10 @@ pub struct Graph<'a> {
     pub stacks: Vec<Stack>,
     /// For each node whether a *contains* or *calls* edge leads to it: then it is part of another operation.
     pub inner: Vec<bool>,
-    facts: &'a Facts,
-    operations: &'a Operations,
-    now: Ns,
-    last_loss: Option<Ns>,
-}
-
-/// How a lock is known.
-#[derive(Default)]
-struct Known {
-    /// Nodes whose operation holds it or waits for it within.
-    users: Vec<usize>,
-    /// Whether it is certainly a plain mutex.
-    mutex: bool,
+    pub(super) facts: &'a Facts,
+    pub(super) operations: &'a Operations,
+    pub(super) now: Ns,
+    pub(super) last_loss: Option<Ns>,
 }
 
 impl<'a> Graph<'a> {
@@ -119,18 +112,15 @@ impl<'a> Graph<'a> {
         let mut graph = Graph { nodes, stacks: Vec::new(), inner, facts, operations, now, last_loss };
         graph.make_stacks();
         graph.name_containers();
-        let known = graph.name_locks();
+        let locks = graph.name_locks();
         let servers = graph.servers();
         for stack in 0..graph.stacks.len() {
-            graph.link_stack(stack, &known, &servers);
+            graph.link_stack(stack, &locks, &servers);
         }
         graph.queue_syncs();
         for node in 0..graph.nodes.len() {
             if let Next::To { node: to, ground, .. } = &graph.nodes[node].next
-                && matches!(
-                    ground.edge(),
-                    super::frame::EdgeKind::Contains | super::frame::EdgeKind::Calls
-                )
+                && matches!(ground.edge(), super::frame::EdgeKind::Contains | super::frame::EdgeKind::Calls)
             {
                 graph.inner[*to] = true;
             }
@@ -138,11 +128,11 @@ impl<'a> Graph<'a> {
         graph
     }
 
-    fn begin(&self, node: usize) -> Ns {
+    pub(super) fn begin(&self, node: usize) -> Ns {
         self.nodes[node].flight.op.begin
     }
 
-    fn kind(&self, node: usize) -> Kind {
+    pub(super) fn kind(&self, node: usize) -> Kind {
         self.nodes[node].flight.op.kind
     }
 
@@ -205,7 +195,10 @@ impl<'a> Graph<'a> {
             let Some(&tip) = self.stacks[owner].members.last() else { continue };
             let o = &self.nodes[tip].flight.op;
             // A parked goroutine is not in the kernel; one that has begun something later has left it.
-            if o.kind == Kind::LockWait || o.begin > k.begin || o.kind == Kind::ShimCall || o.kind == Kind::CriClient
+            if o.kind == Kind::LockWait
+                || o.begin > k.begin
+                || o.kind == Kind::ShimCall
+                || o.kind == Kind::CriClient
             {
                 continue;
             }
@@ -216,13 +209,14 @@ impl<'a> Graph<'a> {
                 }
                 continue;
             }
-            let theirs = self.stacks[owner].members.iter().rev().find_map(|&m| self.nodes[m].container.clone());
+            let theirs =
+                self.stacks[owner].members.iter().rev().find_map(|&m| self.nodes[m].container.clone());
             match (&container, &theirs) {
-                (Some(a), Some(b)) if a == b && same_thread => best.push((1, owner, Ground::ThreadAndContainer)),
-                (Some(a), Some(b)) if a == b => {
-                    if k.kind == Kind::Unmount && o.method == "Delete" {
-                        best.push((2, owner, Ground::PathNamesContainer));
-                    }
+                (Some(a), Some(b)) if a == b && same_thread => {
+                    best.push((1, owner, Ground::ThreadAndContainer))
+                }
+                (Some(a), Some(b)) if a == b && k.kind == Kind::Unmount && o.method == "Delete" => {
+                    best.push((2, owner, Ground::PathNamesContainer));
                 }
                 (Some(_), Some(_)) => {}
                 _ if same_thread => best.push((3, owner, Ground::ThreadAtBegin)),
@@ -263,55 +257,6 @@ impl<'a> Graph<'a> {
         }
     }
 
-    /// Tells for every lock wait which lock it is for, and for every lock who is at it.
-    fn name_locks(&mut self) -> BTreeMap<(u32, u64), Vec<usize>> {
-        let mut known: BTreeMap<(u32, u64), Known> = BTreeMap::new();
-        for (i, node) in self.nodes.iter().enumerate() {
-            if let Some(base) = held_base(&node.flight.op) {
-                let entry = known.entry((node.flight.op.actor.pid, base)).or_default();
-                entry.users.push(i);
-                entry.mutex |= node.flight.op.kind == Kind::InitMethod;
-            }
-        }
-        for i in 0..self.nodes.len() {
-            if self.kind(i) != Kind::LockWait {
-                continue;
-            }
-            let op = &self.nodes[i].flight.op;
-            let (pid, semaphore) = (op.actor.pid, op.object);
-            let mut fits = Vec::new();
-            for offset in [4u64, 8, 12] {
-                let Some(base) = semaphore.checked_sub(offset) else { continue };
-                let named = self.facts.lock_name(pid, base);
-                let used = known.get(&(pid, base));
-                let mutex = used.is_some_and(|k| k.mutex) || matches!(named, Some((LockKind::Init, _)));
-                if (named.is_some() || used.is_some()) && (offset == 4 || !mutex) {
-                    fits.push((offset, base));
-                }
-            }
-            let lock = match fits.as_slice() {
-                &[(offset, base)] => {
-                    let users = known.get(&(pid, base)).map(|k| k.users.as_slice()).unwrap_or_default();
-                    let named = self.facts.lock_name(pid, base);
-                    let container = named.map(|(_, id)| id.to_owned()).or_else(|| {
-                        users.iter().find_map(|&u| self.nodes[u].container.clone())
-                    });
-                    let kind = named.map(|(kind, _)| kind).unwrap_or_else(|| {
-                        users.iter().fold(LockKind::Other, |kind, &u| match self.kind(u) {
-                            Kind::StatusUpdate => LockKind::Status,
-                            Kind::InitMethod => LockKind::Init,
-                            _ => kind,
-                        })
-                    });
-                    WaitedLock { base: Some(base), kind, container, offset }
-                }
-                _ => WaitedLock { base: None, kind: LockKind::Other, container: None, offset: 0 },
-            };
-            self.nodes[i].lock = Some(lock);
-        }
-        known.into_iter().map(|(key, k)| (key, k.users)).collect()
-    }
-
     /// Calls that are being served, by method, oldest first.
     fn servers(&self) -> BTreeMap<(Kind, String), Vec<usize>> {
         let mut servers: BTreeMap<(Kind, String), Vec<usize>> = BTreeMap::new();
@@ -339,12 +284,7 @@ impl<'a> Graph<'a> {
         stack.members.iter().any(|&m| self.kind(m) == Kind::ShimServe && self.begin(m) <= self.begin(node))
     }
 
-    fn link_stack(
-        &mut self,
-        stack: usize,
-        known: &BTreeMap<(u32, u64), Vec<usize>>,
-        servers: &BTreeMap<(Kind, String), Vec<usize>>,
-    ) {
+    fn link_stack(&mut self, stack: usize, locks: &Locks, servers: &BTreeMap<(Kind, String), Vec<usize>>) {
         let members = self.stacks[stack].members.clone();
         for (at, pair) in members.windows(2).enumerate() {
             let (outer, nested) = (pair[0], pair[1]);
@@ -357,7 +297,7 @@ impl<'a> Graph<'a> {
         }
         let Some(&tip) = members.last() else { return };
         self.nodes[tip].next = match self.kind(tip) {
-            Kind::LockWait => self.holder_of(tip, known),
+            Kind::LockWait => self.holder_of(tip, locks),
             Kind::Relist => self.server_of_relist(tip, servers),
             Kind::CriClient => self.server_of_client(tip, servers),
             Kind::ShimCall => self.server_of_shim_call(tip, servers),
@@ -366,12 +306,12 @@ impl<'a> Graph<'a> {
     }
 
     /// Whether both operations are known to be what they seem, in spite of lost records.
-    fn confirmed(&self, node: usize) -> bool {
+    pub(super) fn confirmed(&self, node: usize) -> bool {
         let f = self.nodes[node].flight;
         self.last_loss.is_none_or(|loss| loss < f.op.begin || loss < f.reported_at)
     }
 
-    fn edge(&self, from: usize, to: usize, ground: Ground, since: Ns) -> Next {
+    pub(super) fn edge(&self, from: usize, to: usize, ground: Ground, since: Ns) -> Next {
         let mut confidence = ground.confidence();
         let mut evidence = ground.words().to_owned();
         if confidence == Confidence::Proven && !(self.confirmed(from) && self.confirmed(to)) {
@@ -381,103 +321,8 @@ impl<'a> Graph<'a> {
         Next::To { node: to, ground, confidence, evidence, since }
     }
 
-    fn unseen(ground: Ground, detail: &str) -> Next {
+    pub(super) fn unseen(ground: Ground, detail: &str) -> Next {
         Next::Unseen { because: format!("{}{detail}", ground.words()) }
-    }
-
-    /// Who holds the lock that this operation waits for.
-    fn holder_of(&self, wait: usize, known: &BTreeMap<(u32, u64), Vec<usize>>) -> Next {
-        let flight = self.nodes[wait].flight;
-        if flight.woken.is_some() {
-            return Self::unseen(Ground::Woken, "");
-        }
-        let pid = flight.op.actor.pid;
-        let Some(WaitedLock { base: Some(base), offset, .. }) = self.nodes[wait].lock else {
-            return Self::unseen(Ground::UnknownLock, &format!(" (semaphore {:#x})", flight.op.object));
-        };
-        if offset == 8 {
-            return Self::unseen(Ground::ReadersHold, "");
-        }
-        // One candidate for each actor: the outermost of its operations on this lock.
-        let mut candidates: BTreeMap<usize, usize> = BTreeMap::new();
-        let mut pending = Vec::new();
-        let none = Vec::new();
-        for &user in known.get(&(pid, base)).unwrap_or(&none) {
-            let stack = self.nodes[user].stack;
-            if stack == self.nodes[wait].stack || self.nodes[user].flight.released_at.is_some() {
-                continue;
-            }
-            let waits_as = self.stacks[stack].members.iter().find_map(|&m| {
-                let lock = self.nodes[m].lock.as_ref()?;
-                (lock.base == Some(base) && self.nodes[m].flight.woken.is_none()).then_some(lock.offset)
-            });
-            match waits_as {
-                Some(8) => pending.push(user),
-                Some(_) => {}
-                None => {
-                    candidates.entry(stack).or_insert(user);
-                }
-            }
-        }
-        let (user, ground) = match (candidates.len(), pending.first()) {
-            (0, Some(&writer)) => (writer, Ground::PendingWriter),
-            (0, None) => return Self::unseen(Ground::NobodyOnLock, ""),
-            (1, None) => {
-                let Some((_, &user)) = candidates.first_key_value() else {
-                    return Self::unseen(Ground::NobodyOnLock, "");
-                };
-                (user, self.ground_of_sole(user, base))
-            }
-            _ => {
-                let all: Vec<&usize> = candidates.values().chain(&pending).collect();
-                let names: Vec<String> = all
-                    .iter()
-                    .take(3)
-                    .map(|&&u| {
-                        let op = &self.nodes[u].flight.op;
-                        match op.actor.goid {
-                            Some(goid) => format!("{} of goroutine {goid}", op.method),
-                            None => format!("{} on thread {}", op.method, op.actor.tid),
-                        }
-                    })
-                    .collect();
-                let more = if all.len() > 3 { format!(" and {} more", all.len() - 3) } else { String::new() };
-                return Self::unseen(Ground::SeveralOnLock, &format!(": {}{more}", names.join(", ")));
-            }
-        };
-        let holder = self.nodes[user].flight;
-        let since = flight.since.max(holder.held_since.unwrap_or(holder.op.begin));
-        // The chain goes on with all that the holder's actor is in the middle of.
-        let to = self.stacks[self.nodes[user].stack].members.first().copied().unwrap_or(user);
-        self.edge(wait, to, ground, since)
-    }
-
-    /// How sure it is that the only operation seen on a lock holds it.
-    fn ground_of_sole(&self, user: usize, base: u64) -> Ground {
-        let holder = self.nodes[user].flight;
-        // Whoever does something within the operation has gone past the lock, which is the first thing it takes.
-        let stack = &self.stacks[self.nodes[user].stack];
-        let joined_surely = stack.joint.is_none_or(|(_, ground)| ground.confidence() == Confidence::Proven);
-        let witness = stack.members.iter().any(|&m| {
-            self.begin(m) > holder.op.begin
-                && (self.nodes[m].flight.op.actor.g.is_some() || joined_surely)
-                && !matches!(self.kind(m), Kind::LockWait | Kind::LockHold)
-                && self.confirmed(m)
-        });
-        if witness {
-            return Ground::SoleOnLock;
-        }
-        if self.last_loss.is_some_and(|loss| loss >= holder.op.begin) {
-            return Ground::SoleOnLockLossy;
-        }
-        if self.waited_just_now(user, base) { Ground::SoleOnLockFresh } else { Ground::SoleOnLock }
-    }
-
-    /// Whether the actor's wait for the lock ended so lately that a renewed one could not have been reported yet.
-    fn waited_just_now(&self, node: usize, base: u64) -> bool {
-        self.operations.settling(&self.nodes[node].flight.op.actor).is_some_and(|w| {
-            super::operations::may_be_at(base, w.semaphore) && w.ended.saturating_add(limits::SETTLE) > self.now
-        })
     }
 
     /// Why it cannot be concluded from the absence of anything below this operation what it does.
@@ -485,6 +330,11 @@ impl<'a> Graph<'a> {
         let flight = self.nodes[node].flight;
         if self.last_loss.is_some_and(|loss| loss >= flight.op.begin) {
             return Some("records were lost since it began, what it waits for may be among them");
+        }
+        // What it may have begun since could be below its floor, or on its way here.
+        let quiet_since = flight.idle_since.unwrap_or(0).max(flight.op.begin);
+        if quiet_since.saturating_add(limits::UNREPORTED) > self.now {
+            return Some("it has just begun something else, which was not reported yet");
         }
         let base = held_base(&flight.op)?;
         self.waited_just_now(node, base).then_some("it got its lock just now")
@@ -530,7 +380,8 @@ impl<'a> Graph<'a> {
         let Some(&server) = after.first() else {
             return Next::Unseen { because: format!("its {method} call was not seen in containerd") };
         };
-        let sole = all.len() == 1 && clients.len() == 1 && self.last_loss.is_none_or(|l| l < self.begin(client));
+        let sole =
+            all.len() == 1 && clients.len() == 1 && self.last_loss.is_none_or(|l| l < self.begin(client));
         let ground = if sole { Ground::SoleCallOfMethod } else { Ground::CallByOrder };
         self.edge(client, server, ground, self.begin(server))
     }
@@ -573,7 +424,8 @@ impl<'a> Graph<'a> {
             .copied()
             .filter(|&s| {
                 let server = &self.nodes[s];
-                shim == Some(server.flight.op.actor.pid) && (server.container.is_none() || container.is_none())
+                shim == Some(server.flight.op.actor.pid)
+                    && (server.container.is_none() || container.is_none())
             })
             .collect();
         if let [server] = by_shim.as_slice() {
@@ -616,7 +468,8 @@ impl<'a> Graph<'a> {
                 by_device.entry(device).or_default().push(i);
             }
         }
-        let earliest = |graph: &Self, queue: &[usize]| queue.iter().copied().min_by_key(|&i| (graph.begin(i), i));
+        let earliest =
+            |graph: &Self, queue: &[usize]| queue.iter().copied().min_by_key(|&i| (graph.begin(i), i));
         let mut edges = Vec::new();
         for (queues, ground) in [
             (by_super.into_values().collect::<Vec<_>>(), Ground::EarlierOnSuperBlock),
@@ -634,9 +487,12 @@ impl<'a> Graph<'a> {
                 }
             }
         }
-        for (from, to, ground) in edges {
+        for (from, first, ground) in edges {
             if self.nodes[from].next == Next::Leaf {
-                let since = self.begin(from).max(self.begin(to));
+                let since = self.begin(from).max(self.begin(first));
+                // The chain goes on with the unmount that the earliest belongs to, so that it is named.
+                let members = &self.stacks[self.nodes[first].stack].members;
+                let to = members.iter().copied().find(|&m| is_kernel(self.kind(m))).unwrap_or(first);
                 self.nodes[from].next = self.edge(from, to, ground, since);
             }
         }

@@ -163,7 +163,9 @@ impl Ground {
             Ground::SameShimAndMethod => "same shim and method",
             Ground::SoleCallOfMethod => "the only call of this method in flight",
             Ground::CallByOrder => "same method, chosen by order",
-            Ground::ListWithinRelist => "a list call that began within the relist; the kubelet's side is not recorded",
+            Ground::ListWithinRelist => {
+                "a list call that began within the relist; the kubelet's side is not recorded"
+            }
             Ground::EarlierOnSuperBlock => "same super block, it began earlier",
             Ground::EarlierOnDevice => "same device, it began earlier",
         }
@@ -205,4 +207,30 @@ pub fn table() -> String {
         ));
     }
     out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_document_holds_the_same_table() {
+        let doc = include_str!("../../../docs/wait-graph.md");
+        let expected = table();
+        assert!(doc.contains(&expected), "docs/wait-graph.md must contain:\n{expected}");
+    }
+
+    #[test]
+    fn the_table_is_complete_and_consistent() {
+        let mut words: Vec<&str> = Ground::ALL.iter().map(|g| g.words()).collect();
+        words.sort_unstable();
+        words.dedup();
+        assert_eq!(words.len(), Ground::ALL.len(), "two grounds say the same");
+        // What is chosen by order, or stands on something earlier, is never proven.
+        for ground in Ground::ALL {
+            if matches!(ground.edge(), EdgeKind::SameSuperBlock | EdgeKind::SameDevice) {
+                assert_eq!(ground.confidence(), Confidence::Inferred);
+            }
+        }
+    }
 }

@@ -1,7 +1,7 @@
 //! Diagnoses over time: when a threshold is first passed, growth, end. What alerts and reports speak of.
 
 use super::diagnosis::{Crossing, Found, Key, explains};
-use super::facts::Facts;
+use super::facts::{Facts, container_of_path};
 use super::frame::{Change, Diagnosis, EndsIn, Incident};
 use super::limits;
 use super::operations::{EndedBy, Finished, Operations};
@@ -221,12 +221,15 @@ fn id_of(id: &OperationId) -> String {
 /// What is the same for the same cause on other nodes.
 fn signature(d: &Diagnosis, facts: &Facts) -> String {
     let mut parts = vec![words::class(&d.ends_in).to_owned()];
-    if let EndsIn::UnmountSync { device: Some(device), fs_type } | EndsIn::Sync { device: Some(device), fs_type } =
-        &d.ends_in
-    {
-        parts.extend(fs_type.clone());
-        parts.extend(device.name.as_deref().map(words::device_class));
-    }
+    let (device, fs_type) = match &d.ends_in {
+        EndsIn::UnmountSync { device, fs_type } | EndsIn::Sync { device, fs_type } => {
+            (device.as_ref(), fs_type.as_ref())
+        }
+        EndsIn::Unmount { device, .. } => (device.as_ref(), None),
+        _ => (None, None),
+    };
+    parts.extend(fs_type.cloned());
+    parts.extend(device.and_then(|d| d.name.as_deref()).map(words::device_class));
     for (role, word) in [(Role::Kubelet, "kubelet"), (Role::Containerd, "containerd"), (Role::Shim, "shim")] {
         let on_the_way = d.chain.links.iter().find(|l| l.who.role == Some(role));
         if let Some(process) = on_the_way.and_then(|l| facts.process_of(l.who.pid)) {
@@ -240,8 +243,12 @@ fn uncertainty(operations: &Operations, leaf: &OperationId) -> Option<String> {
     match operations.ended_by(leaf) {
         Some(EndedBy::Returned) => None,
         Some(EndedBy::Absent) => Some("its end was not reported; it is not in flight any more".to_owned()),
-        Some(EndedBy::MovedOn) => Some("its end was not reported; its goroutine or thread has gone on".to_owned()),
-        None if operations.contains(leaf) => Some("it goes on, but nothing is seen to wait any more".to_owned()),
+        Some(EndedBy::MovedOn) => {
+            Some("its end was not reported; its goroutine or thread has gone on".to_owned())
+        }
+        None if operations.contains(leaf) => {
+            Some("it goes on, but nothing is seen to wait any more".to_owned())
+        }
         None => Some("its process is gone".to_owned()),
     }
 }
@@ -260,8 +267,12 @@ fn unseen(f: &Finished, facts: &Facts, t: &Thresholds) -> Option<Incident> {
         return None;
     }
     let because = "it was over before it was seen in flight".to_owned();
-    let subject = f.op.container.as_deref().map(|id| facts.subject(id));
-    let of = subject.as_ref().map(|s| format!(" of {}", words::pod(s))).unwrap_or_default();
+    let named = f.op.container.as_deref().or_else(|| f.op.path.as_deref().and_then(container_of_path));
+    let subject = named.map(|id| facts.subject(id));
+    let done = match &subject {
+        Some(s) => format!("{what} of {}", words::pod(s)),
+        None => words::operation(&f.op, None),
+    };
     Some(Incident {
         id: id_of(&f.op.id()),
         opened: f.at,
@@ -269,8 +280,8 @@ fn unseen(f: &Finished, facts: &Facts, t: &Thresholds) -> Option<Incident> {
         ended: Some(f.at),
         crossed_by: format!("{what} over {}", words::duration(threshold)),
         signature: "not-visible".to_owned(),
-        summary: format!("{}{of} took {}; {because}", words::operation(&f.op, None), words::duration(took)),
-        cause: format!("{}{of} ({}), {because}", words::operation(&f.op, None), words::duration(took)),
+        summary: format!("{done} took {}; {because}", words::duration(took)),
+        cause: format!("{done} ({}), {because}", words::duration(took)),
         ends_in: EndsIn::NotVisible { because },
         level: 0,
         longest: took,
@@ -280,4 +291,16 @@ fn unseen(f: &Finished, facts: &Facts, t: &Thresholds) -> Option<Incident> {
         uncertain_end: None,
         last: None,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn levels_are_doublings() {
+        let at = |age| level(&Crossing { what: "unmount", age, threshold: 5 });
+        assert_eq!([5, 9, 10, 19, 20, 39, 40].map(at), [0, 0, 1, 1, 2, 2, 3]);
+        assert_eq!(level(&Crossing { what: "unmount", age: 7, threshold: 0 }), 2);
+    }
 }

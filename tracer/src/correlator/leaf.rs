@@ -52,10 +52,8 @@ pub fn leaf_of(graph: &Graph<'_>, path: &[usize], facts: &Facts, failed: &Failed
     if let Next::Unseen { because } = &node.next {
         return not_visible(because.clone());
     }
-    if matches!(op.kind, Kind::StatusUpdate | Kind::InitMethod | Kind::ShimServe)
-        && let Some(doubt) = graph.doubt(tip)
-    {
-        return not_visible(doubt.to_owned());
+    if node.flight.released_at.is_some() {
+        return not_visible("it has let go of its lock and is about to return".to_owned());
     }
     match op.kind {
         Kind::Sync => sync_leaf(graph, path, facts),
@@ -65,13 +63,20 @@ pub fn leaf_of(graph: &Graph<'_>, path: &[usize], facts: &Facts, failed: &Failed
             if let Some(reason) = facts.blind_to("shim call") {
                 return not_visible(reason);
             }
-            let evidence = match site.and_then(|(s, _)| frame_of(s, &["fsync", "jbd2", "xfs_log", "folio_wait"])) {
-                Some(frame) => format!("it makes no call to the shim, and its thread sits in {frame}"),
-                None => "it makes no call to the shim; what is left under the lock is the write of the state".to_owned(),
+            let frame = site.and_then(|(s, _)| frame_of(s, &["fsync", "jbd2", "xfs_log", "folio_wait"]));
+            let evidence = match (frame, graph.doubt(tip)) {
+                (Some(frame), _) => format!("it makes no call to the shim, and its thread sits in {frame}"),
+                (None, Some(doubt)) => return not_visible(doubt.to_owned()),
+                (None, None) => {
+                    "it makes no call to the shim; what is left under the lock is the write of the state"
+                        .to_owned()
+                }
             };
             Leaf { ends_in: EndsIn::StatusWrite, confidence: Confidence::Inferred, evidence }
         }
-        Kind::ExitHandling => not_visible("between two attempts, or in a call that was not recorded".to_owned()),
+        Kind::ExitHandling => {
+            not_visible("between two attempts, or in a call that was not recorded".to_owned())
+        }
         Kind::LockHold => not_visible("it holds the lock, what it does is not recorded".to_owned()),
         Kind::CriCall | Kind::CriClient | Kind::Relist | Kind::ShimCall | Kind::LockWait => {
             let blind = match op.kind {
@@ -189,8 +194,8 @@ fn upper_of(graph: &Graph<'_>, node: usize, facts: &Facts) -> Option<(DeviceName
 fn unmount_leaf(graph: &Graph<'_>, path: &[usize], facts: &Facts, site: Option<&ThreadSite>) -> Leaf {
     let Some(&tip) = path.last() else { return not_visible(String::new()) };
     let node = &graph.nodes[tip];
-    let volatile =
-        node.container.as_deref().and_then(|id| facts.container_of(id)).and_then(|c| c.volatile) == Some(true);
+    let volatile = node.container.as_deref().and_then(|id| facts.container_of(id)).and_then(|c| c.volatile)
+        == Some(true);
     let upper = if volatile { None } else { upper_of(graph, tip, facts) };
     let own = node.flight.op.device.filter(|_| node.flight.op.fs_type.as_deref() != Some("overlay"));
     if let Some(site) = site {
@@ -203,7 +208,8 @@ fn unmount_leaf(graph: &Graph<'_>, path: &[usize], facts: &Facts, site: Option<&
             };
         }
         if let Some(frame) = frame_of(site, &SYNCS) {
-            let from = if own.is_none() && upper.is_some() { "; the device is from the mount table" } else { "" };
+            let from =
+                if own.is_none() && upper.is_some() { "; the device is from the mount table" } else { "" };
             let (device, fs_type) = match (own, upper) {
                 (Some(d), _) => (Some(facts.device_name(d)), node.flight.op.fs_type.clone()),
                 (None, Some((d, fs))) => (Some(d), Some(fs)),
@@ -226,11 +232,17 @@ fn unmount_leaf(graph: &Graph<'_>, path: &[usize], facts: &Facts, site: Option<&
         None => "no sync below it was seen".to_owned(),
     });
     let (device, evidence) = match (own, upper) {
-        (Some(d), _) => (Some(facts.device_name(d)), format!("the shutdown is in flight, seen by {}", seen_by(node.flight.op.seen_by))),
+        (Some(d), _) => (
+            Some(facts.device_name(d)),
+            format!("the shutdown is in flight, seen by {}", seen_by(node.flight.op.seen_by)),
+        ),
         (None, Some((d, _))) => (Some(d), "the device is from the mount table".to_owned()),
-        (None, None) => (None, format!("the unmount is in flight, seen by {}", seen_by(node.flight.op.seen_by))),
+        (None, None) => {
+            (None, format!("the unmount is in flight, seen by {}", seen_by(node.flight.op.seen_by)))
+        }
     };
-    let confidence = if own.is_none() && device.is_some() { Confidence::Inferred } else { Confidence::Proven };
+    let confidence =
+        if own.is_none() && device.is_some() { Confidence::Inferred } else { Confidence::Proven };
     Leaf { ends_in: EndsIn::Unmount { device, because }, confidence, evidence }
 }
 
@@ -238,11 +250,7 @@ fn unmount_leaf(graph: &Graph<'_>, path: &[usize], facts: &Facts, site: Option<&
 fn remote(site: &ThreadSite) -> Option<&'static str> {
     [("nfs", "NFS"), ("rpc_wait", "NFS"), ("fuse", "FUSE"), ("cifs", "CIFS"), ("ceph", "Ceph")]
         .iter()
-        .find(|(prefix, _)| {
-            site.kernel_stack.iter().any(|f| {
-                f.trim_start_matches('_').starts_with(prefix)
-            })
-        })
+        .find(|(prefix, _)| site.kernel_stack.iter().any(|f| f.trim_start_matches('_').starts_with(prefix)))
         .map(|(_, name)| *name)
 }
 
@@ -272,7 +280,8 @@ fn shim_leaf(
                 evidence: format!("{told}{frame}"),
             };
         }
-        if op.method == "Delete" && frame_of(site, &["cleanup_mnt", "path_umount", "generic_shutdown_super"]).is_some()
+        if op.method == "Delete"
+            && frame_of(site, &["cleanup_mnt", "path_umount", "generic_shutdown_super"]).is_some()
         {
             let leaf = unmount_leaf(graph, &[tip], facts, Some(site));
             let evidence = format!("{told}an unmount; {}", leaf.evidence);
@@ -282,7 +291,8 @@ fn shim_leaf(
     // The failed calls may have been recorded on the thread.
     let by = [op.actor.g, Some(u64::from(op.actor.tid))];
     if op.method == "Delete"
-        && let Some(&(failures, last)) = by.iter().flatten().find_map(|&actor| failed.get(&(op.actor.pid, actor)))
+        && let Some(&(failures, last)) =
+            by.iter().flatten().find_map(|&actor| failed.get(&(op.actor.pid, actor)))
         && last >= op.begin
         && last.saturating_add(limits::RETRY_GAP) >= now
     {
@@ -292,13 +302,17 @@ fn shim_leaf(
             evidence: format!("its last {failures} unmounts failed with EBUSY"),
         };
     }
+    if let Some(doubt) = graph.doubt(tip) {
+        return not_visible(doubt.to_owned());
+    }
     match op.method.as_str() {
         "Delete" => match facts.blind_to("unmount") {
             Some(reason) => not_visible(format!("unmount, runc delete or draining output; {reason}")),
             None => Leaf {
                 ends_in: EndsIn::IoDrain,
                 confidence: Confidence::Inferred,
-                evidence: "it is not in an unmount; what is left is draining output, or runc delete".to_owned(),
+                evidence: "it is not in an unmount; what is left is draining output, or runc delete"
+                    .to_owned(),
             },
         },
         "Update" | "Kill" | "KillAll" | "Start" | "Pause" | "Resume" | "Checkpoint" | "Create" | "Exec"

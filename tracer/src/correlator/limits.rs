@@ -49,6 +49,8 @@ pub const METHODS: usize = 24;
 pub const REQUEUE_GAP: Ns = 5 * MILLISECOND;
 /// How long after the end of a lock wait a renewed wait may still be unreported: floor, poll, and lateness.
 pub const SETTLE: Ns = crate::thresholds::floor(crate::event::Kind::LockWait) + POLL_EVERY + LATENESS;
+/// How long an operation of a Go program may last before it is certain to be reported: floor, poll, and lateness.
+pub const UNREPORTED: Ns = crate::thresholds::floor(crate::event::Kind::ShimCall) + POLL_EVERY + LATENESS;
 /// A thread's site is believed this long.
 pub const SITE_FRESH: Ns = 5 * SECOND;
 /// In-flight state that was last read completely longer ago than this is a blind spot.

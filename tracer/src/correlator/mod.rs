@@ -5,6 +5,7 @@
 //! event ─┬─> operations   what is in flight, what is over                 (operations.rs)
 //!        └─> facts        processes, containers, locks, devices, losses   (facts.rs)
 //! tick ───> graph         who waits for whom, and what that rests on      (graph.rs, ground.rs)
+//!                         and who holds what others wait for           (locks.rs)
 //!        ─> diagnoses     chains from stuck calls to their ends           (diagnosis.rs, leaf.rs, advice.rs)
 //!        ─> incidents     diagnoses over time                             (incident.rs)
 //!        ─> frame         all of it as plain data                         (frame.rs)
@@ -22,6 +23,7 @@ pub mod ground;
 mod incident;
 mod leaf;
 pub mod limits;
+mod locks;
 mod operations;
 #[doc(hidden)]
 pub mod scenario;
@@ -173,7 +175,9 @@ impl Correlator {
             return;
         }
         let first = match self.health.bad {
-            Some((first, last_end)) if f.op.begin.saturating_sub(last_end) <= 2 * SECOND => first.min(f.op.begin),
+            Some((first, last_end)) if f.op.begin.saturating_sub(last_end) <= 2 * SECOND => {
+                first.min(f.op.begin)
+            }
             _ => f.op.begin,
         };
         self.health.bad = Some((first, f.at));
@@ -317,12 +321,8 @@ impl Correlator {
             let counter = if explained { &mut self.relists.explained } else { &mut self.relists.unexplained };
             *counter = counter.saturating_add(1);
         }
-        self.relists.in_flight = diagnoses
-            .found
-            .iter()
-            .flat_map(|f| &f.relists)
-            .map(|id| now.saturating_sub(id.begin))
-            .max();
+        self.relists.in_flight =
+            diagnoses.found.iter().flat_map(|f| &f.relists).map(|id| now.saturating_sub(id.begin)).max();
     }
 
     fn dropped(&self) -> Vec<Dropped> {

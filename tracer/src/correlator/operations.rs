@@ -55,6 +55,8 @@ pub struct Flight {
     pub released_at: Option<Ns>,
     /// When somebody made this lock wait runnable.
     pub woken: Option<Ns>,
+    /// When something its actor did within it ended last.
+    pub idle_since: Option<Ns>,
 }
 
 /// Why an operation is no longer in flight.
@@ -130,7 +132,9 @@ pub struct Operations {
 pub fn held_base(op: &Operation) -> Option<u64> {
     match op.kind {
         Kind::StatusUpdate | Kind::LockHold if op.object != 0 => Some(op.object),
-        Kind::InitMethod if op.object != 0 && TAKES_MU.contains(&op.method.as_str()) => op.object.checked_add(INIT_MU),
+        Kind::InitMethod if op.object != 0 && TAKES_MU.contains(&op.method.as_str()) => {
+            op.object.checked_add(INIT_MU)
+        }
         _ => None,
     }
 }
@@ -230,7 +234,9 @@ impl Operations {
 
     /// Ids of an actor's operations in flight.
     fn ids_of(&self, pid: u32, actor: u64) -> impl Iterator<Item = (&OperationId, &Flight)> {
-        self.flights.range(first_of(pid, actor)..).take_while(move |(id, _)| id.pid == pid && id.actor == actor)
+        self.flights
+            .range(first_of(pid, actor)..)
+            .take_while(move |(id, _)| id.pid == pid && id.actor == actor)
     }
 
     /// A poll, or the ring, says that this operation is in flight at `at`. Returns lock waits that have thereby settled.
@@ -295,6 +301,7 @@ impl Operations {
                 held_since: None,
                 released_at: None,
                 woken: None,
+                idle_since: None,
             },
         };
         flight.reported = self.sequence;
@@ -312,7 +319,9 @@ impl Operations {
                         }
                     }
                 }
-            } else if held_base(op).is_some_and(|base| may_be_at(base, wait.semaphore)) && op.begin <= wait.since {
+            } else if held_base(op).is_some_and(|base| may_be_at(base, wait.semaphore))
+                && op.begin <= wait.since
+            {
                 flight.held_since = flight.held_since.or(Some(wait.ended));
             }
             if op.kind == Kind::LockWait && !continues(&wait, op) && op.begin > wait.ended {
@@ -349,6 +358,16 @@ impl Operations {
         self.remember(id, EndedBy::Returned, at, None);
         self.end_nested(&whole, at);
         let (pid, actor) = actor_key(&op.actor);
+        let around: Vec<OperationId> = self
+            .ids_of(pid, actor)
+            .filter(|(_, f)| f.op.begin <= op.begin)
+            .map(|(id, _)| id.clone())
+            .collect();
+        for outer in around {
+            if let Some(flight) = self.flights.get_mut(&outer) {
+                flight.idle_since = flight.idle_since.max(Some(at));
+            }
+        }
         if op.kind == Kind::LockWait {
             if let Some(&before) = self.settling.get(&(pid, actor)) {
                 if continues(&before, op) {
@@ -482,16 +501,17 @@ impl Operations {
             return; // A lock may be kept beyond the function that took it.
         }
         let (pid, actor) = actor_key(&outer.actor);
+        let within = |f: &Flight| (f.op.begin, f.op.kind) > (outer.begin, outer.kind) && f.op.begin < at;
         let mut over: Vec<OperationId> = self
             .ids_of(pid, actor)
-            .filter(|(_, f)| f.op.kind != Kind::LockHold && f.op.begin > outer.begin && f.op.begin < at)
+            .filter(|(_, f)| f.op.kind != Kind::LockHold && within(f))
             .map(|(id, _)| id.clone())
             .collect();
         if is_kernel(outer.kind) && outer.actor.g.is_some() {
             // A Go unmount pins its thread: kernel operations that were recorded on the thread lay within it.
             over.extend(
                 self.ids_of(pid, u64::from(outer.actor.tid))
-                    .filter(|(_, f)| is_kernel(f.op.kind) && f.op.begin > outer.begin && f.op.begin < at)
+                    .filter(|(_, f)| is_kernel(f.op.kind) && within(f))
                     .map(|(id, _)| id.clone()),
             );
         }

@@ -10,6 +10,7 @@
 //!                           [fs=ext4] [by=fentry]                           in flight; NAME is for this file only
 //! 10.0 again NAME..                                                         reported once more
 //! 10.0 end NAME [outcome=ok|error|errno:16]      or   end NAME KIND.. fields  (an end without a begin)
+//! 10.0 forget NAME..                                its end is never reported; polls do not mention it any more
 //! 10.0 poll KINDS [older-than=9.9] [not=NAME,..]    reports all named operations of these kinds that have not ended,
 //!                                                 except those in `not`, then completes the poll; KINDS: all, or a,b
 //! 10.0 complete KINDS [older-than=9.9]              completes a poll that reported nothing by itself
@@ -27,8 +28,8 @@
 //! Container ids are hex and are repeated up to 64 digits: `aa` stands for `aaaa…`.
 
 use crate::event::{
-    Actor, Body, Container, Device, DeviceFacts, Event, Kind, LockName, LossPoint, Ns, Operation, Outcome, Process,
-    Role, SeenBy, ThreadSite,
+    Actor, Body, Container, Device, DeviceFacts, Event, Kind, LockName, LossPoint, Ns, Operation, Outcome,
+    Process, Role, SeenBy, ThreadSite,
 };
 use std::collections::BTreeMap;
 
@@ -139,7 +140,10 @@ impl Reader {
                 let op = if l.words.len() > 3 {
                     operation(&l, 3, at)?
                 } else {
-                    self.named.get(name).map(|(op, _)| op.clone()).ok_or_else(|| format!("no operation {name}"))?
+                    self.named
+                        .get(name)
+                        .map(|(op, _)| op.clone())
+                        .ok_or_else(|| format!("no operation {name}"))?
                 };
                 self.named.insert(name.to_owned(), (op.clone(), true));
                 let outcome = match l.field("outcome") {
@@ -151,6 +155,11 @@ impl Reader {
                     },
                 };
                 self.event(at, Body::Ended(op, outcome));
+            }
+            "forget" => {
+                for name in l.words.iter().skip(2) {
+                    self.named.get_mut(*name).ok_or_else(|| format!("no operation {name}"))?.1 = true;
+                }
             }
             "poll" => {
                 let not: Vec<&str> = l.field("not").map(|n| n.split(',').collect()).unwrap_or_default();
@@ -227,8 +236,7 @@ impl Reader {
             "blind" => {
                 let rest = line.split_once("blind").map(|(_, r)| r).unwrap_or_default();
                 let (what, reason) = rest.split_once('=').ok_or("`=` is missing")?;
-                let body =
-                    Body::BlindSpot { what: what.trim().to_owned(), reason: reason.trim().to_owned() };
+                let body = Body::BlindSpot { what: what.trim().to_owned(), reason: reason.trim().to_owned() };
                 self.event(at, body);
             }
             "tick" => self.steps.push(Step::Tick(at, true)),
@@ -268,7 +276,10 @@ fn seconds(text: &str) -> Result<Ns, String> {
     let whole: u64 = number(whole)?;
     let padded: String = part.chars().chain(std::iter::repeat('0')).take(9).collect();
     let part: u64 = number(&padded)?;
-    whole.checked_mul(1_000_000_000).and_then(|w| w.checked_add(part)).ok_or_else(|| format!("too late: {text}"))
+    whole
+        .checked_mul(1_000_000_000)
+        .and_then(|w| w.checked_add(part))
+        .ok_or_else(|| format!("too late: {text}"))
 }
 
 fn container_id(text: &str) -> String {

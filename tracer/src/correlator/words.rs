@@ -1,6 +1,6 @@
 //! How things are called when people read them: durations, operations, containers, and what a chain ends in.
 
-use super::frame::{Diagnosis, DeviceName, EndsIn, Head, Link, Lock, LockKind, Subject};
+use super::frame::{DeviceName, Diagnosis, EndsIn, Head, Link, Lock, LockKind, Subject};
 use crate::event::{Kind, Ns, Operation, Role};
 use crate::thresholds::{MILLISECOND, SECOND};
 
@@ -91,7 +91,9 @@ pub fn operation(op: &Operation, device_name: Option<&DeviceName>) -> String {
         Kind::Sync => {
             let what = match device_name {
                 Some(d) => device(d),
-                None => op.device.map(|d| format!("device {d}")).unwrap_or_else(|| "a file system".to_owned()),
+                None => {
+                    op.device.map(|d| format!("device {d}")).unwrap_or_else(|| "a file system".to_owned())
+                }
             };
             match &op.fs_type {
                 Some(fs) if fs == "overlay" => "sync of the overlay".to_owned(),
@@ -127,9 +129,11 @@ pub fn role(role: Option<Role>) -> &'static str {
 
 /// The unmount, or super-block shutdown, on the way of a chain.
 pub fn unmount_of(links: &[Link]) -> Option<&Link> {
-    links.iter().rev().find(|l| l.operation.kind == Kind::Unmount).or_else(|| {
-        links.iter().rev().find(|l| l.operation.kind == Kind::SuperShutdown)
-    })
+    links
+        .iter()
+        .rev()
+        .find(|l| l.operation.kind == Kind::Unmount)
+        .or_else(|| links.iter().rev().find(|l| l.operation.kind == Kind::SuperShutdown))
 }
 
 /// What a chain ends in, as part of a sentence.
@@ -217,13 +221,11 @@ pub fn cause(d: &Diagnosis) -> String {
         EndsIn::UnmountSync { .. }
         | EndsIn::Sync { .. }
         | EndsIn::Frozen { .. }
-        | EndsIn::RemoteFileSystem { .. } => {
-            match (unmount_of(&d.chain.links), leaf) {
-                (Some(u), _) => format!("{what} in the unmount{} ({})", of(u), duration(u.age)),
-                (None, Some(l)) => format!("{what}{} ({})", of(l), duration(l.age)),
-                _ => what,
-            }
-        }
+        | EndsIn::RemoteFileSystem { .. } => match (unmount_of(&d.chain.links), leaf) {
+            (Some(u), _) => format!("{what} in the unmount{} ({})", of(u), duration(u.age)),
+            (None, Some(l)) => format!("{what}{} ({})", of(l), duration(l.age)),
+            _ => what,
+        },
         EndsIn::Unmount { .. } => match unmount_of(&d.chain.links) {
             Some(u) => {
                 let place = u.operation.path.as_ref().filter(|_| u.subject.is_none());
@@ -247,8 +249,65 @@ pub fn cause(d: &Diagnosis) -> String {
             None => what,
         },
         _ => match leaf {
-            Some(l) => format!("{what}, {}{} ({})", operation(&l.operation, None), of(l), duration(l.age)),
+            Some(l) => {
+                let at = match &l.lock {
+                    Some(lk) => format!("wait for {}", lock(lk)),
+                    None => format!("{}{}", operation(&l.operation, None), of(l)),
+                };
+                format!("{what}, {at} ({})", duration(l.age))
+            }
             None => what,
         },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations_at_a_glance() {
+        let cases = [
+            (0, "0s"),
+            (1_500, "1us"),
+            (340 * MILLISECOND, "340ms"),
+            (SECOND - 1, "999ms"),
+            (SECOND, "1.0s"),
+            (9_990 * MILLISECOND, "9.9s"),
+            (10 * SECOND, "10s"),
+            (59_999 * MILLISECOND, "59s"),
+            (108 * SECOND, "1m48s"),
+            (3_600 * SECOND, "1h00m"),
+            (7_500 * SECOND, "2h05m"),
+        ];
+        for (ns, expected) in cases {
+            assert_eq!(duration(ns), expected);
+        }
+    }
+
+    #[test]
+    fn bytes_at_a_glance() {
+        let cases =
+            [(0, "0 B"), (999, "999 B"), (80_000_000, "80 MB"), (2_400_000_000, "2.4 GB"), (1_000, "1 kB")];
+        for (n, expected) in cases {
+            assert_eq!(bytes(n), expected);
+        }
+    }
+
+    #[test]
+    fn device_classes() {
+        let cases = [
+            ("/dev/nvme1n1", "nvme"),
+            ("/dev/sda", "sd"),
+            ("/dev/sdaf2", "sd"),
+            ("/dev/vda1", "vd"),
+            ("/dev/xvdb", "xvd"),
+            ("/dev/dm-3", "dm"),
+            ("/dev/loop7", "loop"),
+            ("/dev/md127", "md"),
+        ];
+        for (name, expected) in cases {
+            assert_eq!(device_class(name), expected);
+        }
     }
 }

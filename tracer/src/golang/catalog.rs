@@ -4,8 +4,8 @@
 //! v2.3, Kubernetes v1.20 to v1.36, Go 1.15 to 1.27, at the places named beside the entries.
 
 use super::pclntab::Function;
-use super::probe_site::Site;
-use super::{GoBinary, Name, Refusal};
+use super::probe_site::{RuntimeCalls, Site};
+use super::{GoBinary, Name, RUNTIME_CALLS, Refusal};
 use crate::event::{Kind, Role};
 
 /// One thing that is probed. Argument words are counted from 0, the receiver first; a string takes two words (pointer,
@@ -314,7 +314,7 @@ macro_rules! status {
     };
 }
 
-/// A CRI call as the kubelet makes it: `pkg/kubelet/cri/remote` (exported type before 1.22), `pkg/kubelet/remote`,
+/// A CRI call as the kubelet makes it: `pkg/kubelet/cri/remote` (exported type before 1.20), `pkg/kubelet/remote`,
 /// `k8s.io/cri-client/pkg` since 1.31. A context came before the id in 1.27.
 macro_rules! client {
     ($method:literal) => {
@@ -529,19 +529,9 @@ const MARKS: [(Role, &[Name]); 3] = [
     ),
 ];
 
-/// What a program is, told from the functions it contains. A multi-call binary can be several; `None` of them is an
-/// empty answer.
+/// What a program is, told from the functions it contains; see [`Lookup::roles`].
 pub fn roles(binary: &GoBinary<'_>) -> Vec<Role> {
-    let names: Vec<Name> = MARKS.iter().flat_map(|mark| mark.1.iter().copied()).collect();
-    let mut found = binary.find(&names).into_iter().map(|hits| !hits.is_empty());
-    let mut roles = Vec::new();
-    for (role, names) in MARKS {
-        // Not short-circuiting: every name has its answer to be taken.
-        if found.by_ref().take(names.len()).filter(|hit| *hit).count() > 0 {
-            roles.push(role);
-        }
-    }
-    roles
+    Lookup::of(binary).roles()
 }
 
 /// The first of [`roles`].
@@ -549,107 +539,121 @@ pub fn role(binary: &GoBinary<'_>) -> Option<Role> {
     roles(binary).first().copied()
 }
 
+/// Looks up everything that is probed in a program of this role; see [`Lookup::resolve`].
+pub fn resolve(binary: &GoBinary<'_>, role: Role) -> Vec<Resolved> {
+    Lookup::of(binary).resolve(role)
+}
+
 /// Entries for a role.
 pub fn entries(role: Role) -> impl Iterator<Item = &'static Entry> {
     CATALOG.iter().filter(move |entry| entry.roles.contains(&role))
 }
 
-/// Looks up everything that is probed in a program of this role. Every entry is in the answer, several times where the
-/// program has the function several times, and with refusals where it is absent or cannot be probed.
-pub fn resolve(binary: &GoBinary<'_>, role: Role) -> Vec<Resolved> {
-    let mut names = Names::default();
-    for form in entries(role).flat_map(|entry| entry.forms) {
-        names.add(form.name);
-        if let Source::Message(_, message) = form.source {
-            message.accessors.iter().chain(message.reflection).for_each(|name| names.add(*name));
-        }
-    }
-    let found = Found { hits: binary.find(&names.0), names };
-    let runtime = binary.runtime_calls();
-    let abi = binary.abi();
-    let mut resolved = Vec::new();
-    for entry in entries(role) {
-        let before = resolved.len();
-        for form in entry.forms {
-            for &function in found.functions(form.name) {
-                let code = binary.code(function);
-                let begin = match (&code, &abi) {
-                    (Ok(code), Ok(abi)) => code.begin(*abi, &runtime),
-                    (Err(why), _) | (_, Err(why)) => Err(why.clone()),
-                };
-                let ends = match (&code, entry.job) {
-                    (_, job) if job != Job::Span => Ok(Vec::new()),
-                    (Ok(code), _) => code.ends(entry.error_result.is_some(), &runtime),
-                    (Err(why), _) => Err(why.clone()),
-                };
-                resolved.push(Resolved {
-                    entry,
-                    function: Some((binary.name(function), function)),
-                    text: form.text,
-                    places: places(binary, &found, form.source),
-                    begin,
-                    ends,
-                });
-            }
-        }
-        if resolved.len() == before {
-            let tried: Vec<&str> = entry.forms.iter().map(|form| form.name.text()).collect();
-            let absent = Refusal::new(format!("the program has no function {}", tried.join(", nor ")));
-            resolved.push(Resolved {
-                entry,
-                function: None,
-                text: Text::None,
-                places: Vec::new(),
-                begin: Err(absent.clone()),
-                ends: Err(absent),
-            });
-        }
-    }
-    resolved
-}
-
-fn places(binary: &GoBinary<'_>, found: &Found, source: Source) -> Vec<Place> {
-    match source {
-        Source::None => Vec::new(),
-        Source::Words(words) => words.iter().map(|word| Place::Words(*word)).collect(),
-        Source::Field(word, offset) => vec![Place::Field { word, offset }],
-        Source::Message(word, message) => {
-            let functions = message.accessors.iter().flat_map(|name| found.functions(*name));
-            let read = functions.filter_map(|function| binary.code(*function).ok()?.string_field()).next();
-            let reflection = || message.reflection.iter().any(|name| !found.functions(*name).is_empty());
-            let offsets = match read {
-                Some(offset) => vec![offset],
-                // protobuf-go puts three words of its own first, or one in newer output.
-                None if reflection() => vec![40, 8],
-                // gogo puts the fields first.
-                None => vec![0],
-            };
-            offsets.into_iter().map(|offset| Place::Field { word, offset }).collect()
-        }
-    }
-}
-
-/// Names without repetition.
-#[derive(Default)]
-struct Names(Vec<Name>);
-
-impl Names {
-    fn add(&mut self, name: Name) {
-        if !self.0.contains(&name) {
-            self.0.push(name);
-        }
-    }
-}
-
-struct Found {
-    names: Names,
+/// All functions of a binary that the catalog asks for, found in one pass over its symbol table.
+pub struct Lookup<'b, 'a> {
+    binary: &'b GoBinary<'a>,
+    names: Vec<Name>,
     hits: Vec<Vec<Function>>,
 }
 
-impl Found {
+impl<'b, 'a> Lookup<'b, 'a> {
+    /// Makes the pass: a few milliseconds for the largest programs.
+    pub fn of(binary: &'b GoBinary<'a>) -> Lookup<'b, 'a> {
+        let mut names: Vec<Name> =
+            MARKS.iter().flat_map(|mark| mark.1).chain(&RUNTIME_CALLS).copied().collect();
+        for form in CATALOG.iter().flat_map(|entry| entry.forms) {
+            names.push(form.name);
+            if let Source::Message(_, message) = form.source {
+                names.extend(message.accessors.iter().chain(message.reflection));
+            }
+        }
+        names.sort_unstable();
+        names.dedup();
+        Lookup { binary, hits: binary.find(&names), names }
+    }
+
     fn functions(&self, name: Name) -> &[Function] {
-        let at = self.names.0.iter().position(|n| *n == name);
+        let at = self.names.binary_search(&name).ok();
         at.and_then(|at| self.hits.get(at)).map_or(&[], Vec::as_slice)
+    }
+
+    /// What the program is, told from the functions it contains. A multi-call binary can be several things; the answer
+    /// is empty for a program that takes no part.
+    pub fn roles(&self) -> Vec<Role> {
+        let has = |names: &[Name]| names.iter().any(|name| !self.functions(*name).is_empty());
+        MARKS.iter().filter(|mark| has(mark.1)).map(|mark| mark.0).collect()
+    }
+
+    /// Everything that is probed in a program of this role. Every entry is in the answer, several times where the
+    /// program has the function several times, and with refusals where it is absent or cannot be probed.
+    pub fn resolve(&self, role: Role) -> Vec<Resolved> {
+        let entries_of = |names: &[Name]| {
+            names.iter().flat_map(|name| self.functions(*name)).map(|function| function.entry).collect()
+        };
+        let (grow_stack, short) = RUNTIME_CALLS.split_at(3);
+        let runtime = RuntimeCalls { grow_stack: entries_of(grow_stack), short: entries_of(short) };
+        let abi = self.binary.abi();
+        let mut resolved = Vec::new();
+        for entry in entries(role) {
+            let before = resolved.len();
+            for form in entry.forms {
+                for &function in self.functions(form.name) {
+                    let code = self.binary.code(function);
+                    let begin = match (&code, &abi) {
+                        (Ok(code), Ok(abi)) => code.begin(*abi, &runtime),
+                        (Err(why), _) | (_, Err(why)) => Err(why.clone()),
+                    };
+                    let ends = match (&code, entry.job) {
+                        (_, job) if job != Job::Span => Ok(Vec::new()),
+                        (Ok(code), _) => code.ends(entry.error_result.is_some(), &runtime),
+                        (Err(why), _) => Err(why.clone()),
+                    };
+                    resolved.push(Resolved {
+                        entry,
+                        function: Some((self.binary.name(function), function)),
+                        text: form.text,
+                        places: self.places(form.source),
+                        begin,
+                        ends,
+                    });
+                }
+            }
+            if resolved.len() == before {
+                let tried: Vec<&str> = entry.forms.iter().map(|form| form.name.text()).collect();
+                let absent = Refusal::new(format!("the program has no function {}", tried.join(", nor ")));
+                resolved.push(Resolved {
+                    entry,
+                    function: None,
+                    text: Text::None,
+                    places: Vec::new(),
+                    begin: Err(absent.clone()),
+                    ends: Err(absent),
+                });
+            }
+        }
+        resolved
+    }
+
+    fn places(&self, source: Source) -> Vec<Place> {
+        match source {
+            Source::None => Vec::new(),
+            Source::Words(words) => words.iter().map(|word| Place::Words(*word)).collect(),
+            Source::Field(word, offset) => vec![Place::Field { word, offset }],
+            Source::Message(word, message) => {
+                let functions = message.accessors.iter().flat_map(|name| self.functions(*name));
+                let read =
+                    functions.filter_map(|function| self.binary.code(*function).ok()?.string_field()).next();
+                let reflection = || message.reflection.iter().any(|name| !self.functions(*name).is_empty());
+                let offsets = match read {
+                    Some(offset) => vec![offset],
+                    // protobuf-go puts three words of its own first, or one in newer output.
+                    None if reflection() => vec![40, 8],
+                    // gogo puts the fields first.
+                    None => vec![0],
+                };
+                offsets.into_iter().map(|offset| Place::Field { word, offset }).collect()
+            }
+        }
     }
 }
 

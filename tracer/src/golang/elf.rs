@@ -101,10 +101,17 @@ impl<'a> Elf<'a> {
         &self.segments
     }
 
-    /// Whether the program is loaded at an address chosen at run time (PIE): all addresses here are then relative to
-    /// the lowest mapping of the file.
+    /// Whether the program is loaded at an address chosen at run time (PIE).
     pub fn position_independent(&self) -> bool {
         self.position_independent
+    }
+
+    /// What to add to an address in the file to get that in a process whose lowest mapping of the file begins at
+    /// `lowest_mapping`. Go's own linker lets position-independent files begin at 0x400000, not at 0.
+    pub fn load_bias(&self, lowest_mapping: u64) -> u64 {
+        const PAGE: u64 = 4096;
+        let lowest = self.segments.iter().map(|s| s.va).min().unwrap_or(0);
+        if self.position_independent { lowest_mapping.wrapping_sub(lowest / PAGE * PAGE) } else { 0 }
     }
 
     /// Where a virtual address is in the file. Uprobes are placed by this.

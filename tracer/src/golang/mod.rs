@@ -12,6 +12,7 @@ pub mod pclntab;
 pub mod probe_site;
 #[cfg(test)]
 mod synthetic;
+pub mod unwind;
 
 use buildinfo::{BuildInfo, GoVersion};
 use elf::Elf;
@@ -39,7 +40,7 @@ impl fmt::Display for Refusal {
 }
 
 /// A function name to look for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Name {
     /// This name and no other.
     Exact(&'static str),
@@ -148,6 +149,19 @@ impl<'a> GoBinary<'a> {
         self.functions.frames(&self.elf, pc)
     }
 
+    /// Into how many functions each of these (by full name) is inlined, at one place or more. A probe on a function does
+    /// not see the calls that were inlined.
+    pub fn inlined_into(&self, names: &[&str]) -> Vec<usize> {
+        let mut counts = vec![0; names.len()];
+        for function in (0..self.functions.len() as u32).filter_map(|index| self.functions.function(index)) {
+            let inlined = self.functions.inlined(&self.elf, function);
+            for (name, count) in names.iter().zip(&mut counts) {
+                *count += usize::from(inlined.contains(&name.as_bytes()));
+            }
+        }
+        counts
+    }
+
     /// Decodes a function's code.
     pub fn code(&self, function: Function) -> Result<Code, Refusal> {
         let at = format!("function at {:#x}: not in the file", function.entry);
@@ -161,19 +175,20 @@ impl<'a> GoBinary<'a> {
 
     /// The runtime functions that probe sites depend on.
     pub fn runtime_calls(&self) -> RuntimeCalls {
-        let found = self.find(&[
-            Name::Exact("runtime.morestack"),
-            Name::Exact("runtime.morestack_noctxt"),
-            Name::Exact("runtime.morestackc"),
-            Name::Exact("runtime.releaseSudog"),
-        ]);
+        let found = self.find(&RUNTIME_CALLS);
         let entries = |part: &[Vec<Function>]| part.iter().flatten().map(|f| f.entry).collect();
-        RuntimeCalls {
-            grow_stack: found.get(..3).map(entries).unwrap_or_default(),
-            short: found.get(3..).map(entries).unwrap_or_default(),
-        }
+        let (grow_stack, short) = found.split_at(3);
+        RuntimeCalls { grow_stack: entries(grow_stack), short: entries(short) }
     }
 }
+
+/// Names for [`RuntimeCalls`]: three that grow the stack, then the short ones.
+const RUNTIME_CALLS: [Name; 4] = [
+    Name::Exact("runtime.morestack"),
+    Name::Exact("runtime.morestack_noctxt"),
+    Name::Exact("runtime.morestackc"),
+    Name::Exact("runtime.releaseSudog"),
+];
 
 /// Hash of a name's last two bytes, below 2^16.
 fn ending(name: &[u8]) -> usize {

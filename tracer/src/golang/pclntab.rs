@@ -95,6 +95,14 @@ enum FunctionData {
     Unknown,
 }
 
+/// What is inlined into a function.
+struct Inlining {
+    /// Table of pc values that gives the node in force at a pc, -1 for none.
+    nodes: u32,
+    /// Address of the nodes.
+    tree: u64,
+}
+
 fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
     Some(u32::from_le_bytes(bytes.get(at..at.checked_add(4)?)?.try_into().ok()?))
 }
@@ -359,8 +367,24 @@ impl<'a> Pclntab<'a> {
         frames
     }
 
+    /// Names of all functions that are inlined into this one, with repetitions.
+    pub fn inlined(&self, elf: &Elf<'_>, function: Function) -> Vec<&'a [u8]> {
+        let Some(inlining) = self.inlining(elf, function) else { return Vec::new() };
+        let values = self.pc_values.get(inlining.nodes as usize..).unwrap_or(&[]);
+        let nodes = PcValues::new(values, self.quantum, function.entry)
+            .filter_map(|(node, _)| u64::try_from(node).ok());
+        nodes.filter_map(|node| self.inlined_node(elf, inlining.tree, node)).map(|node| node.0).collect()
+    }
+
     /// The innermost inlined function at `pc`: its name and the offset of its call in the function.
     fn inlined_at(&self, elf: &Elf<'_>, function: Function, pc: u64) -> Option<(&'a [u8], u32)> {
+        let inlining = self.inlining(elf, function)?;
+        let node = u64::try_from(self.pc_value(inlining.nodes, function.entry, pc)?).ok()?;
+        self.inlined_node(elf, inlining.tree, node)
+    }
+
+    /// Where the record says what is inlined into a function; `None` when nothing is.
+    fn inlining(&self, elf: &Elf<'_>, function: Function) -> Option<Inlining> {
         const INLINE_PCDATA: u32 = 2;
         let record = self.record(function.index)?;
         let pcdata_count_at = self.record_entry_size() + 24;
@@ -378,8 +402,7 @@ impl<'a> Pclntab<'a> {
         if pcdata_count <= INLINE_PCDATA || pcdata_count > 64 {
             return None;
         }
-        let pcdata = u32_at(record, fixed + 4 + 4 * INLINE_PCDATA as usize)?;
-        let node = u64::try_from(self.pc_value(pcdata, function.entry, pc)?).ok()?;
+        let nodes = u32_at(record, fixed + 4 + 4 * INLINE_PCDATA as usize).filter(|nodes| *nodes != 0)?;
         // Number of the inline tree among the function data; Go 1.16 dropped one before it.
         let which = if self.format == Format::Go12 { 4 } else { 3 };
         if which >= funcdata_count {
@@ -395,10 +418,15 @@ impl<'a> Pclntab<'a> {
             }
             FunctionData::Base(base) => {
                 let offset = u32_at(record, behind + 4 * usize::from(which))?;
-                base.checked_add(u64::from(offset).ne(&u64::from(u32::MAX)).then_some(u64::from(offset))?)?
+                base.checked_add(Some(u64::from(offset)).filter(|_| offset != u32::MAX)?)?
             }
             FunctionData::Unknown => return None,
         };
+        Some(Inlining { nodes, tree })
+    }
+
+    /// A node of an inline tree: the function's name, and the offset of its call.
+    fn inlined_node(&self, elf: &Elf<'_>, tree: u64, node: u64) -> Option<(&'a [u8], u32)> {
         let (size, name_at, parent_at) = if self.format < Format::Go120 { (20, 12, 16) } else { (16, 4, 8) };
         let node = elf.bytes_at(tree.checked_add(node.checked_mul(size)?)?, size)?;
         Some((self.name_at(u32_at(node, name_at)?)?, u32_at(node, parent_at)?))
@@ -449,25 +477,39 @@ fn varint(rest: &mut &[u8]) -> Option<u32> {
     None
 }
 
-/// Decodes a pc table: pairs of (value step, zigzag; pc step) that start from value -1 at the function's entry; each
-/// value holds up to the pc that its step reaches.
-fn pc_value(table: &[u8], quantum: u32, entry: u64, target: u64) -> Option<i32> {
-    let mut rest = table;
-    let (mut value, mut pc) = (-1i32, entry);
-    let mut first = true;
-    // Every turn eats at least two bytes of the table, so this ends.
-    loop {
-        let step = varint(&mut rest)?;
-        if step == 0 && !first {
+/// Decodes a pc table: pairs of (value step, zigzag; pc step) that start from value -1 at the function's entry. Gives
+/// each value and the pc up to which it holds; every step eats at least two bytes of the table, so it ends.
+struct PcValues<'a> {
+    rest: &'a [u8],
+    quantum: u32,
+    value: i32,
+    pc: u64,
+    first: bool,
+}
+
+impl<'a> PcValues<'a> {
+    fn new(table: &'a [u8], quantum: u32, entry: u64) -> PcValues<'a> {
+        PcValues { rest: table, quantum, value: -1, pc: entry, first: true }
+    }
+}
+
+impl Iterator for PcValues<'_> {
+    type Item = (i32, u64);
+
+    fn next(&mut self) -> Option<(i32, u64)> {
+        let step = varint(&mut self.rest)?;
+        if step == 0 && !self.first {
             return None;
         }
-        first = false;
-        value = value.wrapping_add((step >> 1) as i32 ^ -((step & 1) as i32));
-        pc = pc.checked_add(u64::from(varint(&mut rest)?) * u64::from(quantum))?;
-        if target < pc {
-            return Some(value);
-        }
+        self.first = false;
+        self.value = self.value.wrapping_add((step >> 1) as i32 ^ -((step & 1) as i32));
+        self.pc = self.pc.checked_add(u64::from(varint(&mut self.rest)?) * u64::from(self.quantum))?;
+        Some((self.value, self.pc))
     }
+}
+
+fn pc_value(table: &[u8], quantum: u32, entry: u64, target: u64) -> Option<i32> {
+    PcValues::new(table, quantum, entry).find(|(_, end)| target < *end).map(|(value, _)| value)
 }
 
 #[cfg(test)]

@@ -175,7 +175,8 @@ impl Code {
             /// From comparing the stack pointer with the guard.
             Check,
         }
-        const G_STACK_GUARD: u64 = 16;
+        // g.stackguard0, and g.stackguard1 for the runtime's functions on the system stack.
+        const G_STACK_GUARDS: [u64; 2] = [16, 24];
         const TLS_G: u64 = -8i64 as u64;
         let mut values = [Value::Other; 16];
         let set = |values: &mut [Value; 16], register: Register, value| {
@@ -200,8 +201,10 @@ impl Code {
                 i.op_count() == 2 && i.op1_kind() == OpKind::Memory && i.memory_index() == Register::None;
             let thread_local = i.segment_prefix() == Register::FS;
             let base = if i.memory_base().is_gpr64() { of(i.memory_base()) } else { Value::Other };
-            let guard_operand =
-                memory && !thread_local && base == Value::G && i.memory_displacement64() == G_STACK_GUARD;
+            let guard_operand = memory
+                && !thread_local
+                && base == Value::G
+                && G_STACK_GUARDS.contains(&i.memory_displacement64());
             let immediate = i.op_count() == 2
                 && matches!(
                     i.op1_kind(),
@@ -335,6 +338,15 @@ impl Code {
             }
         }
         None
+    }
+
+    /// Addresses of data that the code refers to relative to its own place, without repetition.
+    pub fn data_addresses(&self) -> Vec<u64> {
+        let relative = self.instructions.iter().filter(|i| i.is_ip_rel_memory_operand());
+        let mut addresses: Vec<u64> = relative.map(|i| i.ip_rel_memory_address()).collect();
+        addresses.sort_unstable();
+        addresses.dedup();
+        addresses
     }
 
     /// For an accessor of a string field (`func (m *T) GetX() string`): the field's offset, read off the two loads it
@@ -539,7 +551,7 @@ mod tests {
         let cmp_rdx: &[u8] = &[0x48, 0x3b, 0x62, 0x10];
         assert!(with_check(Abi::Stack, &[Bytes(rdx), Bytes(cmp_rdx), Jump(JBE, "grow")]).is_err());
         // Another offset than the guard's.
-        assert!(with_check(Abi::Register, &[Bytes(&[0x49, 0x3b, 0x66, 0x18]), Jump(JBE, "grow")]).is_err());
+        assert!(with_check(Abi::Register, &[Bytes(&[0x49, 0x3b, 0x66, 0x20]), Jump(JBE, "grow")]).is_err());
         // Another thread-local word than g.
         let tls_16: &[u8] = &[0x64, 0x48, 0x8b, 0x0c, 0x25, 0xf0, 0xff, 0xff, 0xff];
         assert!(with_check(Abi::Stack, &[Bytes(tls_16), Bytes(CMP_RSP_RCX), Jump(JBE, "grow")]).is_err());

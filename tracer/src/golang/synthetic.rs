@@ -285,6 +285,7 @@ fn inlined_frames_and_stack_depths_are_restored() {
         assert_eq!(binary.frames(LIST + 4), [list], "{what}");
         assert_eq!(binary.frames(ACQUIRE + 4), [Frame { name: name(2), inlined: false }], "{what}");
         assert!(binary.frames(END).is_empty(), "{what}");
+        assert_eq!(binary.inlined_into(&[INLINED[1], "main.main"]), [1, 0], "{what}");
         let list = binary.functions.function_at(LIST).unwrap();
         let depths = [5, 6, 0x35, 0x36].map(|at| binary.functions.stack_depth(list, LIST + at));
         assert_eq!(depths, [Some(0), Some(56), Some(56), None], "{what}");
@@ -327,6 +328,7 @@ fn exercise(bytes: &[u8]) {
     let Ok(binary) = GoBinary::parse(bytes) else { return };
     let _ = (binary.build_id(), binary.abi(), binary.offsets());
     catalog::roles(&binary);
+    binary.inlined_into(&[INLINED[0]]);
     for role in [Role::Containerd, Role::Shim, Role::Kubelet] {
         catalog::resolve(&binary, role);
     }

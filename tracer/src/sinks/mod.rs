@@ -29,3 +29,32 @@ fn unsafe_to_print(c: char) -> bool {
             | '\u{e0000}'..='\u{e007f}' // tags
         )
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn harmless_text_is_not_copied() {
+        for text in ["", "prod/job-7", "Größe 2 µs · └ …", "数据库"] {
+            assert!(matches!(sanitise(text), Cow::Borrowed(same) if same == text));
+        }
+    }
+
+    #[test]
+    fn what_moves_the_cursor_or_turns_the_text_is_replaced() {
+        let cases = [
+            ("\u{1b}[2J\u{1b}]0;pwned\u{7}", "\u{fffd}[2J\u{fffd}]0;pwned\u{fffd}"),
+            ("a\nb\rc\td\0", "a\u{fffd}b\u{fffd}c\u{fffd}d\u{fffd}"),
+            ("\u{9b}31m", "\u{fffd}31m"),
+            ("user\u{202e}gpj.exe", "user\u{fffd}gpj.exe"),
+            ("\u{2066}x\u{2069}", "\u{fffd}x\u{fffd}"),
+            ("zero\u{200b}width\u{feff}", "zero\u{fffd}width\u{fffd}"),
+            ("tag\u{e0041}", "tag\u{fffd}"),
+            ("line\u{2028}end\u{7f}", "line\u{fffd}end\u{fffd}"),
+        ];
+        for (text, expected) in cases {
+            assert_eq!(sanitise(text), expected);
+        }
+    }
+}

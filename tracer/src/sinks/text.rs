@@ -221,7 +221,9 @@ fn ends_in_line(d: &Diagnosis) -> String {
         line.push_str(&format!(" ({fs})"));
     }
     match words::because(&d.ends_in) {
-        Some(because) if d.confidence == Confidence::NotVisible => line.push_str(&format!(": because {because}")),
+        Some(because) if d.confidence == Confidence::NotVisible => {
+            line.push_str(&format!(": because {because}"))
+        }
         Some(because) => line.push_str(&format!(
             " · {}: {} · below it not visible: because {because}",
             confidence_word(d.confidence),

@@ -148,14 +148,17 @@ impl Attacher {
     pub fn survey(&mut self) {
         let features = Features::detect();
         self.kernel_probes = plan::kernel(&features).iter().map(planned).collect();
-        self.kernel_sees_unmounts =
-            self.kernel_probes.iter().any(|p| p.what == UNMOUNT_SIGHT && matches!(p.how, Some(SeenBy::Fentry | SeenBy::Kprobe)));
+        self.kernel_sees_unmounts = self
+            .kernel_probes
+            .iter()
+            .any(|p| p.what == UNMOUNT_SIGHT && matches!(p.how, Some(SeenBy::Fentry | SeenBy::Kprobe)));
         self.features = Some(features);
         self.scan();
         let wrapper = self.sees_unmounts_in_go();
         for probe in &mut self.kernel_probes {
             if wrapper && probe.what == UNMOUNT_SIGHT && probe.how == Some(SeenBy::Tracepoint) {
                 probe.how = None;
+                probe.loss = plan::UNMOUNT_LOSS.into();
                 probe.note = format!("tracepoint: {TAXING}");
             }
         }
@@ -235,7 +238,8 @@ impl Attacher {
             let goid_offset = ours.examined.offsets.map_or(0, |o| u32::from(o.goid));
             let value = tracer_common::settings::Process { binary: ours.number, goid_offset, bias: 0 };
             if let Err(error) = kernel.register(process.pid, value) {
-                self.outbox.log(Level::Warning, format!("process {} cannot be registered: {error:#}", process.pid));
+                self.outbox
+                    .log(Level::Warning, format!("process {} cannot be registered: {error:#}", process.pid));
             }
         }
         self.outbox.events(vec![event]);
@@ -296,7 +300,9 @@ impl Attacher {
         }
         let Some(kernel) = self.kernel.as_mut() else {
             // A survey: what would be attached counts as on.
-            ours.probes.extend(ready.iter().map(|(t, sites)| probe(t, Some(SeenBy::Uprobe), sites.len(), String::new())));
+            ours.probes.extend(
+                ready.iter().map(|(t, sites)| probe(t, Some(SeenBy::Uprobe), sites.len(), String::new())),
+            );
             return;
         };
         let path = format!("/proc/self/fd/{}", file.as_raw_fd());
@@ -306,7 +312,9 @@ impl Attacher {
         }
         if let Ok(attached) = kernel.attach_uprobes(&path, ours.number, &all) {
             ours.attached.push(attached);
-            ours.probes.extend(ready.iter().map(|(t, sites)| probe(t, Some(SeenBy::Uprobe), sites.len(), String::new())));
+            ours.probes.extend(
+                ready.iter().map(|(t, sites)| probe(t, Some(SeenBy::Uprobe), sites.len(), String::new())),
+            );
             return;
         }
         // One bad site refuses them all; one by one tells which.
@@ -350,7 +358,9 @@ impl Attacher {
                     );
                     return Err((why, true));
                 }
-                Residency::Unknown(why) => return Err((format!("whether its page is in memory cannot be told: {why}"), true)),
+                Residency::Unknown(why) => {
+                    return Err((format!("whether its page is in memory cannot be told: {why}"), true));
+                }
             }
         }
         Ok(sites.clone())
@@ -382,7 +392,8 @@ impl Attacher {
                         && let Some(Ok(file)) = ours.pids.first().map(|pid| open_exe(*pid))
                     {
                         let waiting = std::mem::take(&mut ours.waiting);
-                        let is_waiting = |p: &Probe| waiting.iter().any(|t| t.what == p.what && t.function == p.target);
+                        let is_waiting =
+                            |p: &Probe| waiting.iter().any(|t| t.what == p.what && t.function == p.target);
                         ours.probes.retain(|p| !(p.how.is_none() && is_waiting(p)));
                         self.attach(ours, &file, waiting);
                     }
@@ -409,7 +420,9 @@ impl Attacher {
         if on == wanted {
             return;
         }
-        let Some(sight) = plan::kernel(features).into_iter().find(|s| s.what == UNMOUNT_SIGHT) else { return };
+        let Some(sight) = plan::kernel(features).into_iter().find(|s| s.what == UNMOUNT_SIGHT) else {
+            return;
+        };
         if wanted && self.kernel_probes[at].note.contains(TAXING) {
             let mut probe = kernel.attach_sight(&sight, |_| Ok(()));
             if probe.how.is_some() {
@@ -443,14 +456,17 @@ impl Attacher {
                         build_id: ours.examined.build_id.clone(),
                     });
                 }
-                Binary::Unreadable { why, role_of, .. } if !why.is_empty() && likely(role_of) => survey.probes.push(Probe {
-                    what: format!("{role_of}: all of it"),
-                    target: String::new(),
-                    how: None,
-                    sites: 0,
-                    emulated: 0,
-                    note: why.clone(),
-                }),
+                Binary::Unreadable { why, role_of, .. } if !why.is_empty() && likely(role_of) => {
+                    survey.probes.push(Probe {
+                        what: format!("{role_of}: all of it"),
+                        target: String::new(),
+                        how: None,
+                        sites: 0,
+                        emulated: 0,
+                        loss: String::new(),
+                        note: why.clone(),
+                    })
+                }
                 _ => {}
             }
         }
@@ -460,13 +476,19 @@ impl Attacher {
         let before = self.told.take().map(|s| s.probes).unwrap_or_default();
         let now = clock::monotonic();
         let blind = |probes: &[Probe]| -> BTreeMap<String, String> {
-            probes.iter().filter(|p| matters(p)).map(|p| (p.what.clone(), p.note.clone())).collect()
+            // What is not seen is said in each diagnosis; why it is so, with all ways tried, is for doctor.
+            let words = |p: &Probe| if p.loss.is_empty() { p.note.clone() } else { p.loss.clone() };
+            probes.iter().filter(|p| matters(p)).map(|p| (p.what.clone(), words(p))).collect()
         };
         let (was, is) = (blind(&before), blind(&survey.probes));
-        let gone = was.keys().filter(|what| !is.contains_key(*what)).map(|what| (what.clone(), String::new()));
-        let new = is.iter().filter(|(what, why)| was.get(*what) != Some(why)).map(|(w, r)| (w.clone(), r.clone()));
-        let events: Vec<Event> =
-            gone.chain(new).map(|(what, reason)| Event { at: now, body: Body::BlindSpot { what, reason } }).collect();
+        let gone =
+            was.keys().filter(|what| !is.contains_key(*what)).map(|what| (what.clone(), String::new()));
+        let new =
+            is.iter().filter(|(what, why)| was.get(*what) != Some(why)).map(|(w, r)| (w.clone(), r.clone()));
+        let events: Vec<Event> = gone
+            .chain(new)
+            .map(|(what, reason)| Event { at: now, body: Body::BlindSpot { what, reason } })
+            .collect();
         self.outbox.events(events);
         self.outbox.send(&Message::Survey(survey.clone()));
         self.told = Some(survey);
@@ -492,6 +514,7 @@ fn probe(target: &Target, how: Option<SeenBy>, sites: usize, why: String) -> Pro
         how,
         sites: sites as u32,
         emulated: if how.is_some() { target.emulated } else { 0 },
+        loss: String::new(),
         note: [target.note.clone(), why].into_iter().filter(|s| !s.is_empty()).collect::<Vec<_>>().join("; "),
     }
 }
@@ -499,14 +522,16 @@ fn probe(target: &Target, how: Option<SeenBy>, sites: usize, why: String) -> Pro
 /// What a sight would be like, for a survey.
 fn planned(sight: &Sight) -> Probe {
     let first = sight.ways.first();
-    let mut notes: Vec<String> = if first.is_none() { vec![sight.loss.into()] } else { Vec::new() };
-    notes.extend(sight.refused.iter().map(|(how, why)| format!("{}: {why}", crate::bpf::load::word(*how))));
+    let notes = sight.refused.iter().map(|(how, why)| format!("{}: {why}", crate::bpf::load::word(*how)));
     Probe {
         what: sight.what.into(),
-        target: first.map(|w| w.programs.iter().map(|p| p.1).collect::<Vec<_>>().join(", ")).unwrap_or_default(),
+        target: first
+            .map(|w| w.programs.iter().map(|p| p.1).collect::<Vec<_>>().join(", "))
+            .unwrap_or_default(),
         how: first.map(|w| w.how),
         sites: first.map_or(0, |w| w.programs.len() as u32),
         emulated: 0,
-        note: notes.join("; "),
+        loss: if first.is_none() { sight.loss.into() } else { String::new() },
+        note: notes.collect::<Vec<_>>().join("; "),
     }
 }

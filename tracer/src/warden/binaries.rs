@@ -5,7 +5,7 @@ use crate::{
     event::{Kind, Role},
     golang::{
         GoBinary,
-        catalog::{self, CATALOG, Job, Place, Resolved},
+        catalog::{self, CATALOG, Job, Lookup, Place, Resolved},
         offsets::{Abi, Offsets},
         probe_site::{Cost, How, Site},
     },
@@ -60,12 +60,15 @@ pub fn examine(file: &File, other: bool) -> Result<Option<Examined>, String> {
         Err(why) if other => return Err(why.to_string()),
         Err(_) => return Ok(None),
     };
-    let Some(role) = catalog::role(&binary).or(other.then_some(Role::Other)) else { return Ok(None) };
+    let lookup = Lookup::of(&binary);
+    let Some(role) = lookup.roles().first().copied().or(other.then_some(Role::Other)) else {
+        return Ok(None);
+    };
     let offsets = binary.offsets();
     let abi = binary.abi();
     let targets = match (&abi, &offsets) {
         (Ok(abi), Ok(offsets)) => {
-            catalog::resolve(&binary, role).iter().filter_map(|r| target(role, r, *abi, offsets)).collect()
+            lookup.resolve(role).iter().filter_map(|r| target(role, r, *abi, offsets)).collect()
         }
         (Err(why), _) | (_, Err(why)) => {
             let refused = |entry: &catalog::Entry| Target {
@@ -142,8 +145,11 @@ fn target(role: Role, resolved: &Resolved, abi: Abi, offsets: &Offsets) -> Optio
     let number = number_of(entry)?;
     let mut emulated = 0;
     let sites = sites.map(|(begin, ends)| {
-        let mut requests = vec![request(begin_program(entry), begin, begin_cookie(number, resolved, begin, abi, offsets))];
-        requests.extend(ends.iter().map(|site| request(end_program(entry), *site, end_cookie(number, entry, *site, abi))));
+        let mut requests =
+            vec![request(begin_program(entry), begin, begin_cookie(number, resolved, begin, abi, offsets))];
+        requests.extend(
+            ends.iter().map(|site| request(end_program(entry), *site, end_cookie(number, entry, *site, abi))),
+        );
         emulated = [begin].iter().chain(ends).filter(|site| site.cost == Cost::Emulated).count() as u32;
         requests
     });

@@ -65,7 +65,12 @@ fn start(mut socket: UnixStream, settings: Settings) -> std::io::Result<()> {
     }));
     forward_log(outbox.clone(), settings.diagnostics);
     if let Err(error) = lock_memory() {
-        outbox.log(Level::Debug, format!("memory is not locked ({error}); under memory pressure plegscope itself may wait for the disk"));
+        outbox.log(
+            Level::Debug,
+            format!(
+                "memory is not locked ({error}); under memory pressure plegscope itself may wait for the disk"
+            ),
+        );
     }
     let shared = Arc::new(Shared::default());
     if !settings.survey_only {
@@ -94,7 +99,9 @@ fn attach(settings: Settings, outbox: &Outbox, shared: &Arc<Shared>) {
     if ladder != Ladder::None {
         let started = attacher.load().and_then(|reader| {
             let (outbox, shared) = (outbox.clone(), Arc::clone(shared));
-            std::thread::Builder::new().name("events".into()).spawn(move || events::run(reader, &outbox, &shared))?;
+            std::thread::Builder::new()
+                .name("events".into())
+                .spawn(move || events::run(reader, &outbox, &shared))?;
             Ok(())
         });
         if let Err(error) = started {

@@ -37,7 +37,10 @@ pub fn run(mut reader: Reader, outbox: &Outbox, shared: &Shared) {
         let now = clock::monotonic();
         let wait = Duration::from_nanos(next_poll.saturating_sub(now));
         if let Err(error) = reader.wait(wait) {
-            outbox.log(Level::Error, format!("waiting for the ring failed ({error}); events are read by polling only"));
+            outbox.log(
+                Level::Error,
+                format!("waiting for the ring failed ({error}); events are read by polling only"),
+            );
             std::thread::sleep(Duration::from_nanos(POLL_EVERY));
         }
         let mut events = Vec::new();
@@ -47,7 +50,9 @@ pub fn run(mut reader: Reader, outbox: &Outbox, shared: &Shared) {
             next_poll = now + POLL_EVERY;
             match poller.poll(&mut reader, now, &mut events) {
                 Ok(()) => *lock(&shared.in_flight) = poller.operations.clone(),
-                Err(error) => outbox.log(Level::Error, format!("reading what is in flight failed: {error:#}")),
+                Err(error) => {
+                    outbox.log(Level::Error, format!("reading what is in flight failed: {error:#}"))
+                }
             }
             if polls.is_multiple_of(COST_EVERY) {
                 let costs = costs(&reader);
@@ -196,7 +201,11 @@ fn costs(reader: &Reader) -> Vec<Cost> {
             let counters = reader.counters(decode::number_of(kind));
             let refusals = Cause::ALL.iter().zip(counters.refusals).filter(|(_, n)| *n > 0);
             let refusals: Vec<_> = refusals.map(|(cause, n)| (cause.words().to_owned(), n)).collect();
-            (counters.hits > 0 || !refusals.is_empty()).then_some(Cost { kind, hits: counters.hits, refusals })
+            (counters.hits > 0 || !refusals.is_empty()).then_some(Cost {
+                kind,
+                hits: counters.hits,
+                refusals,
+            })
         })
         .collect()
 }

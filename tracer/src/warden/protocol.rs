@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 use std::io;
 
 /// One message.
+#[expect(clippy::large_enum_variant, reason = "a message lives for a moment, and a survey is rare")]
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub enum Message {
     /// Things that happened. At most [`EVENTS_AT_ONCE`].
@@ -115,7 +116,9 @@ mod tests {
             assert!(take(&mut part).unwrap().is_none());
             part.extend(&framed[cut..]);
             part.extend(&framed);
-            assert!(matches!(take(&mut part).unwrap(), Some(Message::Log(Level::Warning, ref t)) if t.len() == 300));
+            assert!(
+                matches!(take(&mut part).unwrap(), Some(Message::Log(Level::Warning, ref t)) if t.len() == 300)
+            );
             assert_eq!(part, framed);
         }
         assert!(take(&mut vec![0xff; 8]).is_err());

@@ -249,3 +249,88 @@ fn container_ids_are_where_the_sources_say() {
         }
     });
 }
+
+/// How many functions have the callee inlined somewhere, as counted by a separate reader of the inline trees.
+#[test]
+fn inline_trees_name_the_same_functions() {
+    const CALLEES: [&str; 6] = [
+        "sync.(*Mutex).Lock",
+        "sync.(*Mutex).Unlock",
+        "sync.(*RWMutex).RLock",
+        "sync.(*RWMutex).RUnlock",
+        "sync.(*RWMutex).Lock",
+        "sync.(*RWMutex).Unlock",
+    ];
+    let expected = [
+        ("containerd-1.4", [522, 225, 118, 53, 0, 0]),
+        ("containerd-1.6", [562, 230, 155, 60, 0, 0]),
+        ("containerd-1.7", [707, 733, 191, 195, 0, 0]),
+        ("containerd-2.1", [676, 711, 186, 190, 0, 0]),
+        ("shim-1.4", [159, 47, 29, 17, 0, 0]),
+        ("shim-1.6", [163, 42, 31, 18, 0, 0]),
+        ("shim-1.7", [310, 316, 98, 101, 0, 0]),
+        ("shim-2.1", [306, 315, 91, 94, 0, 0]),
+    ];
+    for (name, expected) in expected {
+        let Some(bytes) = binary(name) else { continue };
+        let binary = GoBinary::parse(&bytes).unwrap();
+        assert_eq!(binary.inlined_into(&CALLEES), expected, "{name}");
+    }
+}
+
+/// A real program, damaged in its headers, its symbol table and its module data, never makes the reader panic.
+#[test]
+fn damaged_programs_are_survived() {
+    let Some(mut bytes) = binary("shim-2.1") else { return };
+    let (table, module) = {
+        let whole = GoBinary::parse(&bytes).unwrap();
+        let offset = |va| whole.elf.file_offset(va).unwrap() as usize;
+        (offset(whole.functions.va), offset(whole.functions.moduledata.unwrap()))
+    };
+    let mut seed = 0x9e37_79b9_7f4a_7c15u64;
+    let mut random = |below: usize| {
+        seed ^= seed << 13;
+        seed ^= seed >> 7;
+        seed ^= seed << 17;
+        (seed % below as u64) as usize
+    };
+    for _ in 0..60 {
+        let (from, len) = [(0, 0x400), (table, 0x48), (table + 0x48, 0x40_0000), (module, 0x240)][random(4)];
+        let damage: Vec<usize> = (0..1 + random(200)).map(|_| from + random(len)).collect();
+        let before: Vec<u8> = damage.iter().map(|at| bytes[*at]).collect();
+        for at in &damage {
+            bytes[*at] = [0, 0xff, 0x7f, 0x80, random(256) as u8][random(5)];
+        }
+        if let Ok(binary) = GoBinary::parse(&bytes) {
+            catalog::roles(&binary);
+            catalog::resolve(&binary, Role::Shim);
+            for pc in (0x40_0000..0xb0_0000).step_by(4099) {
+                binary.frames(pc);
+            }
+        }
+        // Backwards, for places that were hit twice.
+        damage.iter().zip(before).rev().for_each(|(at, byte)| bytes[*at] = byte);
+    }
+    assert!(GoBinary::parse(&bytes).is_ok());
+}
+
+#[test]
+fn a_kubelet_1_20_is_known_by_its_relist() {
+    let Some(bytes) = binary("kubelet-1.20") else { return };
+    let binary = GoBinary::parse(&bytes).unwrap();
+    assert_eq!(catalog::role(&binary), Some(Role::Kubelet));
+    assert!(binary.build.go.starts_with("go1.15"), "{}", binary.build.go);
+    let resolved = catalog::resolve(&binary, Role::Kubelet);
+    for r in &resolved {
+        let what = format!("{:?} {}", r.entry.kind, r.entry.method);
+        assert_eq!(r.begin.as_ref().map(|site| site.how), Ok(How::StackCheckBranch), "{what}");
+        assert!(r.ends.is_ok(), "{what}: {:?}", r.ends);
+    }
+    let name =
+        |kind| resolved.iter().find(|r| r.entry.kind == kind).and_then(|r| r.function.clone()).unwrap().0;
+    assert_eq!(name(Kind::Relist), "k8s.io/kubernetes/pkg/kubelet/pleg.(*GenericPLEG).relist");
+    assert_eq!(
+        name(Kind::CriClient),
+        "k8s.io/kubernetes/pkg/kubelet/cri/remote.(*remoteRuntimeService).ListContainers"
+    );
+}

@@ -1,10 +1,81 @@
-//! What plegscope costs, measured side by side with bpftrace.
+//! `cargo xtask bench`: what plegscope costs, measured side by side with bpftrace.
+//!
+//! Times vary from machine to machine and from minute to minute, so every goal is a ratio, taken from rounds in which
+//! all variants take turns (A B C A B C …); medians are compared and the spread is shown.
+
+mod attach;
+mod bpf;
+mod contend;
+mod peer;
+mod probe_cost;
+mod table;
+
+use crate::lab::containerd::Programs;
+use crate::lab::{self, packages, sys, tracer};
+use anyhow::{Context, Result, ensure};
+use serde::Serialize;
+use std::fs;
+use std::path::PathBuf;
 
 /// What to measure.
 #[derive(clap::Args)]
-pub struct Args {}
+pub struct Args {
+    /// Only these benches
+    #[arg(long, value_enum, value_delimiter = ',', default_values = ["probe-cost", "attach"])]
+    only: Vec<Bench>,
+    /// Rounds in which all variants take turns
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u64).range(3..))]
+    rounds: u64,
+    /// Measure only the others, not plegscope
+    #[arg(long)]
+    without_plegscope: bool,
+    /// Folder for the tables as JSON and Markdown
+    #[arg(long, value_name = "FOLDER", default_value = "target/bench")]
+    out: PathBuf,
+}
 
-/// Runs the benches.
-pub fn run(_args: Args) -> anyhow::Result<()> {
-    anyhow::bail!("not there yet")
+/// The benches.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum, Serialize)]
+pub enum Bench {
+    /// B1: what a probe hit costs the target
+    ProbeCost,
+    /// B3: time until attached, and until the prompt is back
+    Attach,
+}
+
+/// Runs the benches and writes their tables.
+pub fn run(args: Args) -> Result<()> {
+    ensure!(sys::is_root(), "probes need root: run the bench as root");
+    packages::ensure(&packages::BENCH)?;
+    let scope = if args.without_plegscope { None } else { Some(tracer::binary()?) };
+    let out = if args.out.is_absolute() { args.out.clone() } else { tracer::workspace().join(&args.out) };
+    fs::create_dir_all(&out).with_context(|| format!("creating {}", out.display()))?;
+    let mut results = Vec::new();
+    for bench in &args.only {
+        let result = match bench {
+            Bench::ProbeCost => lab::run_interruptible(async |ledger| {
+                probe_cost::measure(ledger, scope.as_deref(), args.rounds, &out).await
+            })?,
+            Bench::Attach => {
+                packages::ensure(&packages::LAB)?;
+                let programs = Programs::find(None)?;
+                lab::run_interruptible(async |ledger| {
+                    attach::measure(ledger, programs, scope.as_deref(), args.rounds).await
+                })?
+            }
+        };
+        print!("{}", result.text());
+        results.push(result);
+    }
+    let machine = table::machine();
+    let json = serde_json::json!({ "machine": machine, "rounds": args.rounds, "results": results });
+    write(&out.join("bench.json"), &serde_json::to_string_pretty(&json)?)?;
+    let markdown: String = results.iter().map(table::Table::markdown).collect();
+    write(&out.join("bench.md"), &format!("{machine}\n\n{markdown}"))?;
+    println!("written: {0}/bench.json, {0}/bench.md", out.display());
+    Ok(())
+}
+
+fn write(path: &std::path::Path, text: &str) -> Result<()> {
+    fs::write(path, text).with_context(|| format!("writing {}", path.display()))
 }

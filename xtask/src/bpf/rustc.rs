@@ -4,10 +4,9 @@
 //! every mangled name; renaming of paths does not reach it. Within this one build a crate is as well told apart by its
 //! name and version, which are the same on every machine.
 
-use anyhow::{Context, Result};
 use std::env;
 use std::ffi::OsString;
-use std::process::{Command, ExitCode};
+use std::process::{self, Command, ExitCode};
 
 /// What stands in place of cargo's hash, recorded with the object.
 pub const CRATE_HASH: &str = "{name}-{version}";
@@ -15,10 +14,9 @@ pub const CRATE_HASH: &str = "{name}-{version}";
 const VARIABLE: &str = "PLEGSCOPE_RUSTC_WRAPPER";
 
 /// Makes a cargo command call us in place of rustc.
-pub fn wrap(cargo: &mut Command, target: &str) -> Result<()> {
-    let ourselves = env::current_exe().context("cannot tell where our own executable is")?;
-    cargo.env("RUSTC_WRAPPER", ourselves).env(VARIABLE, target);
-    Ok(())
+pub fn wrap(cargo: &mut Command, target: &str) {
+    // Not the executable's path: another cargo may put a newer one there while we run.
+    cargo.env("RUSTC_WRAPPER", format!("/proc/{}/exe", process::id())).env(VARIABLE, target);
 }
 
 /// If we were called in place of rustc: does its work.

@@ -18,8 +18,16 @@ const LEDGERS: &str = "/run/plegscope-lab";
 /// One thing a run made. Undone in the order of the variants: first what keeps others stuck, last the folders.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum Leftover {
-    /// A process by pid and start time: SIGTERM, then SIGKILL after `patience_ms`. Tracers and load, which must go
-    /// before what they are attached to.
+    /// A line to write to a control file: `MAJ:MIN 0` lifts a throttle. Comes first: the others wait
+    /// for the disk.
+    Setting {
+        /// The control file.
+        file: PathBuf,
+        /// What to write.
+        line: String,
+    },
+    /// A process by pid and start time: SIGTERM, then SIGKILL after `patience_ms`. Tracers, which must go
+    /// before what they are attached to, and the daemon, which would start helpers when it sees its shims die.
     Process {
         /// Process id.
         pid: u32,
@@ -27,13 +35,6 @@ pub enum Leftover {
         started: u64,
         /// How long SIGTERM may take.
         patience_ms: u64,
-    },
-    /// A line to write to a control file: `MAJ:MIN 0` lifts a throttle. Comes before everything that waits for the disk.
-    Setting {
-        /// The control file.
-        file: PathBuf,
-        /// What to write.
-        line: String,
     },
     /// All processes in this cgroup (path below each hierarchy's root) and the empty cgroups themselves.
     Cgroup {
@@ -375,7 +376,7 @@ mod tests {
             process.clone(),
         ];
         entries.sort_by(order);
-        assert_eq!(entries[..5], [process, setting, mounts, image, folder]);
+        assert_eq!(entries[..5], [setting, process, mounts, image, folder]);
         assert_eq!(entries[5], Leftover::EmptyFolder { path: "/run/c/s".into() });
     }
 

@@ -9,6 +9,15 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
+/// Folders that containerd and its shims make whatever their own root and state are.
+const OUTSIDE: [&str; 5] = [
+    "/run/containerd",
+    "/run/containerd/fifo",
+    "/run/containerd/runc",
+    "/run/containerd/runc/k8s.io",
+    "/run/containerd/s",
+];
+
 /// Which programs to run: another version of containerd can be unpacked anywhere.
 #[derive(Clone, Debug)]
 pub struct Programs {
@@ -65,7 +74,7 @@ impl Containerd {
         let config = run.join("config.toml");
         fs::write(&config, config_text(run, scratch, snapshots))
             .with_context(|| format!("writing {}", config.display()))?;
-        for leftover in folders_not_there(&["/run/containerd", "/run/containerd/s", "/run/containerd/fifo"]) {
+        for leftover in folders_not_there(&OUTSIDE) {
             ledger.record(leftover)?;
         }
         ledger.record(Leftover::ShimSockets { state: state.clone() })?;
@@ -85,6 +94,7 @@ impl Containerd {
             .process_group(0);
         let child = command.spawn().with_context(|| format!("starting {}", programs.containerd.display()))?;
         let pid = child.id();
+        ledger.record_process(pid, Duration::ZERO)?;
         let daemon = Containerd { socket, pid, log, state, programs };
         let up = sys::until(Duration::from_secs(30), || {
             daemon.socket.exists() && daemon.ctr(&["version"]).is_ok() || sys::state(pid) == Some('Z')
@@ -174,6 +184,10 @@ state = "{run}/state"
 # Only the snapshots lie on the slow disk: the daemon's own databases stay fast, as on a node with a separate disk.
 [plugins."io.containerd.snapshotter.v1.overlayfs"]
   root_path = "{snapshots}"
+
+# From containerd 1.7 on: it would listen in /run/nri, where the machine's own daemon may listen.
+[plugins."io.containerd.nri.v1.nri"]
+  disable = true
 "#
     )
 }

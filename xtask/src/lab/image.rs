@@ -2,6 +2,7 @@
 
 use super::sys;
 use anyhow::{Context, Result, bail};
+use object::read::elf::ProgramHeader as _;
 use serde_json::json;
 use sha2::{Digest, Sha256};
 use std::fs::{self, File};
@@ -46,7 +47,7 @@ pub fn write(path: &Path) -> Result<()> {
 fn layer() -> Result<Vec<u8>> {
     let path = sys::which("busybox").context("busybox is not installed: apt-get install busybox-static")?;
     let busybox = fs::read(&path).with_context(|| format!("reading {}", path.display()))?;
-    if needs_a_loader(&busybox) {
+    if !is_static(&path) {
         bail!("{} is not static: apt-get install busybox-static", path.display());
     }
     let mut tar = tar::Builder::new(Vec::new());
@@ -60,17 +61,12 @@ fn layer() -> Result<Vec<u8>> {
     tar.into_inner().context("building the image layer")
 }
 
-/// Whether an ELF file has a PT_INTERP program header: the image would lack the loader it names.
-fn needs_a_loader(elf: &[u8]) -> bool {
-    const PT_INTERP: usize = 3;
-    let number = |at: usize, size: usize| {
-        elf.get(at..at + size)
-            .map(|bytes| bytes.iter().rev().fold(0usize, |sum, byte| sum << 8 | usize::from(*byte)))
-    };
-    let (Some(table), Some(size), Some(count)) = (number(0x20, 8), number(0x36, 2), number(0x38, 2)) else {
-        return false;
-    };
-    (0..count).any(|index| number(table + index * size, 4) == Some(PT_INTERP))
+/// Whether a program needs no loader (no PT_INTERP program header), which the image would lack.
+pub fn is_static(path: &Path) -> bool {
+    let Ok(bytes) = fs::read(path) else { return false };
+    let Ok(file) = object::read::elf::ElfFile64::<object::Endianness>::parse(&*bytes) else { return false };
+    let endian = file.endian();
+    !file.elf_program_headers().iter().any(|header| header.p_type(endian) == object::elf::PT_INTERP)
 }
 
 fn append<W: std::io::Write>(tar: &mut tar::Builder<W>, path: &str, mode: u32, bytes: &[u8]) -> Result<()> {

@@ -2,25 +2,29 @@
 
 use super::sys;
 use anyhow::{Context, Result, bail};
+use std::path::Path;
 use std::process::Command;
 
 /// A program and the package that holds it.
 pub struct Need {
     /// Looked up in PATH.
-    pub program: &'static str,
+    program: &'static str,
     /// Debian's name.
-    pub package: &'static str,
+    package: &'static str,
+    /// Whether what was found will do.
+    will_do: fn(&Path) -> bool,
 }
 
-const fn need(program: &'static str, package: &'static str) -> Need {
-    Need { program, package }
+/// Any version of a program will do.
+pub const fn need(program: &'static str, package: &'static str) -> Need {
+    Need { program, package, will_do: |_| true }
 }
 
 /// What the demo and the end-to-end test need.
 pub const LAB: [Need; 8] = [
     need("containerd", "containerd"),
     need("runc", "runc"),
-    need("busybox", "busybox-static"),
+    Need { program: "busybox", package: "busybox-static", will_do: super::image::is_static },
     need("strace", "strace"),
     need("mkfs.ext4", "e2fsprogs"),
     need("losetup", "mount"),
@@ -33,8 +37,8 @@ pub const BENCH: [Need; 2] = [need("go", "golang-go"), need("bpftrace", "bpftrac
 
 /// Installs what is missing with apt-get, saying so; does nothing when all is there.
 pub fn ensure(needs: &[Need]) -> Result<()> {
-    let mut missing: Vec<&str> =
-        needs.iter().filter(|need| sys::which(need.program).is_none()).map(|need| need.package).collect();
+    let there = |need: &&Need| sys::which(need.program).is_some_and(|path| (need.will_do)(&path));
+    let mut missing: Vec<&str> = needs.iter().filter(|need| !there(need)).map(|need| need.package).collect();
     missing.dedup();
     if missing.is_empty() {
         return Ok(());
@@ -43,7 +47,6 @@ pub fn ensure(needs: &[Need]) -> Result<()> {
         bail!("missing: {}. There is no apt-get here; install them by hand", missing.join(", "));
     }
     println!("installing with apt-get: {}", missing.join(", "));
-    // A containerd service that the package starts is the machine's own business; the lab never talks to it.
     let apt = |args: &[&str]| -> Result<bool> {
         let status = Command::new("apt-get")
             .args(["-q", "-y", "-o", "Dpkg::Use-Pty=0"])
@@ -64,6 +67,10 @@ pub fn ensure(needs: &[Need]) -> Result<()> {
             missing.join(", "),
             missing.join(" ")
         );
+    }
+    if missing.contains(&"containerd") {
+        println!("Debian's containerd starts as a service of its own; nothing here talks to it");
+        println!("(`systemctl disable --now containerd` if it is not wanted)");
     }
     Ok(())
 }

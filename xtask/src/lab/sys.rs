@@ -24,7 +24,7 @@ fn clock(id: libc::clockid_t) -> u64 {
 
 /// Runs a program to its end and returns what it printed. The error holds the command line and its standard error.
 pub fn run(program: &str, args: &[&str]) -> Result<String> {
-    let output = Command::new(program)
+    let output = Command::new(which(program).unwrap_or_else(|| program.into()))
         .args(args)
         .stdin(Stdio::null())
         .output()
@@ -85,6 +85,22 @@ pub fn pids_with_argument(argument: &Path) -> Vec<u32> {
                 .is_ok_and(|cmdline| cmdline.split(|byte| *byte == 0).any(|arg| arg == wanted))
         })
         .collect()
+}
+
+/// A process and all that descend from it.
+pub fn pids_of_tree(root: u32) -> Vec<u32> {
+    let parent = |pid: u32| -> Option<u32> {
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+        stat.rsplit_once(')')?.1.split_whitespace().nth(1)?.parse().ok()
+    };
+    let parents: Vec<(u32, u32)> = pids().into_iter().filter_map(|pid| Some((pid, parent(pid)?))).collect();
+    let mut tree = vec![root];
+    let mut next = 0;
+    while let Some(above) = tree.get(next).copied() {
+        tree.extend(parents.iter().filter(|(_, parent)| *parent == above).map(|(pid, _)| *pid));
+        next += 1;
+    }
+    tree
 }
 
 /// Sends a signal; a process that is gone already is no error.

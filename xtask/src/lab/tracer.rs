@@ -29,6 +29,7 @@ pub struct Line {
 /// A running plegscope.
 pub struct Tracer {
     child: Child,
+    pid: u32,
     /// When it was started, ns of CLOCK_MONOTONIC.
     pub started: u64,
     lines: Arc<Mutex<Vec<Line>>>,
@@ -96,7 +97,12 @@ impl Tracer {
             collect(stdout, Arc::clone(&lines), show.clone(), false),
             collect(stderr, Arc::clone(&messages), show, true),
         ];
-        Ok(Tracer { child, started, lines, messages, readers })
+        Ok(Tracer { child, pid, started, lines, messages, readers })
+    }
+
+    /// Its process id.
+    pub fn pid(&self) -> u32 {
+        self.pid
     }
 
     /// Waits for the line `attached N probes in M ms` on standard error; returns it and when it came.
@@ -127,8 +133,8 @@ impl Tracer {
     /// Asks it to end as Ctrl-C does; returns its exit code, how long it took in ns, and all it printed.
     pub async fn quit(mut self) -> Result<(Option<i32>, u64, Vec<Line>, Vec<Line>)> {
         let begin = sys::monotonic();
-        if let Some(pid) = self.child.id() {
-            sys::signal(pid, libc::SIGINT);
+        if self.child.id().is_some() {
+            sys::signal(self.pid, libc::SIGINT);
         }
         let status = tokio::time::timeout(Duration::from_secs(15), self.child.wait())
             .await

@@ -142,7 +142,7 @@ const PATH: [Step; 7] = [
     Step { words: "Status lock", is: |link| lock(link, "Status"), early: |_| false },
     Step {
         words: "UpdateContainerResources",
-        is: |link| method(link) == "UpdateContainerResources" || kind(link) == "StatusUpdate",
+        is: |link| kind(link) == "CriCall" && method(link) == "UpdateContainerResources",
         early: |_| false,
     },
     Step {
@@ -374,6 +374,15 @@ fn incident_ids(frames: &[Seen]) -> Vec<String> {
 
 fn list(items: &[String]) -> String {
     if items.is_empty() { "none".to_owned() } else { items.join(", ") }
+}
+
+/// The one sentence of each incident, as plegscope knew it last.
+pub fn summaries(frames: &[Seen]) -> Vec<String> {
+    let last = |id: &String| {
+        let of = |incident: &&Value| incident["id"].as_str() == Some(id);
+        frames.iter().rev().flat_map(incidents_of).find(of).and_then(|incident| incident["summary"].as_str())
+    };
+    incident_ids(frames).iter().filter_map(last).map(str::to_owned).collect()
 }
 
 /// Name and content of an enum value in serde's form.

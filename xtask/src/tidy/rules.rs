@@ -2,8 +2,11 @@
 
 use super::{File, Finding, imports, tokens};
 
-/// All rules; each gets the whole tree.
-pub const ALL: [fn(&[File]) -> Vec<Finding>; 9] = [
+/// Looks at the whole tree and tells what breaks it.
+pub type Rule = fn(&[File]) -> Vec<Finding>;
+
+/// All rules.
+pub const ALL: [Rule; 9] = [
     imports::check,
     module_docs,
     white_space,
@@ -36,16 +39,18 @@ fn module_docs(files: &[File]) -> Vec<Finding> {
         .collect()
 }
 
-/// No space at the end of a line, no tab in Rust, a newline at the end.
+/// No space at the end of a line, no tab in Rust (but in a text of several lines, which may be Go), a newline at the end.
 fn white_space(files: &[File]) -> Vec<Finding> {
     const CHECKED: [&str; 8] = [".rs", ".md", ".toml", ".sh", ".json", ".yaml", ".yml", "/run"];
     let mut findings = Vec::new();
     for file in files.iter().filter(|file| CHECKED.iter().any(|end| file.path.ends_with(end))) {
+        let tokens = if file.is_rust() { tokens::read(&file.text) } else { None };
+        let is_literal = |line| tokens.as_ref().is_some_and(|tokens| tokens.is_literal(line));
         for (number, line) in file.lines() {
             if line.ends_with([' ', '\t', '\r']) {
                 findings.push(Finding::new(file, number, "white space at the end of the line"));
             }
-            if file.is_rust() && line.contains('\t') {
+            if file.is_rust() && line.contains('\t') && !is_literal(number) {
                 findings.push(Finding::new(file, number, "a tab; indent with spaces, write \\t in strings"));
             }
         }
@@ -239,7 +244,7 @@ fn scenarios(files: &[File]) -> Vec<Finding> {
     let mut findings = Vec::new();
     for file in files.iter().filter(|file| file.path.starts_with(SCENARIOS)) {
         let name = file.path.rsplit('/').next().unwrap_or(&file.path);
-        let (stem, ending) = name.split_once('.').unwrap_or((name, ""));
+        let (stem, ending) = name.rsplit_once('.').unwrap_or((name, ""));
         let is_named =
             rust(files).any(|code| code.text.contains(&format!("\"{stem}\"")) || code.text.contains(name));
         let is_played = players.iter().any(|player| player.text.contains(&format!("\"{ending}\"")));

@@ -13,6 +13,8 @@ pub struct Tokens {
     pub test_lines: Vec<RangeInclusive<usize>>,
     /// Names of modules in files of their own that exist only in tests.
     pub test_modules: Vec<String>,
+    /// Lines that belong to a literal of several lines: text in another language.
+    pub literal_lines: Vec<RangeInclusive<usize>>,
     /// Every attribute, as text without spaces, with its line, also those of tests.
     pub attributes: Vec<(String, usize)>,
 }
@@ -29,6 +31,11 @@ impl Tokens {
     /// Whether a line belongs to an item that exists only in tests.
     pub fn is_test(&self, line: usize) -> bool {
         self.test_lines.iter().any(|lines| lines.contains(&line))
+    }
+
+    /// Whether a line is part of a literal of several lines.
+    pub fn is_literal(&self, line: usize) -> bool {
+        self.literal_lines.iter().any(|lines| lines.contains(&line))
     }
 
     /// Walks over a sequence of tokens; `test` says that it stands inside of a test item.
@@ -62,7 +69,14 @@ impl Tokens {
                     self.items(group.stream(), test);
                     at += 1;
                 }
-                _ => at += 1,
+                TokenTree::Literal(literal) => {
+                    let (start, end) = (literal.span().start().line, literal.span().end().line);
+                    if start < end {
+                        self.literal_lines.push(start..=end);
+                    }
+                    at += 1;
+                }
+                TokenTree::Punct(_) => at += 1,
             }
         }
     }
@@ -184,6 +198,13 @@ mod tests {
         assert_eq!(tokens.test_modules, ["synthetic"]);
         let tested: Vec<usize> = (1..=8).filter(|line| tokens.is_test(*line)).collect();
         assert_eq!(tested, [2, 3, 4, 5, 6, 7]);
+    }
+
+    #[test]
+    fn only_literals_of_several_lines_are_text_in_another_language() {
+        let tokens = read("fn f() {\n g(\"one\",\n \"two\nthree\", 4);\n}").unwrap();
+        let text: Vec<usize> = (1..=5).filter(|line| tokens.is_literal(*line)).collect();
+        assert_eq!(text, [3, 4]);
     }
 
     #[test]

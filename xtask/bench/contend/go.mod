@@ -1,0 +1,3 @@
+module contend
+
+go 1.19

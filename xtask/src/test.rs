@@ -1,0 +1,167 @@
+//! `cargo xtask test`: everything that must pass, in one command.
+//!
+//! All steps are run even when one fails, so that one run tells all. What this machine cannot do is skipped, never
+//! silently: the reason is printed where it happens and again at the end.
+
+use crate::lab::packages;
+use crate::{binaries, bpf, shell, tidy};
+use anyhow::{Context, Result, bail};
+use std::path::PathBuf;
+use std::process::{self, Command};
+use std::time::Instant;
+
+/// Run all checks and tests.
+#[derive(clap::Args)]
+pub struct Args {
+    /// Only what needs neither root nor network: a minute or two when the tree is built.
+    #[arg(long)]
+    fast: bool,
+}
+
+/// How a step ended when it did not fail.
+enum Outcome {
+    Passed,
+    /// Not done, or not wholly, because of this.
+    Skipped(String),
+}
+
+/// What the steps know of each other.
+struct Run {
+    fast: bool,
+    /// The folder of Go programs, once it is filled.
+    go_binaries: Option<PathBuf>,
+    /// Name, seconds and result of the steps so far.
+    results: Vec<(&'static str, f64, Result<Outcome>)>,
+}
+
+/// Runs the command.
+pub fn run(args: &Args) -> Result<()> {
+    let mut run = Run { fast: args.fast, go_binaries: None, results: Vec::new() };
+    run.step("tools", tools);
+    run.step("format", |_| format());
+    run.step("tidy", |_| tidy::run(&tidy::Args {}).map(|()| Outcome::Passed));
+    run.step("kernel half: record", |_| bpf::check(true).map(|_| Outcome::Passed));
+    run.step("kernel half: rebuild", rebuild);
+    run.step("clippy", |_| {
+        shell::run(cargo().args([
+            "clippy",
+            "--workspace",
+            "--all-targets",
+            "--locked",
+            "--keep-going",
+            "--",
+            "-D",
+            "warnings",
+        ]))
+        .map(|()| Outcome::Passed)
+    });
+    run.step("Go binaries", go_binaries);
+    run.step("cargo test", |run| {
+        let mut test = cargo();
+        test.args(["test", "--workspace", "--locked", "--no-fail-fast"]);
+        // A snapshot that differs is a failure here, not a file to be reviewed.
+        test.env("INSTA_UPDATE", "no");
+        test.envs(run.go_binaries.iter().map(|folder| (binaries::VARIABLE, folder)));
+        shell::run(&mut test).map(|()| Outcome::Passed)
+    });
+    run.step("end to end", end_to_end);
+    run.finish()
+}
+
+impl Run {
+    fn step(&mut self, name: &'static str, work: impl FnOnce(&mut Run) -> Result<Outcome>) {
+        println!("\n=== {name}");
+        let start = Instant::now();
+        let result = work(self);
+        match &result {
+            Ok(Outcome::Passed) => {}
+            Ok(Outcome::Skipped(reason)) => println!("SKIPPED {name}: {reason}"),
+            Err(error) => println!("FAILED {name}: {error:#}"),
+        }
+        self.results.push((name, start.elapsed().as_secs_f64(), result));
+    }
+
+    /// Prints the summary; its last line is the count of steps.
+    fn finish(self) -> Result<()> {
+        println!("\n=== summary");
+        let (mut passed, mut failed, mut skipped) = (0, 0, 0);
+        for (name, seconds, result) in &self.results {
+            let (count, word, reason) = match result {
+                Ok(Outcome::Passed) => (&mut passed, "passed", String::new()),
+                Ok(Outcome::Skipped(reason)) => (&mut skipped, "SKIPPED", reason.clone()),
+                Err(error) => (&mut failed, "FAILED", format!("{error:#}")),
+            };
+            *count += 1;
+            println!("{word:8} {seconds:6.1} s  {name}");
+            for line in reason.lines() {
+                println!("         {line}");
+            }
+        }
+        println!("\n{passed} passed, {failed} failed, {skipped} skipped");
+        if failed > 0 {
+            bail!("{failed} of {} steps failed", self.results.len());
+        }
+        Ok(())
+    }
+}
+
+fn cargo() -> Command {
+    let mut command = Command::new("cargo");
+    command.current_dir(shell::root());
+    command
+}
+
+fn format() -> Result<Outcome> {
+    let cure = "put it right: cargo fmt --all && cargo fmt --manifest-path tracer-ebpf/Cargo.toml";
+    shell::run(cargo().args(["fmt", "--all", "--check"])).context(cure)?;
+    shell::run(cargo().args(["fmt", "--check", "--manifest-path", "tracer-ebpf/Cargo.toml"]))
+        .context(cure)?;
+    Ok(Outcome::Passed)
+}
+
+fn rebuild(run: &mut Run) -> Result<Outcome> {
+    if run.fast {
+        return Ok(Outcome::Skipped("NOT VERIFIED that the object is what its source gives (--fast)".into()));
+    }
+    Ok(match bpf::check(false)? {
+        bpf::Verified::Rebuilt => Outcome::Passed,
+        bpf::Verified::RecordOnly(reason) => {
+            Outcome::Skipped(format!("NOT VERIFIED that the object is what its source gives: {reason}"))
+        }
+    })
+}
+
+fn go_binaries(run: &mut Run) -> Result<Outcome> {
+    let found = if run.fast { binaries::cached()? } else { binaries::gather(false)? };
+    println!("{}", found.folder.display());
+    run.go_binaries = Some(found.folder);
+    if found.missing.is_empty() {
+        return Ok(Outcome::Passed);
+    }
+    Ok(Outcome::Skipped(format!("tests of these programs are not run:\n{}", found.missing.join("\n"))))
+}
+
+/// The lab's stories on a real containerd, by our own other command.
+fn end_to_end(run: &mut Run) -> Result<Outcome> {
+    if run.fast {
+        return Ok(Outcome::Skipped("needs root (--fast)".into()));
+    }
+    if !shell::is_root() {
+        return Ok(Outcome::Skipped("needs root: sudo -E env PATH=\"$PATH\" cargo xtask e2e".into()));
+    }
+    // Not the executable's path: an earlier step may have put a newer one there.
+    shell::run(Command::new(format!("/proc/{}/exe", process::id())).arg("e2e")).map(|()| Outcome::Passed)
+}
+
+/// What the other steps run. The end-to-end test installs what it needs by itself.
+fn tools(run: &mut Run) -> Result<Outcome> {
+    for (verb, component) in [("fmt", "rustfmt"), ("clippy", "clippy")] {
+        if shell::capture(cargo().args([verb, "--version"])).is_err() {
+            shell::run(Command::new("rustup").args(["component", "add", component]))?;
+        }
+    }
+    if !run.fast && shell::is_root() {
+        packages::ensure(&[packages::need("git", "git"), packages::need("dpkg-deb", "dpkg")])?;
+    }
+    Ok(Outcome::Passed)
+}
