@@ -1,6 +1,8 @@
 //! Both halves must see the ABI's structs alike: what this machine's compiler makes of them is compared with the BTF of
 //! the built object, field by field.
 
+#![allow(clippy::expect_used, reason = "a test stops where it cannot go on")]
+
 mod btf;
 
 use btf::{Field, Layout};

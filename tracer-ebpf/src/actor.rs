@@ -138,4 +138,27 @@ impl Site {
             _ => return None,
         })
     }
+
+    /// Argument or result words `n` and `n + 1`: a Go string, or an interface.
+    ///
+    /// Not two calls of [`Site::word`]: where the first has no register, the verifier of 5.10 goes on to the second with
+    /// an `n` that is both too large and not, and takes the stack pointer plus that for no pointer at all.
+    #[inline(always)]
+    pub fn pair(&self, n: u64) -> Option<(u64, u64)> {
+        if self.cookie.stack_abi() {
+            let at = self.rsp + 8 + 8 * n;
+            return user_word(at).zip(user_word(at + 8));
+        }
+        Some(match n {
+            0 => (self.rax, self.rbx),
+            1 => (self.rbx, self.rcx),
+            2 => (self.rcx, self.rdi),
+            3 => (self.rdi, self.rsi),
+            4 => (self.rsi, self.r8),
+            5 => (self.r8, self.r9),
+            6 => (self.r9, self.r10),
+            7 => (self.r10, self.r11),
+            _ => return None,
+        })
+    }
 }

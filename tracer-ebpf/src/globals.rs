@@ -29,6 +29,8 @@ globals! {
     OFF_FS_NAME: u32, off_fs_name;
     /// Offset of `di` in the kernel's `pt_regs`, for `__x64_sys_umount(struct pt_regs *)`.
     OFF_REGS_DI: u32, off_regs_di;
+    /// Offset of `orig_ax` in the kernel's `pt_regs`: the number of the system call.
+    OFF_REGS_ORIG_AX: u32, off_regs_orig_ax;
     /// Offset of `sb` in `wb_writeback_work`.
     OFF_WORK_SB: u32, off_work_sb;
     /// Offset of `reason` in `wb_writeback_work`.

@@ -26,9 +26,10 @@ pub static OPS: HashMap<Key, Op> = HashMap::with_max_entries(4096, 0);
 #[map]
 pub static BLANK: Array<Op> = Array::with_max_entries(1, 0);
 
-/// Threads that are inside an unmount: `pid_tgid` -> key actor of the unmount.
+/// Threads that are inside an unmount: `pid_tgid` -> address of the registers that the thread saved on its way into the
+/// kernel; 0 when not known.
 #[map]
-pub static UNMOUNTING: HashMap<u64, u64> = HashMap::with_max_entries(1024, 0);
+pub static UNMOUNTING: HashMap<u64, u64> = HashMap::with_max_entries(4096, 0);
 
 /// Super blocks of the kretprobe family, innermost last: `pid_tgid` -> stack.
 #[map]
@@ -54,12 +55,24 @@ pub static DURATIONS: Array<u64> = Array::with_max_entries(kind::LIMIT * BUCKETS
 #[map]
 pub static STATS: Array<u64> = Array::with_max_entries(kind::LIMIT * SLOTS, 0);
 
-/// A kretprobe has no arguments, so the kprobe leaves the super block here.
+/// A kretprobe has no arguments, so the kprobe leaves here what began.
 #[repr(C)]
 #[derive(Clone, Copy, Default)]
 pub struct SuperStack {
     /// Number of entries in use.
     pub depth: u64,
-    /// The super blocks.
-    pub blocks: [u64; 4],
+    /// What has begun, outermost first.
+    pub calls: [SuperCall; 4],
+}
+
+/// One call of a probed function.
+#[repr(C)]
+#[derive(Clone, Copy, Default)]
+pub struct SuperCall {
+    /// Operation kind.
+    pub kind: u64,
+    /// Its super block.
+    pub block: u64,
+    /// Stack pointer at the call, where the return address lies.
+    pub sp: u64,
 }

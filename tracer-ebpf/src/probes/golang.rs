@@ -194,7 +194,7 @@ fn try_operation(ctx: &ProbeContext) -> Option<()> {
     op.tid = tid;
     op.flags = flag::GOROUTINE;
     if let Some(word) = cookie.name_word()
-        && let (Some(pointer), Some(len)) = (site.word(word), site.word(word + 1))
+        && let Some((pointer, len)) = site.pair(word)
     {
         // Longer than the field: not one of ours, keep the beginning.
         let n = (if len > NAME as u64 { NAME as u64 } else { len }) as usize;
@@ -210,7 +210,7 @@ fn try_operation(ctx: &ProbeContext) -> Option<()> {
     }
     read_text(ctx, &site, op, kind);
     if kind == kind::UNMOUNT {
-        let _ = UNMOUNTING.insert(&bpf_get_current_pid_tgid(), &g, 0);
+        let _ = UNMOUNTING.insert(&bpf_get_current_pid_tgid(), &0, 0);
     }
     emit::begun(op);
     Some(())
@@ -220,7 +220,7 @@ fn try_operation(ctx: &ProbeContext) -> Option<()> {
 fn read_text(ctx: &ProbeContext, site: &Site, op: &mut Op, kind: u32) {
     let cookie = site.cookie;
     let at = |place: u64| match cookie.text_source() {
-        text::ARGUMENT => site.word(place).zip(site.word(place + 1)),
+        text::ARGUMENT => site.pair(place),
         _ => site
             .word(cookie.text_word())
             .and_then(|base| user_word(base + place).zip(user_word(base + place + 8))),
@@ -301,7 +301,7 @@ fn try_operation_end(ctx: &ProbeContext) -> Option<()> {
     let at = unsafe { bpf_ktime_get_ns() };
     if kind == kind::UNMOUNT {
         let _ = UNMOUNTING.remove(&bpf_get_current_pid_tgid());
-        super::super_block::ends_with_unmount(ctx, tgid, tid, at);
+        super::super_block::ends_with_unmount(ctx, tgid, tid, Some(at));
         let _ = UNMOUNTING.remove(&((u64::from(tgid) << 32) | u64::from(op.tid)));
     }
     emit::op_ended(ctx, op, at);

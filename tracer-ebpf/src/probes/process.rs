@@ -3,7 +3,7 @@
 use crate::{
     actor::thread,
     emit,
-    maps::{PROCESSES, SUPER_STACK, UNMOUNTING},
+    maps::{PROCESSES, UNMOUNTING},
 };
 use aya_ebpf::{
     EbpfContext,
@@ -36,8 +36,10 @@ pub fn tracepoint_exit(ctx: RawTracePointContext) -> i32 {
     let who = bpf_get_current_pid_tgid();
     let key = Key { tgid, what: kind::UNMOUNT, actor: u64::from(tid), object: 0 };
     super::unmount::finish(&ctx, &key);
+    // An unmount in a Go function that was killed has no entry of this thread, the sync inside it has.
+    super::super_block::ends_with_unmount(&ctx, tgid, tid, None);
     let _ = UNMOUNTING.remove(&who);
-    let _ = SUPER_STACK.remove(&who);
+    super::super_block::forget_calls();
     if tgid == tid {
         gone(&ctx, tgid);
     }

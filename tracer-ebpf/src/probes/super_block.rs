@@ -6,10 +6,11 @@
 use crate::{
     actor::{goroutine_of, kernel, thread},
     emit, globals,
-    maps::{OPS, SUPER_STACK, SuperStack, UNMOUNTING},
+    maps::{OPS, SUPER_STACK, SuperCall, SuperStack, UNMOUNTING},
 };
 use aya_ebpf::{
     EbpfContext,
+    bindings::pt_regs,
     helpers::{bpf_get_current_pid_tgid, bpf_ktime_get_ns, bpf_probe_read_kernel_str_bytes},
     macros::{fentry, fexit, kprobe, kretprobe, raw_tracepoint},
     programs::{FEntryContext, FExitContext, ProbeContext, RawTracePointContext, RetProbeContext},
@@ -60,13 +61,16 @@ fn end<C: EbpfContext>(ctx: &C, kind: u32, block: u64) {
     let _ = OPS.remove(&key);
 }
 
-/// Ends what a tracepoint began on this thread: the unmount around it is over.
+/// Ends what a tracepoint began on this thread: the unmount around it was over at `at`. Without a time nothing is told,
+/// it is only forgotten; user space sees that it is no longer there.
 #[inline(always)]
-pub fn ends_with_unmount<C: EbpfContext>(ctx: &C, tgid: u32, tid: u32, at: u64) {
+pub fn ends_with_unmount<C: EbpfContext>(ctx: &C, tgid: u32, tid: u32, at: Option<u64>) {
     let key = Key { tgid, what: kind::SYNC, actor: u64::from(tid), object: 0 };
     // SAFETY: only this thread writes its entry, and it is not used after its removal.
     if let Some(op) = unsafe { OPS.get(&key) } {
-        emit::op_ended(ctx, op, at);
+        if let Some(at) = at {
+            emit::op_ended(ctx, op, at);
+        }
         let _ = OPS.remove(&key);
     }
 }
@@ -105,48 +109,95 @@ pub fn fexit_sync(ctx: FExitContext) -> u32 {
     0
 }
 
+/// Forgets the calls of this thread that must have returned unseen, because a frame ends at `sp` now: the kernel has few
+/// kretprobe instances (on 5.10 without preemption one for each CPU) and drops the returns of calls beyond them. Such an
+/// end is not told, since nobody knows when it was; user space sees that the operation is no longer there.
 #[inline(always)]
-fn push(block: u64) {
-    let who = bpf_get_current_pid_tgid();
-    if let Some(stack) = SUPER_STACK.get_ptr_mut(&who) {
-        // SAFETY: only this thread writes its entry.
-        let stack = unsafe { &mut *stack };
-        if let Some(slot) = stack.blocks.get_mut((stack.depth & 3) as usize) {
-            *slot = block;
+fn drop_unseen(stack: &mut SuperStack, below: u64, tgid: u32, tid: u32) {
+    for _ in 0..4 {
+        let Some(last) = stack.depth.checked_sub(1) else { return };
+        let Some(call) = stack.calls.get((last & 3) as usize) else { return };
+        if call.sp >= below {
+            return;
         }
-        stack.depth += 1;
-    } else {
-        let _ = SUPER_STACK.insert(&who, &SuperStack { depth: 1, blocks: [block, 0, 0, 0] }, 0);
+        let key = Key { tgid, what: call.kind as u32, actor: u64::from(tid), object: call.block };
+        let _ = OPS.remove(&key);
+        stack.depth = last;
     }
 }
 
+/// The running thread exits: whatever it called has returned.
 #[inline(always)]
-fn pop() -> Option<u64> {
+pub fn forget_calls() {
     let who = bpf_get_current_pid_tgid();
-    let stack = SUPER_STACK.get_ptr_mut(&who)?;
-    // SAFETY: only this thread writes its entry, and it is not used after its removal.
-    let stack = unsafe { &mut *stack };
-    stack.depth = stack.depth.checked_sub(1)?;
-    let block = *stack.blocks.get((stack.depth & 3) as usize)?;
-    if stack.depth == 0 {
+    if let Some(stack) = SUPER_STACK.get_ptr_mut(&who) {
+        let (tgid, tid) = thread();
+        // SAFETY: only this thread writes its entry, and it is not used after its removal.
+        drop_unseen(unsafe { &mut *stack }, u64::MAX, tgid, tid);
         let _ = SUPER_STACK.remove(&who);
     }
-    Some(block)
 }
 
 #[inline(always)]
 fn kprobe_begin(ctx: &ProbeContext, kind: u32) {
-    if let Some(block) = ctx.arg::<u64>(0) {
-        push(block);
-        begin(ctx, kind, block, block, flag::KPROBE);
+    let Some(block) = ctx.arg::<u64>(0) else { return };
+    let sp = stack_pointer(ctx);
+    let who = bpf_get_current_pid_tgid();
+    let call = SuperCall { kind: u64::from(kind), block, sp };
+    if let Some(stack) = SUPER_STACK.get_ptr_mut(&who) {
+        // SAFETY: only this thread writes its entry.
+        let stack = unsafe { &mut *stack };
+        let (tgid, tid) = thread();
+        drop_unseen(stack, sp + 1, tgid, tid);
+        if stack.depth >= 4 {
+            // Deeper than any file system nests: without a place here its end could not be told.
+            emit::refuse(ctx, kind, Cause::MapFull);
+            return;
+        }
+        if let Some(slot) = stack.calls.get_mut((stack.depth & 3) as usize) {
+            *slot = call;
+        }
+        stack.depth += 1;
+    } else {
+        let none = SuperCall { kind: 0, block: 0, sp: 0 };
+        if SUPER_STACK.insert(&who, &SuperStack { depth: 1, calls: [call, none, none, none] }, 0).is_err() {
+            emit::refuse(ctx, kind, Cause::MapFull);
+            return;
+        }
     }
+    begin(ctx, kind, block, block, flag::KPROBE);
 }
 
 #[inline(always)]
 fn kretprobe_end(ctx: &RetProbeContext, kind: u32) {
-    if let Some(block) = pop() {
-        end(ctx, kind, block);
+    let who = bpf_get_current_pid_tgid();
+    let Some(stack) = SUPER_STACK.get_ptr_mut(&who) else {
+        emit::refuse(ctx, kind, Cause::NoBegin);
+        return;
+    };
+    // SAFETY: only this thread writes its entry, and it is not used after its removal.
+    let stack = unsafe { &mut *stack };
+    // The return address has been taken off the stack.
+    let sp = stack_pointer(ctx) - 8;
+    let (tgid, tid) = thread();
+    drop_unseen(stack, sp, tgid, tid);
+    let call = stack.depth.checked_sub(1).and_then(|last| stack.calls.get((last & 3) as usize)).copied();
+    match call {
+        Some(call) if call.sp == sp && call.kind == u64::from(kind) => {
+            stack.depth -= 1;
+            end(ctx, kind, call.block);
+        }
+        _ => emit::refuse(ctx, kind, Cause::NoBegin),
     }
+    if stack.depth == 0 {
+        let _ = SUPER_STACK.remove(&who);
+    }
+}
+
+#[inline(always)]
+fn stack_pointer<C: EbpfContext>(ctx: &C) -> u64 {
+    // SAFETY: the context of a kprobe program is a `pt_regs`.
+    unsafe { core::ptr::read_volatile(&raw const (*ctx.as_ptr().cast::<pt_regs>()).rsp) }
 }
 
 /// `generic_shutdown_super` begins.

@@ -11,6 +11,10 @@
 //! So a failed call ends at its return; a successful one ends at the last `cleanup_mnt` on that thread, or at its return
 //! when none begins (the mount is pinned elsewhere). That is known only afterwards: the entry stays, marked RETURNED
 //! with its end, until the thread unmounts again or exits; user space treats such an entry as over.
+//!
+//! A thread that is back can run `cleanup_mnt` for another reason: it closes the last file of a mount that was detached
+//! earlier. That is no longer this unmount. The registers saved on the way into the kernel tell: as long as the thread is
+//! on its way back from the call, they hold the number of that call.
 
 use crate::{
     actor::{goroutine_of, kernel, thread},
@@ -29,6 +33,8 @@ use tracer_common::{
 };
 
 const UNMOUNT: u32 = kind::UNMOUNT;
+/// `umount2` on x86-64.
+const SYS_UMOUNT2: u64 = 166;
 
 #[inline(always)]
 fn key() -> Key {
@@ -43,7 +49,7 @@ fn now() -> u64 {
 }
 
 #[inline(always)]
-fn begin<C: EbpfContext>(ctx: &C, path: u64, how: u32) {
+fn begin<C: EbpfContext>(ctx: &C, path: u64, regs: u64, how: u32) {
     emit::hit(UNMOUNT);
     let key = key();
     finish(ctx, &key);
@@ -65,7 +71,7 @@ fn begin<C: EbpfContext>(ctx: &C, path: u64, how: u32) {
             emit::refuse(ctx, UNMOUNT, Cause::ReadUser);
         }
     }
-    let _ = UNMOUNTING.insert(&bpf_get_current_pid_tgid(), &key.actor, 0);
+    let _ = UNMOUNTING.insert(&bpf_get_current_pid_tgid(), &regs, 0);
     emit::begun(op);
 }
 
@@ -93,11 +99,24 @@ fn cleaning(on: bool) {
     if let Some(op) = OPS.get_ptr_mut(&key()) {
         // SAFETY: only this thread writes its entry.
         let op = unsafe { &mut *op };
-        if on {
-            op.flags |= flag::CLEANING;
-        } else {
+        if !on && op.flags & flag::CLEANING != 0 {
             op.end = now();
-            op.flags &= !flag::CLEANING;
+            // The call has returned, even where its kretprobe was dropped for want of an instance.
+            op.flags = (op.flags | flag::RETURNED) & !flag::CLEANING;
+        } else if on && on_the_way_back() {
+            op.flags |= flag::CLEANING;
+        }
+    }
+}
+
+/// Whether this thread has not been in user space since it called unmount; yes when that cannot be told.
+#[inline(always)]
+fn on_the_way_back() -> bool {
+    // SAFETY: the value is only read, and by copy.
+    match unsafe { UNMOUNTING.get(&bpf_get_current_pid_tgid()) } {
+        None | Some(0) => true,
+        Some(regs) => {
+            kernel::<u64>(regs + u64::from(globals::off_regs_orig_ax())).is_none_or(|n| n == SYS_UMOUNT2)
         }
     }
 }
@@ -109,9 +128,10 @@ pub fn finish<C: EbpfContext>(ctx: &C, key: &Key) {
     let Some(op) = (unsafe { OPS.get(key) }) else { return };
     // A tracepoint alone knows when the call returned, not when the process was back: user space asks /proc for that.
     let known = op.flags & flag::TRACEPOINT == 0 || op.flags & flag::ERRNO != 0;
-    if op.flags & flag::RETURNED != 0 && known {
-        super::super_block::ends_with_unmount(ctx, key.tgid, key.actor as u32, op.end);
-        emit::op_ended(ctx, op, op.end);
+    let end = (op.flags & flag::RETURNED != 0 && known).then_some(op.end);
+    super::super_block::ends_with_unmount(ctx, key.tgid, key.actor as u32, end);
+    if let Some(end) = end {
+        emit::op_ended(ctx, op, end);
     }
     let _ = OPS.remove(key);
     let _ = UNMOUNTING.remove(&bpf_get_current_pid_tgid());
@@ -126,7 +146,8 @@ fn path_of(regs: u64) -> u64 {
 /// `__x64_sys_umount` begins.
 #[fentry(function = "__x64_sys_umount")]
 pub fn fentry_unmount(ctx: FEntryContext) -> u32 {
-    begin(&ctx, path_of(ctx.arg::<u64>(0)), flag::FENTRY);
+    let regs = ctx.arg::<u64>(0);
+    begin(&ctx, path_of(regs), regs, flag::FENTRY);
     0
 }
 
@@ -154,7 +175,8 @@ pub fn fexit_cleanup_mnt(_ctx: FExitContext) -> u32 {
 /// `__x64_sys_umount` begins.
 #[kprobe]
 pub fn kprobe_unmount(ctx: ProbeContext) -> u32 {
-    begin(&ctx, path_of(ctx.arg::<u64>(0).unwrap_or(0)), flag::KPROBE);
+    let regs = ctx.arg::<u64>(0).unwrap_or(0);
+    begin(&ctx, path_of(regs), regs, flag::KPROBE);
     0
 }
 
@@ -184,7 +206,7 @@ pub fn kretprobe_cleanup_mnt(_ctx: RetProbeContext) -> u32 {
 pub fn tracepoint_unmount(ctx: TracePointContext) -> u32 {
     // SAFETY: the offset lies inside this tracepoint's record.
     let path = unsafe { ctx.read_at::<u64>(16) }.unwrap_or(0);
-    begin(&ctx, path, flag::TRACEPOINT);
+    begin(&ctx, path, 0, flag::TRACEPOINT);
     0
 }
 

@@ -66,6 +66,7 @@ const OFFSETS: &[(&str, &str, &str)] = &[
     ("OFF_S_TYPE", "super_block", "s_type"),
     ("OFF_FS_NAME", "file_system_type", "name"),
     ("OFF_REGS_DI", "pt_regs", "di"),
+    ("OFF_REGS_ORIG_AX", "pt_regs", "orig_ax"),
     ("OFF_WORK_SB", "wb_writeback_work", "sb"),
     ("OFF_WORK_REASON", "wb_writeback_work", "reason"),
 ];
@@ -78,6 +79,7 @@ impl Features {
 
     /// Asks the running kernel. Loads and closes a few programs of two instructions; attaches nothing.
     pub fn detect() -> Features {
+        sys::lift_memory_limit();
         let vmlinux = std::fs::read("/sys/kernel/btf/vmlinux");
         let parsed = vmlinux.as_ref().ok().map(|bytes| Btf::parse(bytes));
         let btf = match (&vmlinux, &parsed) {

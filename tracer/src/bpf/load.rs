@@ -119,6 +119,7 @@ fn globals(features: &Features, diagnostics: bool) -> Vec<(&'static str, Vec<u8>
         ("OFF_S_TYPE", offset("OFF_S_TYPE")),
         ("OFF_FS_NAME", offset("OFF_FS_NAME")),
         ("OFF_REGS_DI", offset("OFF_REGS_DI")),
+        ("OFF_REGS_ORIG_AX", offset("OFF_REGS_ORIG_AX")),
         ("OFF_WORK_SB", offset("OFF_WORK_SB")),
         ("OFF_WORK_REASON", offset("OFF_WORK_REASON")),
     ]

@@ -143,8 +143,8 @@ pub fn kernel(features: &Features) -> Vec<Sight> {
             UNMOUNT,
             UNMOUNT_LOSS,
             &[
-                (UNMOUNT_FENTRY, with(&fentry, needs(&["OFF_REGS_DI"]))),
-                (UNMOUNT_KPROBE, with(&kprobe, needs(&["OFF_REGS_DI"]))),
+                (UNMOUNT_FENTRY, with(&fentry, needs(&["OFF_REGS_DI", "OFF_REGS_ORIG_AX"]))),
+                (UNMOUNT_KPROBE, with(&kprobe, needs(&["OFF_REGS_DI", "OFF_REGS_ORIG_AX"]))),
                 (UNMOUNT_TRACEPOINT, no(&features.syscall_tracepoints)),
             ],
         ),
@@ -185,6 +185,7 @@ mod tests {
             "OFF_S_TYPE",
             "OFF_FS_NAME",
             "OFF_REGS_DI",
+            "OFF_REGS_ORIG_AX",
             "OFF_WORK_SB",
             "OFF_WORK_REASON",
         ];

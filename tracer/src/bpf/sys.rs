@@ -41,6 +41,15 @@ fn owned(result: i64) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(raw) })
 }
 
+/// Lifts this process's limit of locked memory. Kernels before 5.11 count all BPF memory of the user against it: beside
+/// another BPF program of root, 64 KiB are used up and even the smallest program is refused with EPERM. Not being allowed
+/// to lift it is no error: newer kernels do not need it, and on older ones the next refusal tells.
+pub fn lift_memory_limit() {
+    let limit = libc::rlimit { rlim_cur: libc::RLIM_INFINITY, rlim_max: libc::RLIM_INFINITY };
+    // SAFETY: one valid struct, which lives through the call.
+    let _ = unsafe { libc::setrlimit(libc::RLIMIT_MEMLOCK, &raw const limit) };
+}
+
 /// A program to load.
 pub struct Program<'a> {
     /// `BPF_PROG_TYPE_*`.

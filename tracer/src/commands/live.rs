@@ -8,7 +8,7 @@ use crate::{
     exit::Exit,
     sinks::text,
     thresholds::{SECOND, Thresholds},
-    warden::protocol::Survey,
+    warden::protocol::{Cost, Survey},
 };
 use anyhow::Context;
 use std::{
@@ -27,10 +27,11 @@ pub fn run(options: &Live) -> anyhow::Result<Exit> {
     let create = |path: &PathBuf| File::create(path).with_context(|| format!("creating {}", path.display()));
     let file = options.json_to.as_ref().map(create).transpose()?;
     let mut teller =
-        Teller { json: options.json, file, ready: false, told: Shape::default(), told_at: 0, file_at: 0 };
+        Teller { json: options.json, verbose: options.probing.verbose, file, ..Teller::default() };
     follow(options.probing.settings(), Thresholds::default(), options.probing.duration, &mut teller)
 }
 
+#[derive(Default)]
 struct Teller {
     json: bool,
     /// Takes the JSON objects as well.
@@ -39,6 +40,10 @@ struct Teller {
     told: Shape,
     told_at: Ns,
     file_at: Ns,
+    /// Losses and blind spots as told last.
+    notes: Vec<String>,
+    cost: Vec<Cost>,
+    verbose: bool,
 }
 
 /// What a frame says apart from ages: two frames of the same shape differ only in how long it has lasted.
@@ -85,7 +90,8 @@ impl Follower for Teller {
         let remind = if self.json { REMIND_JSON } else { REMIND };
         let due = !frame.diagnoses.is_empty() && elapsed(self.told_at) >= remind;
         let changed = shape.chains != self.told.chains;
-        if !changed && shape.changes.is_empty() && !due {
+        let notes = text::notes(&frame);
+        if !changed && shape.changes.is_empty() && !due && (self.json || notes == self.notes) {
             self.told = shape;
             return Ok(());
         }
@@ -97,6 +103,9 @@ impl Follower for Teller {
             let clock = wall_clock();
             for line in frame.incidents.iter().filter_map(text::change) {
                 writeln!(out, "{clock} {line}")?;
+            }
+            for note in notes.iter().filter(|note| !self.notes.contains(note)) {
+                writeln!(out, "{clock} {note}")?;
             }
             if frame.diagnoses.is_empty() && changed {
                 writeln!(out, "{clock} {}", text::healthy(&frame))?;
@@ -111,7 +120,23 @@ impl Follower for Teller {
         }
         out.flush()?;
         self.told = shape;
+        self.notes = notes;
         self.told_at = frame.now;
+        Ok(())
+    }
+
+    fn cost(&mut self, cost: &[Cost]) {
+        self.cost = cost.to_vec();
+    }
+
+    fn end(&mut self) -> anyhow::Result<()> {
+        if self.verbose {
+            for cost in &self.cost {
+                let refusals: Vec<String> =
+                    cost.refusals.iter().map(|(why, n)| format!("; {why}: {n}")).collect();
+                eprintln!("plegscope: {:?}: {} begun{}", cost.kind, cost.hits, refusals.concat());
+            }
+        }
         Ok(())
     }
 }

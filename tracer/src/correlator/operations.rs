@@ -99,6 +99,8 @@ pub struct Finished {
 pub struct Settling {
     /// The semaphore.
     pub semaphore: u64,
+    /// The goroutine's number, where it is known: the address of `g` is used again by another.
+    pub goid: Option<u64>,
     /// Begin of the first of the merged waits.
     pub since: Ns,
     /// When it ended.
@@ -381,7 +383,7 @@ impl Operations {
                     h.held_since = Some(h.held_since.map_or(at, |t| t.max(at)));
                 }
             }
-            let wait = Settling { semaphore: op.object, since, ended: at };
+            let wait = Settling { semaphore: op.object, goid: op.actor.goid, since, ended: at };
             if self.settling.len() >= limits::SETTLING && !self.settling.contains_key(&(pid, actor)) {
                 self.unsettled = self.unsettled.saturating_add(1);
                 finished.push(settled_wait(&op.actor, &wait));
@@ -561,10 +563,12 @@ pub fn may_be_at(base: u64, semaphore: u64) -> bool {
     matches!(semaphore.checked_sub(base), Some(4 | 8 | 12))
 }
 
-/// Whether a new wait goes on from one that has just ended: the same lock (a writer first queues on +4, then waits for
-/// readers on +8), within [`limits::REQUEUE_GAP`].
+/// Whether a new wait goes on from one that has just ended: the same goroutine and lock (a writer first queues on +4,
+/// then waits for readers on +8), within [`limits::REQUEUE_GAP`].
 fn continues(before: &Settling, op: &Operation) -> bool {
-    (op.object == before.semaphore || op.object == before.semaphore.wrapping_add(4))
+    let another = matches!((before.goid, op.actor.goid), (Some(a), Some(b)) if a != b);
+    !another
+        && (op.object == before.semaphore || op.object == before.semaphore.wrapping_add(4))
         && op.begin >= before.ended
         && op.begin - before.ended <= limits::REQUEUE_GAP
 }

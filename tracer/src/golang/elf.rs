@@ -106,6 +106,12 @@ impl<'a> Elf<'a> {
         self.position_independent
     }
 
+    /// Address of the first instruction, without load bias. A process knows its own (`AT_ENTRY` of its auxiliary
+    /// vector), so the difference is the load bias.
+    pub fn entry(&self) -> u64 {
+        self.header.e_entry(LittleEndian)
+    }
+
     /// What to add to an address in the file to get that in a process whose lowest mapping of the file begins at
     /// `lowest_mapping`. Go's own linker lets position-independent files begin at 0x400000, not at 0.
     pub fn load_bias(&self, lowest_mapping: u64) -> u64 {

@@ -139,7 +139,7 @@ impl Memory for ProcessMemory {
 
 /// Memory made up by a test: pieces at addresses, nothing between them.
 #[cfg(test)]
-pub(super) struct Pieces(pub Vec<(u64, Vec<u8>)>);
+pub(crate) struct Pieces(pub Vec<(u64, Vec<u8>)>);
 
 #[cfg(test)]
 impl Memory for Pieces {

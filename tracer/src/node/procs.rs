@@ -303,6 +303,21 @@ impl Processes {
     }
 }
 
+/// Address of the first instruction of a process's program, as loaded: `AT_ENTRY` of `/proc/PID/auxv`, which the kernel
+/// answers from what it keeps itself, without a lock of the process.
+pub fn entry_point(pid: u32) -> Result<u64, ReadError> {
+    let path = format!("/proc/{pid}/auxv");
+    let text = read_file(&path, SMALL)?;
+    parse_entry_point(&text).ok_or_else(|| ReadError::malformed(path, format!("{} bytes", text.len())))
+}
+
+/// `AT_ENTRY` (9) in an auxiliary vector: pairs of 8-byte words, key and value.
+pub fn parse_entry_point(vector: &[u8]) -> Option<u64> {
+    let word = |bytes: &[u8]| bytes.try_into().ok().map(u64::from_le_bytes);
+    let entry = vector.chunks_exact(16).find(|pair| word(&pair[..8]) == Some(9))?;
+    word(&entry[8..])
+}
+
 /// Whether the kernel may have handed out `pid` after `from` and up to `to`, if it went round at most once.
 fn handed_out_between(from: u32, to: u32, pid: u32) -> bool {
     if from <= to { from < pid && pid <= to } else { from < pid || pid <= to }
@@ -392,6 +407,15 @@ pub fn parse_last_pid(text: &[u8]) -> Option<u32> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_entry_point_is_where_the_program_says_it_is() {
+        // SAFETY: takes a number only.
+        let truth = unsafe { libc::getauxval(libc::AT_ENTRY) };
+        assert_eq!(entry_point(std::process::id()).unwrap(), truth);
+        assert_eq!(parse_entry_point(&[0; 31]), None);
+    }
+
     use proptest::prelude::*;
     use std::os::linux::fs::MetadataExt;
     use std::process::{Command, Stdio};

@@ -243,10 +243,8 @@ fn ends_in_line(d: &Diagnosis) -> String {
 }
 
 fn fix(f: &Fix) -> String {
+    // What it changes and what it costs is in the frame: here the line must stay one that is read.
     let mut text = f.what.clone();
-    if !f.effect.is_empty() {
-        text.push_str(&format!(" ({})", f.effect));
-    }
     if !f.since.is_empty() {
         text.push_str(&format!(" [{}]", f.since));
     }

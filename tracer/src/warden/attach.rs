@@ -236,7 +236,10 @@ impl Attacher {
         self.shared.known.write().unwrap_or_else(PoisonError::into_inner).insert(process.pid, known);
         if let Some(kernel) = self.kernel.as_mut() {
             let goid_offset = ours.examined.offsets.map_or(0, |o| u32::from(o.goid));
-            let value = tracer_common::settings::Process { binary: ours.number, goid_offset, bias: 0 };
+            // Only kernels without cookies use it, and there a process that cannot be asked is not probed: its sites are
+            // not found, which is counted.
+            let bias = binaries::bias(process.pid, ours.examined.entry).unwrap_or(0);
+            let value = tracer_common::settings::Process { binary: ours.number, goid_offset, bias };
             if let Err(error) = kernel.register(process.pid, value) {
                 self.outbox
                     .log(Level::Warning, format!("process {} cannot be registered: {error:#}", process.pid));
@@ -258,11 +261,12 @@ impl Attacher {
             Ok(_) => {}
             Err(error) => return unreadable(error.to_string()),
         }
+        let pid = process.pid;
         let reading = match file.try_clone() {
             Ok(reading) => reading,
             Err(error) => return unreadable(error.to_string()),
         };
-        match self.readers.run(PATIENCE, move || binaries::examine(&reading, other)) {
+        match self.readers.run(PATIENCE, move || binaries::examine(&reading, pid, other)) {
             Ok(Ok(None)) => Binary::Foreign,
             Ok(Ok(Some(examined))) => {
                 let mut ours = Box::new(Ours {
@@ -275,7 +279,10 @@ impl Attacher {
                     scans: 0,
                     examined,
                 });
-                let targets = std::mem::take(&mut ours.examined.targets);
+                let mut targets = std::mem::take(&mut ours.examined.targets);
+                for target in &mut targets {
+                    target.note.clone_from(&ours.examined.note);
+                }
                 self.attach(&mut ours, &file, targets);
                 Binary::Ours(ours)
             }
@@ -288,7 +295,7 @@ impl Attacher {
     fn attach(&mut self, ours: &mut Ours, file: &File, targets: Vec<Target>) {
         let mut ready: Vec<(Target, Vec<SiteRequest>)> = Vec::new();
         for target in targets {
-            match self.decide(ours, file, &target) {
+            match self.decide(file, &target) {
                 Ok(sites) => ready.push((target, sites)),
                 Err((why, again)) => {
                     ours.probes.push(probe(&target, None, 0, why));
@@ -330,7 +337,7 @@ impl Attacher {
     }
 
     /// Whether a target is probed; if not, why, and whether it is worth another try.
-    fn decide(&self, ours: &Ours, file: &File, target: &Target) -> Result<Vec<SiteRequest>, (String, bool)> {
+    fn decide(&self, file: &File, target: &Target) -> Result<Vec<SiteRequest>, (String, bool)> {
         let no = |why: &str| Err((why.to_owned(), false));
         if let Some(reason) = self.features.as_ref().and_then(|f| f.uprobes.reason()) {
             return no(reason);
@@ -340,10 +347,6 @@ impl Attacher {
         }
         if target.kind == Kind::Unmount && self.kernel_sees_unmounts {
             return no("not needed: a kernel probe sees every unmount");
-        }
-        let cookies = self.features.as_ref().is_some_and(|f| f.cookies.yes());
-        if !cookies && ours.examined.position_independent {
-            return no("a position-independent program on a kernel without attach cookies (5.15)");
         }
         let sites = target.sites.as_ref().map_err(|why| (why.clone(), false))?;
         for site in sites {

@@ -1,5 +1,6 @@
 //! From an executable to the sites that are probed in it: reads the file once, keeps only what is needed.
 
+use super::verify::{self, Verdict};
 use crate::{
     bpf::load::{GoProgram, SiteRequest},
     event::{Kind, Role},
@@ -8,7 +9,9 @@ use crate::{
         catalog::{self, CATALOG, Job, Lookup, Place, Resolved},
         offsets::{Abi, Offsets},
         probe_site::{Cost, How, Site},
+        unwind,
     },
+    node::{ReadError, memory::ProcessMemory, procs},
 };
 use std::fs::File;
 use tracer_common::cookie::Cookie;
@@ -27,8 +30,10 @@ pub struct Examined {
     pub build_id: Option<String>,
     /// Where its runtime keeps things.
     pub offsets: Option<Offsets>,
-    /// Whether it is loaded at an address that the file does not say.
-    pub position_independent: bool,
+    /// Address of its first instruction as the file has it.
+    pub entry: u64,
+    /// Why goroutine numbers are not known although the version is; empty when they are.
+    pub note: String,
     /// What can be probed in it, and what not and why.
     pub targets: Vec<Target>,
 }
@@ -50,8 +55,9 @@ pub struct Target {
     pub note: String,
 }
 
-/// Reads an executable. `None` when it is not a Go program that takes part. May wait for the disk: for a worker.
-pub fn examine(file: &File, other: bool) -> Result<Option<Examined>, String> {
+/// Reads an executable that process `pid` runs. `None` when it is not a Go program that takes part. May wait for the
+/// disk: for a worker.
+pub fn examine(file: &File, pid: u32, other: bool) -> Result<Option<Examined>, String> {
     // SAFETY: the file is being executed, so the kernel refuses to write to it or truncate it (ETXTBSY).
     let bytes = unsafe { memmap2::Mmap::map(file) }.map_err(|e| format!("its file cannot be mapped: {e}"))?;
     let binary = match GoBinary::parse(&bytes) {
@@ -64,7 +70,18 @@ pub fn examine(file: &File, other: bool) -> Result<Option<Examined>, String> {
     let Some(role) = lookup.roles().first().copied().or(other.then_some(Role::Other)) else {
         return Ok(None);
     };
-    let offsets = binary.offsets();
+    let mut offsets = binary.offsets();
+    let mut note = String::new();
+    if let Ok(table) = &mut offsets
+        && let Verdict::Refuted(why) = verify(&binary, pid, table)
+    {
+        // Everything else in the table is as doubtful as this; the probes themselves need only the goroutine's address.
+        note = format!(
+            "goroutine numbers are not shown: the process disagrees with the table for {} ({why})",
+            binary.build.go
+        );
+        table.goid = 0;
+    }
     let abi = binary.abi();
     let targets = match (&abi, &offsets) {
         (Ok(abi), Ok(offsets)) => {
@@ -89,10 +106,30 @@ pub fn examine(file: &File, other: bool) -> Result<Option<Examined>, String> {
             Err(why) => why.to_string(),
         },
         build_id: binary.build_id(),
-        offsets: offsets.ok(),
-        position_independent: binary.elf.position_independent(),
+        offsets: offsets.ok().filter(|_| note.is_empty()),
+        entry: binary.elf.entry(),
+        note,
         targets,
     }))
+}
+
+/// Holds the table of offsets against the running process.
+fn verify(binary: &GoBinary<'_>, pid: u32, table: &Offsets) -> Verdict {
+    let place = || {
+        let slice = unwind::all_goroutines(binary).map_err(|why| why.to_string())?;
+        let bias = bias(pid, binary.elf.entry()).map_err(|why| why.to_string())?;
+        let memory = ProcessMemory::open(pid).map_err(|why| why.to_string())?;
+        Ok::<_, String>((memory, slice.wrapping_add(bias)))
+    };
+    match place() {
+        Ok((memory, slice)) => verify::offsets(&memory, table, slice),
+        Err(why) => Verdict::Unknown(why),
+    }
+}
+
+/// How far a process's program was moved when it was loaded; 0 for one that is not position independent.
+pub fn bias(pid: u32, entry: u64) -> Result<u64, ReadError> {
+    Ok(procs::entry_point(pid)?.wrapping_sub(entry))
 }
 
 /// Name of a method by its number, which is its place in the catalogue.

@@ -128,7 +128,8 @@ impl Poller {
         }
         let mut still_told = BTreeSet::new();
         for op in &self.ops {
-            if !old(decode::kind_of(&op.key), op.begin) {
+            let kind = decode::kind_of(&op.key);
+            if !old(kind, op.begin) || kind.is_some_and(|kind| short(op, floor(kind))) {
                 continue;
             }
             let Some(operation) = decode::op(op, method_name) else { continue };
@@ -176,20 +177,35 @@ impl Poller {
     }
 }
 
+/// Whether an entry that is still in the map was over before it reached the floor.
+fn short(op: &Op, floor: Ns) -> bool {
+    let over = op.flags & (flag::RETURNED | flag::CLEANING | flag::TRACEPOINT) == flag::RETURNED;
+    over && op.end.saturating_sub(op.begin) < floor
+}
+
 /// When an entry that is still in the map was over; `None` while it is in flight.
 fn over(op: &Op, now: Ns) -> Option<Ns> {
-    if op.flags & flag::RETURNED == 0 || op.flags & flag::CLEANING != 0 {
-        return None;
-    }
-    if op.flags & flag::TRACEPOINT == 0 {
+    let has = |bit: u32| op.flags & bit != 0;
+    let unmount = decode::kind_of(&op.key) == Some(Kind::Unmount);
+    let returned = has(flag::RETURNED) && !has(flag::CLEANING);
+    if returned && !has(flag::TRACEPOINT) {
         // The kernel runs `cleanup_mnt` before the thread is back in user space; between the return of the call and
         // its begin there is next to nothing, but not nothing.
         const SETTLED: Ns = 20_000_000;
         return (now.saturating_sub(op.end) > SETTLED).then_some(op.end);
     }
-    // Without a probe on `cleanup_mnt` the thread itself must be asked whether it is back.
+    // Some ends no probe tells, so the thread itself must be asked whether it is back: that of an unmount without a probe
+    // on `cleanup_mnt`, that of a sync that is told by its begin only, and that of a kprobe whose kretprobe was dropped
+    // for want of an instance.
+    let ask =
+        (returned && has(flag::TRACEPOINT)) || has(flag::ENDS_WITH_UNMOUNT) || (unmount && has(flag::KPROBE));
+    if !ask {
+        return None;
+    }
     match threads::look(op.key.tgid, op.tid) {
         Ok(site) if site.site.syscall == Some(SYS_UMOUNT2) => None,
+        // It runs, so it cannot be told where: asked again at the next poll.
+        Ok(site) if site.site.state == 'R' => None,
         _ => Some(now),
     }
 }

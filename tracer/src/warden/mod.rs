@@ -10,6 +10,7 @@ mod context;
 mod events;
 mod outbox;
 pub mod protocol;
+mod verify;
 
 use std::{
     io,
