@@ -64,9 +64,7 @@ pub fn run(args: Args) -> Result<()> {
     let mut say = move |text: &str| println!("{:>6.1} s  {text}", (sys::monotonic() - begin) as f64 / 1e9);
     lab::run_interruptible(async |ledger| {
         let lab = match &kubelet {
-            Some(kubelet) => {
-                Lab::prepare_with_kubelet(ledger, programs, kubelet, &script, &mut say).await?
-            }
+            Some(kubelet) => Lab::prepare_with_kubelet(ledger, programs, kubelet, &script, &mut say).await?,
             None => Lab::prepare(ledger, programs, script.megabytes(), &mut say).await?,
         };
         let frames = lab.run.join("frames.jsonl");

@@ -6,8 +6,8 @@
 //! logs lie where every kubelet has them, below `/var/log`.
 
 use super::cleanup::{Ledger, Leftover, cgroup_roots, folders_not_there};
-use super::kubelet_log::Parser;
 use super::kubelet_like::Call;
+use super::kubelet_log::Parser;
 use super::pods::{self, Pod};
 use super::{containerd::Containerd, cri, image, sys};
 use anyhow::{Context, Result, bail};
@@ -19,8 +19,8 @@ use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -149,8 +149,7 @@ impl Kubelet {
     /// What it warned of last.
     pub fn complaints(&self, lines: usize) -> String {
         let text = fs::read_to_string(&self.log).unwrap_or_default();
-        let all: Vec<&str> =
-            text.lines().filter(|line| !line.contains("[RemoteRuntimeService]")).collect();
+        let all: Vec<&str> = text.lines().filter(|line| !line.contains("[RemoteRuntimeService]")).collect();
         all[all.len().saturating_sub(lines)..].join("\n")
     }
 }
@@ -257,7 +256,12 @@ impl Planned {
         fs::create_dir_all(&signals).with_context(|| format!("creating {}", signals.display()))?;
         let namespace = pods::NAMESPACE.to_owned();
         // The name of the run makes it unique on the machine, where the folder of the logs is called after it.
-        Ok(Planned { name: name.to_owned(), namespace, uid: pods::uid(&format!("{run_name}/{name}")), signals })
+        Ok(Planned {
+            name: name.to_owned(),
+            namespace,
+            uid: pods::uid(&format!("{run_name}/{name}")),
+            signals,
+        })
     }
 
     /// What the kubelet calls it.
@@ -288,8 +292,7 @@ impl Planned {
 
     fn running(&self, listed: &cri::ListContainersResponse) -> Option<Pod> {
         let ours = |one: &&cri::Container| {
-            one.state == cri::Container::RUNNING
-                && one.labels.get("io.kubernetes.pod.uid") == Some(&self.uid)
+            one.state == cri::Container::RUNNING && one.labels.get("io.kubernetes.pod.uid") == Some(&self.uid)
         };
         let container = listed.containers.iter().find(ours)?;
         Some(Pod {
@@ -352,7 +355,8 @@ fn scrape(port: u16) -> Option<String> {
 
 /// Count and sum (seconds) of the relists in a metrics page.
 fn relists(page: &str) -> Option<(u64, f64)> {
-    let value = |name: &str| page.lines().find_map(|line| line.strip_prefix(name)?.trim().parse::<f64>().ok());
+    let value =
+        |name: &str| page.lines().find_map(|line| line.strip_prefix(name)?.trim().parse::<f64>().ok());
     let count = value("kubelet_pleg_relist_duration_seconds_count ")?;
     Some((count as u64, value("kubelet_pleg_relist_duration_seconds_sum ")?))
 }

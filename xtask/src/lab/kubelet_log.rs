@@ -116,7 +116,8 @@ fn split(line: &str) -> Option<(u64, &str)> {
 mod tests {
     use super::*;
 
-    const FILTER: &str = "filter=&ContainerFilter{Id:,State:nil,PodSandboxId:,LabelSelector:map[string]string{},}";
+    const FILTER: &str =
+        "filter=&ContainerFilter{Id:,State:nil,PodSandboxId:,LabelSelector:map[string]string{},}";
 
     fn parse(lines: &[String]) -> Vec<Call> {
         let mut parser = Parser::default();
@@ -133,14 +134,23 @@ mod tests {
     fn a_relist_its_list_and_an_update_are_found_across_midnight() {
         let calls = parse(&[
             line("23:59:50.000000", "GenericPLEG: Relisting"),
-            line("23:59:50.000100", &format!("[RemoteRuntimeService] ListContainers ({FILTER}, timeout=2m0s)")),
-            line("23:59:50.500000", "[RemoteRuntimeService] UpdateContainerResources (containerID=c1, timeout=2m0s)"),
+            line(
+                "23:59:50.000100",
+                &format!("[RemoteRuntimeService] ListContainers ({FILTER}, timeout=2m0s)"),
+            ),
+            line(
+                "23:59:50.500000",
+                "[RemoteRuntimeService] UpdateContainerResources (containerID=c1, timeout=2m0s)",
+            ),
             line(
                 "23:59:50.600000",
                 "[RemoteRuntimeService] ListContainers (filter=&ContainerFilter{Id:,State:&ContainerStateValue{…},}",
             ),
             line("23:59:55.000000", "UpdateContainerResources \"c1\" from runtime service failed: gone"),
-            line("23:59:56.000000", &format!("[RemoteRuntimeService] ListContainers Response ({FILTER}, containers=[])")),
+            line(
+                "23:59:56.000000",
+                &format!("[RemoteRuntimeService] ListContainers Response ({FILTER}, containers=[])"),
+            ),
             line("23:59:58.000000", "GenericPLEG: Relisting"),
         ]);
         let second = |n: f64| 1_000_000_000_000 - (n * 1e9) as u64;
@@ -160,6 +170,8 @@ mod tests {
 
     #[test]
     fn lines_without_the_header_are_left_alone() {
-        assert!(parse(&["Flag --x has been deprecated".to_owned(), "] ".to_owned(), String::new()]).is_empty());
+        assert!(
+            parse(&["Flag --x has been deprecated".to_owned(), "] ".to_owned(), String::new()]).is_empty()
+        );
     }
 }

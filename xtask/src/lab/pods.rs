@@ -29,6 +29,11 @@ pub struct Pod {
 }
 
 impl Pod {
+    /// Its container and its sandbox.
+    pub fn ids(&self) -> [String; 2] {
+        [self.container.clone(), self.sandbox.clone()]
+    }
+
     /// Asks the workload to go on to its next step, `write` or `exit`.
     pub fn tell(&self, step: &str) -> Result<()> {
         let file = self.signals.join(step);

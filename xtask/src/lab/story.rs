@@ -2,6 +2,7 @@
 
 use super::kubelet::Kubelet as RealKubelet;
 use super::kubelet_like::{Call, KubeletLike};
+use super::pods::Pod;
 use super::strace::{Strace, Traced};
 use super::unmounts::{Stay, Watch};
 use super::{Lab, sys};
@@ -60,6 +61,8 @@ pub struct Truth {
     pub container_name: String,
     /// Its shim.
     pub shim: u32,
+    /// All containers and sandboxes of this lab.
+    pub own: Vec<String>,
     /// The real kubelet, when one made the calls.
     pub kubelet: Option<Kubelet>,
     /// Device number of the disk below the snapshots.
@@ -177,13 +180,14 @@ impl Lab<'_> {
         }
         victim.tell("write")?;
         victim.wait_for("written", Duration::from_secs(120)).await?;
+        let mut own: Vec<String> = self.pods.iter().flat_map(Pod::ids).collect();
         let unmounts = Watch::start(shim);
         let told_to_exit = sys::monotonic();
         victim.tell("exit")?;
         say(&format!("pod {} has written {} MB and exits", victim.name, script.megabytes()));
 
         match script.block {
-            Block::None => self.churn(script.stall).await?,
+            Block::None => own.extend(self.churn(script.stall).await?),
             Block::Disk | Block::Strace => self.wait_for_stall(&caller, &unmounts, script, say).await?,
         }
         Ok(Truth {
@@ -193,6 +197,7 @@ impl Lab<'_> {
             namespace: victim.namespace.clone(),
             container_name: victim.container_name.clone(),
             shim,
+            own,
             kubelet: self
                 .kubelet
                 .as_ref()
@@ -206,7 +211,9 @@ impl Lab<'_> {
     }
 
     /// A healthy node is not an idle one: pods come, write, exit and are removed until the time is over.
-    async fn churn(&self, time: Duration) -> Result<()> {
+    /// Returns their ids.
+    async fn churn(&self, time: Duration) -> Result<Vec<String>> {
+        let mut ids = Vec::new();
         let end = tokio::time::Instant::now() + time;
         for index in 0.. {
             if tokio::time::Instant::now() >= end {
@@ -215,13 +222,14 @@ impl Lab<'_> {
             let cgroup = std::path::Path::new(&self.ledger.name);
             let pod =
                 super::pods::start(&self.client, &format!("churn-{index}"), 4, cgroup, &self.run).await?;
+            ids.extend(pod.ids());
             pod.tell("write")?;
             pod.wait_for("written", Duration::from_secs(20)).await?;
             pod.tell("exit")?;
             tokio::time::sleep(Duration::from_millis(500)).await;
             super::pods::remove(&self.client, &pod).await;
         }
-        Ok(())
+        Ok(ids)
     }
 
     /// Waits until a relist hangs behind the unmount, and until all is over.
@@ -232,12 +240,12 @@ impl Lab<'_> {
         script: &Script,
         say: &mut impl FnMut(&str),
     ) -> Result<()> {
-        let hangs =
-            || {
-                caller.in_flight().into_iter().find(|call| {
-                    call.method == "ListContainers" && call.age(sys::monotonic()) > 1_000_000_000
-                })
-            };
+        let hangs = || {
+            caller
+                .in_flight()
+                .into_iter()
+                .find(|call| call.method == "ListContainers" && call.age(sys::monotonic()) > 1_000_000_000)
+        };
         let limit = script.update_every + script.stall;
         let came = sys::until(limit, || hangs().is_some()).await;
         ensure!(
