@@ -73,21 +73,27 @@ fn look(pid: u32, inside: &mut HashMap<u32, usize>, stays: &Mutex<Vec<Stay>>) {
         .unwrap_or_else(|_| Vec::new());
     let mut stays = stays.lock().unwrap_or_else(PoisonError::into_inner);
     inside.retain(|tid, index| {
-        let still = in_umount(pid, *tid);
+        // One that happens to be on the CPU does not say where it is; it is asked again.
+        let still = in_umount(pid, *tid).unwrap_or(true);
         if !still {
             stays[*index].end = Some(now);
         }
         still
     });
     for tid in threads {
-        if !inside.contains_key(&tid) && in_umount(pid, tid) {
+        if !inside.contains_key(&tid) && in_umount(pid, tid) == Some(true) {
             inside.insert(tid, stays.len());
             stays.push(Stay { tid, begin: now, end: None });
         }
     }
 }
 
-fn in_umount(pid: u32, tid: u32) -> bool {
-    let number = format!("{} ", libc::SYS_umount2);
-    fs::read_to_string(format!("/proc/{pid}/task/{tid}/syscall")).is_ok_and(|line| line.starts_with(&number))
+/// Whether a thread is inside `umount2`; `None` when it runs, so that the kernel does not say. A thread that is gone is
+/// not inside.
+fn in_umount(pid: u32, tid: u32) -> Option<bool> {
+    let line = fs::read_to_string(format!("/proc/{pid}/task/{tid}/syscall")).unwrap_or_default();
+    if line.starts_with("running") {
+        return None;
+    }
+    Some(line.split(' ').next().and_then(|number| number.parse().ok()) == Some(libc::SYS_umount2))
 }
