@@ -48,6 +48,39 @@ struct Teller {
     notes: Vec<String>,
     cost: Vec<Cost>,
     verbose: bool,
+    settling: Settling,
+}
+
+/// Holds back what may be invisible for a moment only.
+#[derive(Debug, Default)]
+struct Settling {
+    /// Stuck calls whose end was told as not visible.
+    told: BTreeSet<OperationId>,
+    /// Since when there is one that was not.
+    since: Option<Ns>,
+}
+
+impl Settling {
+    /// The stuck calls of a frame whose end is not visible.
+    fn invisible(frame: &Frame) -> BTreeSet<OperationId> {
+        let hidden = frame.diagnoses.iter().filter(|d| matches!(d.ends_in, EndsIn::NotVisible { .. }));
+        hidden.filter_map(|d| Some(d.chain.links.first()?.operation.id())).collect()
+    }
+
+    /// Whether the chains of a frame should not be told yet.
+    fn holds(&mut self, frame: &Frame) -> bool {
+        if Settling::invisible(frame).is_subset(&self.told) {
+            self.since = None;
+            return false;
+        }
+        let since = *self.since.get_or_insert(frame.now);
+        frame.now.saturating_sub(since) < SETTLED
+    }
+
+    /// The chains of a frame were told.
+    fn tell(&mut self, frame: &Frame) {
+        *self = Settling { told: Settling::invisible(frame), since: None };
+    }
 }
 
 /// What a frame says apart from ages: two frames of the same shape differ only in how long it has lasted.
@@ -95,6 +128,8 @@ impl Follower for Teller {
         let due = !frame.diagnoses.is_empty() && elapsed(self.told_at) >= remind;
         let changed = shape.chains != self.told.chains;
         let notes = text::notes(&frame);
+        // Asked for every frame, so that a moment's invisibility that is over does not count for the next.
+        let held = self.settling.holds(&frame) && !self.json;
         if !changed && shape.changes.is_empty() && !due && (self.json || notes == self.notes) {
             self.told = shape;
             return Ok(());
@@ -111,6 +146,13 @@ impl Follower for Teller {
             for note in notes.iter().filter(|note| !self.notes.contains(note)) {
                 writeln!(out, "{clock} {note}")?;
             }
+            if held {
+                out.flush()?;
+                self.told.changes = shape.changes;
+                self.notes = notes;
+                return Ok(());
+            }
+            self.settling.tell(&frame);
             if frame.diagnoses.is_empty() && changed {
                 writeln!(out, "{clock} {}", text::healthy(&frame))?;
             }
