@@ -21,6 +21,9 @@ pub struct Args {
     /// Seconds between two updates of a container's resources (the kubelet's default is 10)
     #[arg(long, default_value_t = 2)]
     update_every: u64,
+    /// Let a real kubelet relist and update (see `cargo xtask kubelet`) instead of a client like it
+    #[arg(long)]
+    kubelet: bool,
     /// Folder with another containerd, its shim and ctr
     #[arg(long, value_name = "FOLDER")]
     containerd: Option<PathBuf>,
@@ -46,6 +49,10 @@ pub fn run(args: Args) -> Result<()> {
     packages::ensure(&packages::LAB)?;
     let programs = Programs::find(args.containerd.as_deref())?;
     let binary = if args.without_plegscope { None } else { Some(tracer::binary()?) };
+    let kubelet = match args.kubelet {
+        true => Some(crate::kubelet::built()?.context(crate::kubelet::NOT_BUILT)?),
+        false => None,
+    };
     let script = Script {
         block: args.block,
         stall: Duration::from_secs(args.seconds),
@@ -56,7 +63,10 @@ pub fn run(args: Args) -> Result<()> {
     let begin = sys::monotonic();
     let mut say = move |text: &str| println!("{:>6.1} s  {text}", (sys::monotonic() - begin) as f64 / 1e9);
     lab::run_interruptible(async |ledger| {
-        let lab = Lab::prepare(ledger, programs, script.megabytes(), &mut say).await?;
+        let lab = match &kubelet {
+            Some(kubelet) => Lab::prepare_with_kubelet(ledger, programs, kubelet, &script, &mut say).await?,
+            None => Lab::prepare(ledger, programs, script.megabytes(), &mut say).await?,
+        };
         let frames = lab.run.join("frames.jsonl");
         let mut scope = None;
         if let Some(binary) = &binary {

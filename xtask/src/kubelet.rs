@@ -29,13 +29,25 @@ pub fn run(_: &Args) -> Result<()> {
     Ok(())
 }
 
+/// What is to be done when [`built`] has none.
+pub const NOT_BUILT: &str = "no kubelet is in the cache; `cargo xtask kubelet` builds one in about 4 minutes";
+
+/// The kubelet's executable, if it is in the cache.
+pub fn built() -> Result<Option<PathBuf>> {
+    Ok(Some(folder()?.join("kubelet")).filter(|kubelet| kubelet.is_file()))
+}
+
+fn folder() -> Result<PathBuf> {
+    Ok(shell::cache()?.join(format!("kubelet-{VERSION}")))
+}
+
 /// The kubelet's executable, built if it is not in the cache yet.
 pub fn build() -> Result<PathBuf> {
-    let folder = shell::cache()?.join(format!("kubelet-{VERSION}"));
-    let kubelet = folder.join("kubelet");
-    if kubelet.is_file() {
+    if let Some(kubelet) = built()? {
         return Ok(kubelet);
     }
+    let folder = folder()?;
+    let kubelet = folder.join("kubelet");
     eprintln!("kubelet: building {VERSION} in {} (about 4 minutes)", folder.display());
     let go = unpack_go(&folder)?;
     let source = unpack_source(&folder)?;

@@ -4,7 +4,7 @@
 //! silently: the reason is printed where it happens and again at the end.
 
 use crate::lab::packages;
-use crate::{binaries, bpf, shell, tidy};
+use crate::{binaries, bpf, kubelet, shell, tidy};
 use anyhow::{Context, Result, bail};
 use std::path::PathBuf;
 use std::process::{self, Command};
@@ -150,7 +150,11 @@ fn end_to_end(run: &mut Run) -> Result<Outcome> {
         return Ok(Outcome::Skipped("needs root: sudo -E env PATH=\"$PATH\" cargo xtask e2e".into()));
     }
     // Not the executable's path: an earlier step may have put a newer one there.
-    shell::run(Command::new(format!("/proc/{}/exe", process::id())).arg("e2e")).map(|()| Outcome::Passed)
+    shell::run(Command::new(format!("/proc/{}/exe", process::id())).arg("e2e"))?;
+    Ok(match kubelet::built()? {
+        Some(_) => Outcome::Passed,
+        None => Outcome::Skipped(format!("the story `kubelet` was not played: {}", kubelet::NOT_BUILT)),
+    })
 }
 
 /// What the other steps run. The end-to-end test installs what it needs by itself.

@@ -3,15 +3,16 @@
 use super::{Follower, follow, ready_line, wall_clock};
 use crate::{
     cli::Live,
-    correlator::Frame,
+    correlator::{EndsIn, Frame},
     event::{Ns, OperationId},
     exit::Exit,
     sinks::text,
-    thresholds::{SECOND, Thresholds},
+    thresholds::{MILLISECOND, SECOND, Thresholds},
     warden::protocol::{Cost, Survey},
 };
 use anyhow::Context;
 use std::{
+    collections::BTreeSet,
     fs::File,
     io::{self, Write},
     path::PathBuf,
@@ -21,6 +22,9 @@ use std::{
 const REMIND: Ns = 10 * SECOND;
 /// The same for JSON, where a reader may want to draw moving ages.
 const REMIND_JSON: Ns = SECOND;
+/// What has become invisible is told to people once it has stayed so for this long: between two calls of an actor, and
+/// while a convoy comes back, nothing is seen for a moment, and a page of text for that hides what matters.
+const SETTLED: Ns = 500 * MILLISECOND;
 
 /// Runs the verb.
 pub fn run(options: &Live) -> anyhow::Result<Exit> {
@@ -44,6 +48,39 @@ struct Teller {
     notes: Vec<String>,
     cost: Vec<Cost>,
     verbose: bool,
+    settling: Settling,
+}
+
+/// Holds back what may be invisible for a moment only.
+#[derive(Debug, Default)]
+struct Settling {
+    /// Stuck calls whose end was told as not visible.
+    told: BTreeSet<OperationId>,
+    /// Since when there is one that was not.
+    since: Option<Ns>,
+}
+
+impl Settling {
+    /// The stuck calls of a frame whose end is not visible.
+    fn invisible(frame: &Frame) -> BTreeSet<OperationId> {
+        let hidden = frame.diagnoses.iter().filter(|d| matches!(d.ends_in, EndsIn::NotVisible { .. }));
+        hidden.filter_map(|d| Some(d.chain.links.first()?.operation.id())).collect()
+    }
+
+    /// Whether the chains of a frame should not be told yet.
+    fn holds(&mut self, frame: &Frame) -> bool {
+        if Settling::invisible(frame).is_subset(&self.told) {
+            self.since = None;
+            return false;
+        }
+        let since = *self.since.get_or_insert(frame.now);
+        frame.now.saturating_sub(since) < SETTLED
+    }
+
+    /// The chains of a frame were told.
+    fn tell(&mut self, frame: &Frame) {
+        *self = Settling { told: Settling::invisible(frame), since: None };
+    }
 }
 
 /// What a frame says apart from ages: two frames of the same shape differ only in how long it has lasted.
@@ -91,6 +128,8 @@ impl Follower for Teller {
         let due = !frame.diagnoses.is_empty() && elapsed(self.told_at) >= remind;
         let changed = shape.chains != self.told.chains;
         let notes = text::notes(&frame);
+        // Asked for every frame, so that a moment's invisibility that is over does not count for the next.
+        let held = self.settling.holds(&frame) && !self.json;
         if !changed && shape.changes.is_empty() && !due && (self.json || notes == self.notes) {
             self.told = shape;
             return Ok(());
@@ -107,6 +146,13 @@ impl Follower for Teller {
             for note in notes.iter().filter(|note| !self.notes.contains(note)) {
                 writeln!(out, "{clock} {note}")?;
             }
+            if held {
+                out.flush()?;
+                self.told.changes = shape.changes;
+                self.notes = notes;
+                return Ok(());
+            }
+            self.settling.tell(&frame);
             if frame.diagnoses.is_empty() && changed {
                 writeln!(out, "{clock} {}", text::healthy(&frame))?;
             }
@@ -138,5 +184,75 @@ impl Follower for Teller {
             }
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::correlator::{Chain, Confidence, Diagnosis, Head, Link, Who};
+    use crate::event::{Actor, Kind, Operation, SeenBy};
+
+    fn frame(now_ms: u64, relist_began: Ns, visible: bool) -> Frame {
+        let actor = Actor { pid: 5, tid: 5, g: Some(1), goid: Some(1) };
+        let operation = Operation {
+            kind: Kind::Relist,
+            method: String::new(),
+            actor,
+            begin: relist_began,
+            object: 0,
+            container: None,
+            path: None,
+            device: None,
+            fs_type: None,
+            seen_by: SeenBy::Uprobe,
+        };
+        let link = Link {
+            edge: None,
+            operation,
+            who: Who { pid: 5, tid: 5, goid: Some(1), comm: None, role: None },
+            subject: None,
+            device: None,
+            lock: None,
+            since: relist_began,
+            age: 0,
+            critical: 0,
+        };
+        let ends_in = if visible {
+            EndsIn::StatusWrite
+        } else {
+            EndsIn::NotVisible { because: "it has just begun something else".to_owned() }
+        };
+        let diagnosis = Diagnosis {
+            ends_in,
+            confidence: Confidence::Inferred,
+            evidence: String::new(),
+            chain: Chain { links: vec![link], age: 0 },
+            head: Head::Relist,
+            stuck_calls: Vec::new(),
+            stuck_calls_total: 1,
+            containers: Vec::new(),
+            not_ready_at: None,
+            outlook: None,
+            blind_spots: Vec::new(),
+            advice: Default::default(),
+            incident: None,
+        };
+        Frame { now: now_ms * MILLISECOND, diagnoses: vec![diagnosis], ..Frame::default() }
+    }
+
+    #[test]
+    fn what_is_invisible_for_a_moment_is_held_back_and_what_stays_so_is_told() {
+        let mut settling = Settling::default();
+        assert!(!settling.holds(&frame(1000, 7, true)));
+        settling.tell(&frame(1000, 7, true));
+        assert!(settling.holds(&frame(1100, 7, false)));
+        assert!(!settling.holds(&frame(1200, 7, true)), "it is visible again");
+        assert!(settling.holds(&frame(2000, 7, false)));
+        assert!(settling.holds(&frame(2400, 7, false)));
+        assert!(!settling.holds(&frame(2500, 7, false)), "it has stayed so");
+        settling.tell(&frame(2500, 7, false));
+        assert!(!settling.holds(&frame(2600, 7, false)), "it was told");
+        assert!(settling.holds(&frame(2700, 8, false)), "another one");
     }
 }

@@ -10,7 +10,7 @@ use super::frame::{
 use super::graph::{Graph, Next, RELIST_CALLS};
 use super::leaf::{FailedUnmounts, Leaf, leaf_of};
 use super::limits;
-use crate::event::{Kind, Ns, Operation, OperationId, Role};
+use crate::event::{Kind, Ns, Operation, OperationId};
 use crate::thresholds::{PLEG_THRESHOLD, SECOND, Thresholds};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -109,8 +109,7 @@ impl Inputs<'_> {
     pub fn diagnose(&self) -> Diagnoses {
         let graph = self.graph;
         let relist_seen = graph.nodes.iter().any(|n| n.flight.op.kind == Kind::Relist);
-        let stand_in =
-            !relist_seen && (!self.facts.has_role(Role::Kubelet) || self.facts.blind_to("relist").is_some());
+        let stand_in = !relist_seen && self.facts.relists_unseen();
         let mut walks = Vec::new();
         let mut reached = vec![false; graph.nodes.len()];
         for i in 0..graph.nodes.len() {
@@ -123,6 +122,11 @@ impl Inputs<'_> {
                 }
             }
             if self.age(i) < self.thresholds.shown || (self.is_patient(i) && !self.goes_somewhere(&path)) {
+                continue;
+            }
+            // All calls of a convoy come back at once, and a caller's side ends a moment later: it is not stuck any
+            // more. A relist goes on after its call.
+            if head == Head::CriCall && self.has_returned(&path) {
                 continue;
             }
             walks.push(self.end_walk(head, path));
@@ -169,7 +173,9 @@ impl Inputs<'_> {
         let op = &self.graph.nodes[node].flight.op;
         match op.kind {
             Kind::Relist => Some(Head::Relist),
-            Kind::CriCall if stand_in && RELIST_CALLS[..2].contains(&op.method.as_str()) => {
+            Kind::CriCall | Kind::CriClient
+                if stand_in && RELIST_CALLS[..2].contains(&op.method.as_str()) =>
+            {
                 Some(Head::ListCall)
             }
             Kind::CriCall | Kind::CriClient => Some(Head::CriCall),
@@ -195,6 +201,10 @@ impl Inputs<'_> {
                     | Kind::InitMethod
             )
         })
+    }
+
+    fn has_returned(&self, path: &[usize]) -> bool {
+        path.last().is_some_and(|&tip| matches!(self.graph.nodes[tip].next, Next::Returned { .. }))
     }
 
     /// From an operation to where its chain ends. A node that comes again is the last of the path a second time.
@@ -333,7 +343,12 @@ impl Inputs<'_> {
         let relists: Vec<OperationId> = walks
             .iter()
             .filter(|w| matches!(w.head, Head::Relist | Head::ListCall))
-            .map(|w| self.graph.nodes[w.path[0]].flight.op.id())
+            .map(|w| {
+                let mut way = w.path.iter().map(|&n| &self.graph.nodes[n].flight.op);
+                // A list call that stands for a relist is counted by its side in containerd, which is always recorded.
+                let counted = way.find(|op| matches!(op.kind, Kind::Relist | Kind::CriCall));
+                counted.unwrap_or(&self.graph.nodes[w.path[0]].flight.op).id()
+            })
             .collect();
         let not_ready_at = walks
             .iter()

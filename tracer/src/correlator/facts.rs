@@ -265,6 +265,12 @@ impl Facts {
         self.processes.values().any(|p| p.role == role)
     }
 
+    /// Whether no relist can be seen, so that containerd's list calls must stand for it: no kubelet is seen, or its
+    /// relist is not probed.
+    pub fn relists_unseen(&self) -> bool {
+        !self.has_role(Role::Kubelet) || self.blind_to("relist").is_some()
+    }
+
     /// An actor with its process.
     pub fn who(&self, actor: &Actor) -> Who {
         let process = self.processes.get(&actor.pid);

@@ -54,6 +54,11 @@ pub enum Next {
         /// Why.
         because: String,
     },
+    /// To a call that has come back a moment ago: the answer is on its way.
+    Returned {
+        /// Which call.
+        method: String,
+    },
     /// To another operation.
     To {
         /// Index of that operation.
@@ -378,7 +383,12 @@ impl<'a> Graph<'a> {
         let after: Vec<usize> =
             all.iter().filter(fits).copied().filter(|&s| self.begin(s) >= self.begin(client)).collect();
         let Some(&server) = after.first() else {
-            return Next::Unseen { because: format!("its {method} call was not seen in containerd") };
+            let lately = self.now.saturating_sub(limits::UNREPORTED);
+            return if self.operations.has_ended(Kind::CriCall, &method, self.begin(client), lately) {
+                Next::Returned { method }
+            } else {
+                Next::Unseen { because: format!("its {method} call was not seen in containerd") }
+            };
         };
         let sole =
             all.len() == 1 && clients.len() == 1 && self.last_loss.is_none_or(|l| l < self.begin(client));

@@ -49,8 +49,12 @@ pub fn leaf_of(graph: &Graph<'_>, path: &[usize], facts: &Facts, failed: &Failed
         let evidence = format!("thread {} is in state {}", site.tid, site.state);
         return Leaf { ends_in: EndsIn::Frozen { by }, confidence: Confidence::Inferred, evidence };
     }
-    if let Next::Unseen { because } = &node.next {
-        return not_visible(because.clone());
+    match &node.next {
+        Next::Unseen { because } => return not_visible(because.clone()),
+        Next::Returned { method } => {
+            return not_visible(format!("its {method} call has come back in containerd just now"));
+        }
+        Next::Leaf | Next::To { .. } => {}
     }
     if node.flight.released_at.is_some() {
         return not_visible("it has let go of its lock and is about to return".to_owned());
@@ -74,9 +78,9 @@ pub fn leaf_of(graph: &Graph<'_>, path: &[usize], facts: &Facts, failed: &Failed
             };
             Leaf { ends_in: EndsIn::StatusWrite, confidence: Confidence::Inferred, evidence }
         }
-        Kind::ExitHandling => {
-            not_visible("between two attempts, or in a call that was not recorded".to_owned())
-        }
+        Kind::ExitHandling => not_visible(
+            graph.doubt(tip).unwrap_or("between two attempts, or in a call that was not recorded").to_owned(),
+        ),
         Kind::LockHold => not_visible("it holds the lock, what it does is not recorded".to_owned()),
         Kind::CriCall | Kind::CriClient | Kind::Relist | Kind::ShimCall | Kind::LockWait => {
             let blind = match op.kind {

@@ -34,7 +34,7 @@ pub mod words;
 pub use diagnosis::{explains, has_edge};
 pub use frame::*;
 
-use crate::event::{Body, Event, Kind, Ns, OperationId, Outcome, Role};
+use crate::event::{Body, Event, Kind, Ns, OperationId, Outcome};
 use crate::stats::Stats;
 use crate::thresholds::{SECOND, Thresholds, floor};
 use critical::Critical;
@@ -147,7 +147,7 @@ impl Correlator {
         match f.op.kind {
             Kind::Unmount => self.unmounted(f),
             Kind::Relist => self.relisted(f, took),
-            Kind::CriCall if list && !self.facts.has_role(Role::Kubelet) => self.relisted(f, took),
+            Kind::CriCall if list && self.facts.relists_unseen() => self.relisted(f, took),
             _ => {}
         }
     }

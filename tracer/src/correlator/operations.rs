@@ -214,6 +214,16 @@ impl Operations {
         self.past.get(id).map(|p| p.by)
     }
 
+    /// Whether an operation of this kind and method that began at `begun` or later has ended since `since`.
+    pub fn has_ended(&self, kind: Kind, method: &str, begun: Ns, since: Ns) -> bool {
+        self.past_order.range((since, 0)..).any(|(_, id)| {
+            id.kind == kind
+                && id.method == method
+                && id.begin >= begun
+                && self.past.get(id).is_some_and(|past| past.at >= since)
+        })
+    }
+
     /// Lock waits that have ended lately, by process and actor.
     pub fn settling(&self, actor: &Actor) -> Option<&Settling> {
         self.settling.get(&actor_key(actor))

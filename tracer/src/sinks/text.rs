@@ -150,9 +150,10 @@ fn what(d: &Diagnosis, l: &Link, depth: usize, mentioned: bool) -> String {
             Some(lock) => words::lock(lock),
             None => "a lock".to_owned(),
         },
-        Kind::CriCall if depth == 0 && d.head == Head::ListCall => format!(
-            "relist, as seen by its {} call in containerd; no kubelet seen",
-            if op.method.is_empty() { "list" } else { &op.method }
+        Kind::CriCall | Kind::CriClient if depth == 0 && d.head == Head::ListCall => format!(
+            "relist, as seen by its {} call{}; the kubelet's own is not seen",
+            if op.method.is_empty() { "list" } else { &op.method },
+            if op.kind == Kind::CriCall { " in containerd" } else { "" }
         ),
         Kind::Unmount => match (&l.subject, &op.path) {
             (Some(s), _) => format!("unmount of {}", named(s)),
@@ -188,26 +189,38 @@ fn who(w: &Who) -> String {
 
 fn also_stuck(d: &Diagnosis) -> Option<String> {
     let others = d.stuck_calls.get(1..).filter(|o| !o.is_empty())?;
-    let named: Vec<String> = others
+    // A kubelet asks for the same list every other second: once with the oldest age says as much as twenty times.
+    let mut kinds: Vec<(String, u64, Ns)> = Vec::new();
+    for c in others {
+        let what = match c.head {
+            Head::LateExit => "an exit".to_owned(),
+            Head::Relist => "a relist".to_owned(),
+            _ if c.id.method.is_empty() => format!("{:?}", c.id.kind),
+            _ => c.id.method.clone(),
+        };
+        let of = c.subject.as_ref().map(|s| format!(" of {}", words::pod(s))).unwrap_or_default();
+        let what = what + &of;
+        match kinds.iter_mut().find(|(known, ..)| *known == what) {
+            Some((_, count, age)) => (*count, *age) = (*count + 1, c.age.max(*age)),
+            None => kinds.push((what, 1, c.age)),
+        }
+    }
+    let told: u64 = kinds.iter().take(4).map(|(_, count, _)| count).sum();
+    let named: Vec<String> = kinds
         .iter()
         .take(4)
-        .map(|c| {
-            let what = match c.head {
-                Head::LateExit => "an exit".to_owned(),
-                Head::Relist => "a relist".to_owned(),
-                _ if c.id.method.is_empty() => format!("{:?}", c.id.kind),
-                _ => c.id.method.clone(),
-            };
-            let of = c.subject.as_ref().map(|s| format!(" of {}", words::pod(s))).unwrap_or_default();
-            format!("{what}{of} {}", words::duration(c.age))
+        .map(|(what, count, age)| match count {
+            1 => format!("{what} {}", words::duration(*age)),
+            _ => format!("{count} times {what}, the oldest {}", words::duration(*age)),
         })
         .collect();
     let total = d.stuck_calls_total.max(d.stuck_calls.len() as u64);
-    let more = match total.saturating_sub(1 + named.len() as u64) {
+    let more = match total.saturating_sub(1 + told) {
         0 => String::new(),
         n => format!(" and {n} more"),
     };
-    Some(format!("  also stuck: {}{more}", named.join(", ")))
+    let between = if named.iter().any(|n| n.contains(", the oldest")) { "; " } else { ", " };
+    Some(format!("  also stuck: {}{more}", named.join(between)))
 }
 
 fn ends_in_line(d: &Diagnosis) -> String {
@@ -328,7 +341,7 @@ pub fn relists(f: &Frame) -> Option<String> {
     if r.explained + r.unexplained == 0 {
         return None;
     }
-    let what = if r.stand_in { "slow list calls (no kubelet seen)" } else { "slow relists" };
+    let what = if r.stand_in { "slow list calls (the kubelet's relist is not seen)" } else { "slow relists" };
     Some(format!(
         "{what}: {} explained, {} unexplained, longest {}",
         r.explained,

@@ -61,6 +61,13 @@ pub enum Leftover {
         /// The backing file.
         image: PathBuf,
     },
+    /// Symbolic links in `folder` that lead to something below `into`.
+    Links {
+        /// Where the links are.
+        folder: PathBuf,
+        /// Where they lead.
+        into: PathBuf,
+    },
     /// A folder and all in it, without crossing into mounts (they are gone by then).
     Folder {
         /// The folder.
@@ -235,6 +242,14 @@ fn undo(entry: &Leftover) -> Result<()> {
                     && Path::new(file.trim().trim_end_matches(" (deleted)")) == image
                 {
                     sys::run("losetup", &["-d", device])?;
+                }
+            }
+            Ok(())
+        }
+        Leftover::Links { folder, into } => {
+            for link in fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path()) {
+                if fs::read_link(&link).is_ok_and(|target| target.starts_with(into)) {
+                    fs::remove_file(&link).with_context(|| format!("removing {}", link.display()))?;
                 }
             }
             Ok(())

@@ -334,6 +334,9 @@ pub struct Container {
     /// 0 created, 1 running, 2 exited, 3 unknown.
     #[prost(int32, tag = "6")]
     pub state: i32,
+    /// Labels, among them the kubelet's `io.kubernetes.pod.uid` and so on.
+    #[prost(map = "string, string", tag = "8")]
+    pub labels: HashMap<String, String>,
 }
 
 impl Container {

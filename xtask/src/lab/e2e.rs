@@ -6,6 +6,7 @@ use super::story::{Block, Script, Truth};
 use super::tracer::{self, Line, Tracer};
 use super::verdict::{self, Verdict};
 use super::{Lab, cleanup, packages, run_interruptible, sys};
+use crate::kubelet;
 use anyhow::{Context, Result, bail};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -14,12 +15,35 @@ use std::time::Duration;
 /// Quitting may take this long until the prompt is back.
 pub const QUIT_WITHIN: u64 = 300_000_000;
 
+/// A story.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Story {
+    /// A healthy node.
+    None,
+    /// A really slow disk.
+    Disk,
+    /// The published reproduction.
+    Strace,
+    /// The slow disk with a real kubelet.
+    Kubelet,
+}
+
+impl Story {
+    fn block(self) -> Block {
+        match self {
+            Story::None => Block::None,
+            Story::Disk | Story::Kubelet => Block::Disk,
+            Story::Strace => Block::Strace,
+        }
+    }
+}
+
 /// Which stories to play.
 #[derive(clap::Args)]
 pub struct Args {
-    /// Only these stories: none (healthy), disk, strace
-    #[arg(long, value_enum, value_delimiter = ',', default_values = ["none", "disk", "strace"])]
-    stories: Vec<Block>,
+    /// Only these stories: none (healthy), disk, strace, kubelet (a real one, see `cargo xtask kubelet`)
+    #[arg(long, value_enum, value_delimiter = ',', default_values = ["none", "disk", "strace", "kubelet"])]
+    stories: Vec<Story>,
     /// About how long each stall shall be, in seconds
     #[arg(long, default_value_t = 16, value_parser = clap::value_parser!(u64).range(8..=110))]
     seconds: u64,
@@ -42,11 +66,18 @@ pub fn run(args: Args) -> Result<()> {
     let binary = if args.without_plegscope { None } else { Some(tracer::binary()?) };
     packages::ensure(&packages::LAB)?;
     let programs = Programs::find(args.containerd.as_deref())?;
-    let mut failed = Vec::new();
-    for block in &args.stories {
-        let name = format!("{block:?}").to_lowercase();
+    let kubelet = kubelet::built()?;
+    let (mut failed, mut played) = (Vec::new(), 0);
+    for story in &args.stories {
+        let name = format!("{story:?}").to_lowercase();
         println!("--- story: {name}");
-        let (truth, output) = play(*block, &args, &programs, binary.as_deref())
+        if *story == Story::Kubelet && kubelet.is_none() {
+            println!("SKIPPED story {name}: {}", kubelet::NOT_BUILT);
+            continue;
+        }
+        played += 1;
+        let kubelet = kubelet.as_deref().filter(|_| *story == Story::Kubelet);
+        let (truth, output) = play(story.block(), kubelet, &args, &programs, binary.as_deref())
             .with_context(|| format!("playing the story `{name}`"))?;
         if let Some(folder) = &args.keep {
             keep(&folder.join(&name), &truth, output.as_ref())?;
@@ -61,7 +92,7 @@ pub fn run(args: Args) -> Result<()> {
     if !failed.is_empty() {
         bail!("stories that failed: {} (see the lines marked WRONG)", failed.join(", "));
     }
-    println!("all {} stories agree with the ground truth", args.stories.len());
+    println!("{played} of {} stories played, all agree with the ground truth", args.stories.len());
     Ok(())
 }
 
@@ -75,6 +106,7 @@ struct Output {
 
 fn play(
     block: Block,
+    kubelet: Option<&Path>,
     args: &Args,
     programs: &Programs,
     binary: Option<&Path>,
@@ -89,7 +121,12 @@ fn play(
     let begin = sys::monotonic();
     let mut say = move |text: &str| println!("{:>6.1} s  {text}", (sys::monotonic() - begin) as f64 / 1e9);
     run_interruptible(async |ledger| {
-        let lab = Lab::prepare(ledger, programs.clone(), script.megabytes(), &mut say).await?;
+        let lab = match kubelet {
+            Some(kubelet) => {
+                Lab::prepare_with_kubelet(ledger, programs.clone(), kubelet, &script, &mut say).await?
+            }
+            None => Lab::prepare(ledger, programs.clone(), script.megabytes(), &mut say).await?,
+        };
         let mut scope = None;
         if let Some(binary) = binary {
             let mut started = Tracer::start(ledger, binary, &["live", "--json"], |_, _| {})?;

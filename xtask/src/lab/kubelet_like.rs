@@ -107,16 +107,6 @@ impl Log {
     pub fn calls(&self) -> Vec<Call> {
         self.lock().calls.clone()
     }
-
-    /// Calls that have no answer yet.
-    pub fn in_flight(&self) -> Vec<Call> {
-        self.lock().calls.iter().filter(|call| call.end.is_none()).cloned().collect()
-    }
-
-    /// Relists that have ended well so far.
-    pub fn relists(&self) -> usize {
-        self.lock().calls.iter().filter(|call| call.method == "relist" && call.end.is_some()).count()
-    }
 }
 
 impl Inner {

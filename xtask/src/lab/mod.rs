@@ -13,7 +13,9 @@ pub mod cri;
 pub mod disk;
 pub mod e2e;
 pub mod image;
+pub mod kubelet;
 pub mod kubelet_like;
+pub mod kubelet_log;
 pub mod packages;
 pub mod pods;
 pub mod story;
@@ -41,6 +43,8 @@ pub struct Lab<'a> {
     pub client: cri::Client,
     /// The pods.
     pub pods: Vec<pods::Pod>,
+    /// The kubelet that runs them, when a real one was asked for.
+    pub kubelet: Option<kubelet::Kubelet>,
     /// What takes it all away.
     pub ledger: &'a Ledger,
 }
@@ -51,6 +55,53 @@ impl<'a> Lab<'a> {
         ledger: &'a Ledger,
         programs: Programs,
         megabytes: u64,
+        say: &mut impl FnMut(&str),
+    ) -> Result<Lab<'a>> {
+        let mut lab = Lab::without_pods(ledger, programs, say).await?;
+        for (pod, megabytes) in pods_of(megabytes) {
+            let started = pods::start(&lab.client, pod, megabytes, Path::new(&ledger.name), &lab.run).await;
+            let started =
+                started.with_context(|| format!("containerd's log ends:\n{}", lab.containerd.log_tail(8)))?;
+            lab.add(started, say);
+        }
+        Ok(lab)
+    }
+
+    /// The same with the pods run by a real kubelet, which updates their containers every `update_every`.
+    pub async fn prepare_with_kubelet(
+        ledger: &'a Ledger,
+        programs: Programs,
+        program: &Path,
+        script: &story::Script,
+        say: &mut impl FnMut(&str),
+    ) -> Result<Lab<'a>> {
+        let mut lab = Lab::without_pods(ledger, programs, say).await?;
+        let (kubelet, pods) = kubelet::Kubelet::start(
+            ledger,
+            program,
+            &lab.containerd,
+            &lab.client,
+            &lab.run,
+            script.update_every,
+            &pods_of(script.megabytes()),
+        )
+        .await?;
+        say(&format!("a kubelet of its own, pid {}", kubelet.pid));
+        lab.kubelet = Some(kubelet);
+        for pod in pods {
+            lab.add(pod, say);
+        }
+        Ok(lab)
+    }
+
+    fn add(&mut self, pod: pods::Pod, say: &mut impl FnMut(&str)) {
+        say(&format!("pod {}/{}, container {}", pod.namespace, pod.name, &pod.container[..12]));
+        self.pods.push(pod);
+    }
+
+    async fn without_pods(
+        ledger: &'a Ledger,
+        programs: Programs,
         say: &mut impl FnMut(&str),
     ) -> Result<Lab<'a>> {
         if !sys::is_root() {
@@ -84,15 +135,7 @@ impl<'a> Lab<'a> {
             containerd.pid,
             containerd.socket.display()
         ));
-        let mut pods = Vec::new();
-        for (pod, megabytes) in [("victim", megabytes), ("neighbour-a", 0), ("neighbour-b", 0)] {
-            let started = pods::start(&client, pod, megabytes, &cgroup, &run).await;
-            let started =
-                started.with_context(|| format!("containerd's log ends:\n{}", containerd.log_tail(8)))?;
-            say(&format!("pod {}/{pod}, container {}", started.namespace, &started.container[..12]));
-            pods.push(started);
-        }
-        Ok(Lab { run, disk, containerd, client, pods, ledger })
+        Ok(Lab { run, disk, containerd, client, pods: Vec::new(), kubelet: None, ledger })
     }
 
     /// The pod whose container exits.
@@ -102,10 +145,18 @@ impl<'a> Lab<'a> {
 
     /// Removes the pods in an orderly way; what is left after an error is the ledger's.
     pub async fn finish(self) {
+        if let Some(kubelet) = self.kubelet {
+            kubelet.stop().await;
+        }
         for pod in &self.pods {
             pods::remove(&self.client, pod).await;
         }
     }
+}
+
+/// The pods and how much each writes; the first is the victim.
+fn pods_of(megabytes: u64) -> [(&'static str, u64); 3] {
+    [("victim", megabytes), ("neighbour-a", 0), ("neighbour-b", 0)]
 }
 
 /// containerd and its clients want many descriptors; the soft limit is often 1024.

@@ -29,6 +29,11 @@ pub struct Pod {
 }
 
 impl Pod {
+    /// Its container and its sandbox.
+    pub fn ids(&self) -> [String; 2] {
+        [self.container.clone(), self.sandbox.clone()]
+    }
+
     /// Asks the workload to go on to its next step, `write` or `exit`.
     pub fn tell(&self, step: &str) -> Result<()> {
         let file = self.signals.join(step);
@@ -44,8 +49,19 @@ impl Pod {
     }
 }
 
+/// Namespace of the lab's pods.
+pub const NAMESPACE: &str = "plegscope-lab";
+/// Name of the one container in each.
+pub const CONTAINER: &str = "worker";
+
+/// A uid for a pod, made from something that is unique: it has the shape of a uuid.
+pub fn uid(of: &str) -> String {
+    let hash = of.bytes().fold(0u64, |hash, byte| hash.wrapping_mul(31).wrapping_add(u64::from(byte)));
+    format!("00000000-0000-4000-8000-{:012x}", hash & 0xffff_ffff_ffff)
+}
+
 /// What a pod's container does: it writes `megabytes` when told to, and exits when told to.
-fn script(megabytes: u64) -> String {
+pub fn script(megabytes: u64) -> String {
     let wait = |step: &str| format!("while [ ! -e /lab/{step} ]; do sleep 0.05; done");
     format!(
         "{}; dd if=/dev/zero of=/scratch.bin bs=1M count={megabytes} 2>/dev/null; : > /lab/written; {}; exit 0",
@@ -56,13 +72,10 @@ fn script(megabytes: u64) -> String {
 
 /// Starts a pod. Its cgroups lie below `cgroup`, its log and signals below `run`.
 pub async fn start(client: &Client, name: &str, megabytes: u64, cgroup: &Path, run: &Path) -> Result<Pod> {
-    let namespace = "plegscope-lab".to_owned();
-    let container_name = "worker".to_owned();
-    // A uid has the shape of a uuid; the same name never runs twice in one lab.
-    let uid = format!(
-        "00000000-0000-4000-8000-{:012x}",
-        name.bytes().fold(0u64, |hash, byte| hash * 31 + u64::from(byte))
-    );
+    let namespace = NAMESPACE.to_owned();
+    let container_name = CONTAINER.to_owned();
+    // The same name never runs twice in one lab.
+    let uid = uid(name);
     let signals = run.join("signals").join(name);
     let logs = run.join("logs").join(name);
     for folder in [&signals, &logs] {

@@ -1,6 +1,8 @@
 //! The stories the lab can play, and the truth about them by clocks of its own.
 
+use super::kubelet::Kubelet as RealKubelet;
 use super::kubelet_like::{Call, KubeletLike};
+use super::pods::Pod;
 use super::strace::{Strace, Traced};
 use super::unmounts::{Stay, Watch};
 use super::{Lab, sys};
@@ -59,6 +61,10 @@ pub struct Truth {
     pub container_name: String,
     /// Its shim.
     pub shim: u32,
+    /// All containers and sandboxes of this lab.
+    pub own: Vec<String>,
+    /// The real kubelet, when one made the calls.
+    pub kubelet: Option<Kubelet>,
     /// Device number of the disk below the snapshots.
     pub device: String,
     /// When the workload was told to exit.
@@ -69,6 +75,43 @@ pub struct Truth {
     pub unmounts: Vec<Stay>,
     /// The same calls by strace, when it was used.
     pub traced: Vec<Traced>,
+}
+
+/// The real kubelet of a story.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct Kubelet {
+    /// Its process.
+    pub pid: u32,
+    /// Its longest relist by its own metric, ns.
+    pub longest_relist: u64,
+}
+
+/// Who calls the runtime.
+enum Caller<'a> {
+    /// The lab's own client.
+    Like(KubeletLike),
+    /// A real kubelet.
+    Real(&'a RealKubelet),
+}
+
+impl Caller<'_> {
+    /// All calls so far, by the caller's own clock.
+    fn calls(&self) -> Vec<Call> {
+        match self {
+            Caller::Like(client) => client.log.calls(),
+            Caller::Real(kubelet) => kubelet.calls(),
+        }
+    }
+
+    /// Calls that have no answer yet.
+    fn in_flight(&self) -> Vec<Call> {
+        self.calls().into_iter().filter(|call| call.end.is_none()).collect()
+    }
+
+    /// Relists that have ended so far.
+    fn relists(&self) -> usize {
+        self.calls().iter().filter(|call| call.method == "relist" && call.end.is_some()).count()
+    }
 }
 
 impl Truth {
@@ -111,11 +154,16 @@ impl Lab<'_> {
     pub async fn play(&self, script: &Script, say: &mut impl FnMut(&str)) -> Result<Truth> {
         let victim = self.victim().clone();
         let shim = self.containerd.shim_of(&victim.container)?;
-        let client_log = self.run.join("client.jsonl");
-        let kubelet = KubeletLike::start(&self.containerd.socket, &client_log, script.update_every)?;
-        say("a client relists every second and updates every container, as the kubelet does");
+        let caller = match &self.kubelet {
+            Some(kubelet) => Caller::Real(kubelet),
+            None => {
+                say("a client relists every second and updates every container, as the kubelet does");
+                let log = self.run.join("client.jsonl");
+                Caller::Like(KubeletLike::start(&self.containerd.socket, &log, script.update_every)?)
+            }
+        };
         tokio::time::sleep(script.calm).await;
-        ensure!(kubelet.log.relists() > 0, "no relist has ended within {:?}", script.calm);
+        ensure!(caller.relists() > 0, "no relist has ended within {:?}", script.calm);
 
         let mut strace = None;
         match script.block {
@@ -132,14 +180,15 @@ impl Lab<'_> {
         }
         victim.tell("write")?;
         victim.wait_for("written", Duration::from_secs(120)).await?;
+        let mut own: Vec<String> = self.pods.iter().flat_map(Pod::ids).collect();
         let unmounts = Watch::start(shim);
         let told_to_exit = sys::monotonic();
         victim.tell("exit")?;
         say(&format!("pod {} has written {} MB and exits", victim.name, script.megabytes()));
 
         match script.block {
-            Block::None => self.churn(script.stall).await?,
-            Block::Disk | Block::Strace => self.wait_for_stall(&kubelet, &unmounts, script, say).await?,
+            Block::None => own.extend(self.churn(script.stall).await?),
+            Block::Disk | Block::Strace => self.wait_for_stall(&caller, &unmounts, script, say).await?,
         }
         Ok(Truth {
             block: script.block,
@@ -148,16 +197,23 @@ impl Lab<'_> {
             namespace: victim.namespace.clone(),
             container_name: victim.container_name.clone(),
             shim,
+            own,
+            kubelet: self
+                .kubelet
+                .as_ref()
+                .map(|kubelet| Kubelet { pid: kubelet.pid, longest_relist: kubelet.longest_relist() }),
             device: self.disk.device.clone(),
             told_to_exit,
-            calls: kubelet.log.calls(),
+            calls: caller.calls(),
             unmounts: unmounts.stays(),
             traced: strace.map(Strace::finish).unwrap_or_default(),
         })
     }
 
     /// A healthy node is not an idle one: pods come, write, exit and are removed until the time is over.
-    async fn churn(&self, time: Duration) -> Result<()> {
+    /// Returns their ids.
+    async fn churn(&self, time: Duration) -> Result<Vec<String>> {
+        let mut ids = Vec::new();
         let end = tokio::time::Instant::now() + time;
         for index in 0.. {
             if tokio::time::Instant::now() >= end {
@@ -166,29 +222,30 @@ impl Lab<'_> {
             let cgroup = std::path::Path::new(&self.ledger.name);
             let pod =
                 super::pods::start(&self.client, &format!("churn-{index}"), 4, cgroup, &self.run).await?;
+            ids.extend(pod.ids());
             pod.tell("write")?;
             pod.wait_for("written", Duration::from_secs(20)).await?;
             pod.tell("exit")?;
             tokio::time::sleep(Duration::from_millis(500)).await;
             super::pods::remove(&self.client, &pod).await;
         }
-        Ok(())
+        Ok(ids)
     }
 
     /// Waits until a relist hangs behind the unmount, and until all is over.
     async fn wait_for_stall(
         &self,
-        kubelet: &KubeletLike,
+        caller: &Caller<'_>,
         unmounts: &Watch,
         script: &Script,
         say: &mut impl FnMut(&str),
     ) -> Result<()> {
-        let hangs =
-            || {
-                kubelet.log.in_flight().into_iter().find(|call| {
-                    call.method == "ListContainers" && call.age(sys::monotonic()) > 1_000_000_000
-                })
-            };
+        let hangs = || {
+            caller
+                .in_flight()
+                .into_iter()
+                .find(|call| call.method == "ListContainers" && call.age(sys::monotonic()) > 1_000_000_000)
+        };
         let limit = script.update_every + script.stall;
         let came = sys::until(limit, || hangs().is_some()).await;
         ensure!(
@@ -201,9 +258,9 @@ impl Lab<'_> {
         let limit = script.stall * 3 + Duration::from_secs(60);
         let over =
             sys::until(limit, || hangs().is_none() && unmounts.stays().iter().all(|stay| stay.end.is_some()));
-        ensure!(over.await, "the stall is not over after {limit:?}: {:?}", kubelet.log.in_flight());
-        let relists = kubelet.log.relists();
-        let back = sys::until(Duration::from_secs(10), || kubelet.log.relists() >= relists + 2).await;
+        ensure!(over.await, "the stall is not over after {limit:?}: {:?}", caller.in_flight());
+        let relists = caller.relists();
+        let back = sys::until(Duration::from_secs(10), || caller.relists() >= relists + 2).await;
         ensure!(back, "no relists after the stall; containerd's log ends:\n{}", self.containerd.log_tail(8));
         say("the stall is over, relists work again");
         Ok(())

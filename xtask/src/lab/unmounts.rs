@@ -40,7 +40,7 @@ impl Watch {
         let stop = Arc::new(AtomicBool::new(false));
         let (seen, end) = (stays.clone(), stop.clone());
         let thread = std::thread::spawn(move || {
-            let mut inside: HashMap<u32, usize> = HashMap::new();
+            let mut inside: HashMap<u32, Inside> = HashMap::new();
             while !end.load(Ordering::Relaxed) {
                 look(pid, &mut inside, &seen);
                 std::thread::sleep(EVERY);
@@ -64,7 +64,15 @@ impl Drop for Watch {
     }
 }
 
-fn look(pid: u32, inside: &mut HashMap<u32, usize>, stays: &Mutex<Vec<Stay>>) {
+/// A thread that was inside when it was seen last.
+struct Inside {
+    /// Its stay.
+    index: usize,
+    /// Since when it is not known to be inside, because it runs.
+    running: Option<u64>,
+}
+
+fn look(pid: u32, inside: &mut HashMap<u32, Inside>, stays: &Mutex<Vec<Stay>>) {
     let now = sys::monotonic();
     let threads = fs::read_dir(format!("/proc/{pid}/task"))
         .map(|dir| {
@@ -72,28 +80,51 @@ fn look(pid: u32, inside: &mut HashMap<u32, usize>, stays: &Mutex<Vec<Stay>>) {
         })
         .unwrap_or_else(|_| Vec::new());
     let mut stays = stays.lock().unwrap_or_else(PoisonError::into_inner);
-    inside.retain(|tid, index| {
-        // One that happens to be on the CPU does not say where it is; it is asked again.
-        let still = in_umount(pid, *tid).unwrap_or(true);
-        if !still {
-            stays[*index].end = Some(now);
+    inside.retain(|tid, thread| match in_umount(pid, *tid) {
+        Some(true) => {
+            thread.running = None;
+            true
         }
-        still
+        Some(false) => {
+            stays[thread.index].end = Some(thread.running.unwrap_or(now));
+            false
+        }
+        // It may have left, or have woken up inside for a moment: the next look tells.
+        None => {
+            thread.running.get_or_insert(now);
+            true
+        }
     });
     for tid in threads {
         if !inside.contains_key(&tid) && in_umount(pid, tid) == Some(true) {
-            inside.insert(tid, stays.len());
+            inside.insert(tid, Inside { index: stays.len(), running: None });
             stays.push(Stay { tid, begin: now, end: None });
         }
     }
 }
 
-/// Whether a thread is inside `umount2`; `None` when it runs, so that the kernel does not say. A thread that is gone is
-/// not inside.
+/// Whether a thread is inside; `None` while it runs on a CPU, when the file says no more than that.
 fn in_umount(pid: u32, tid: u32) -> Option<bool> {
-    let line = fs::read_to_string(format!("/proc/{pid}/task/{tid}/syscall")).unwrap_or_default();
-    if line.starts_with("running") {
-        return None;
+    match fs::read_to_string(format!("/proc/{pid}/task/{tid}/syscall")) {
+        Ok(line) => inside_of(&line),
+        Err(_) => Some(false), // the thread is gone
     }
-    Some(line.split(' ').next().and_then(|number| number.parse().ok()) == Some(libc::SYS_umount2))
+}
+
+fn inside_of(line: &str) -> Option<bool> {
+    let number = line.split_whitespace().next()?;
+    (number != "running").then(|| number.parse() == Ok(libc::SYS_umount2))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::inside_of;
+
+    #[test]
+    fn a_thread_that_runs_is_neither_inside_nor_outside() {
+        assert_eq!(inside_of("166 0xc000 0x0 0x0 0x0 0x0 0x0 0x7ffd 0x46\n"), Some(true));
+        assert_eq!(inside_of("202 0xc000 0x80 0x0 0x0 0x0 0x0 0x7ffd 0x46\n"), Some(false));
+        assert_eq!(inside_of("-1 0x7ffd 0x46\n"), Some(false));
+        assert_eq!(inside_of("running\n"), None);
+    }
 }

@@ -1,0 +1,177 @@
+//! When a kubelet relisted and called the runtime, from its own log: the ground truth that plegscope is held against.
+//!
+//! Pure. The lines are those of kubelet 1.20 with `--vmodule=remote_runtime=10,generic=10` and the time zone UTC:
+//!
+//! ```text
+//! I1123 19:55:03.123456    1234 generic.go:191] GenericPLEG: Relisting
+//! I1123 19:55:03.123501    1234 remote_runtime.go:280] [RemoteRuntimeService] ListContainers (filter=…, timeout=2m0s)
+//! I1123 19:55:03.125100    1234 remote_runtime.go:294] [RemoteRuntimeService] ListContainers Response (filter=…)
+//! ```
+
+use super::kubelet_like::Call;
+
+/// Nanoseconds of a day.
+const DAY: u64 = 86_400_000_000_000;
+/// A relist begins this long after the one before it has ended (`relistPeriod` of the kubelet).
+const RELIST_PERIOD: u64 = 1_000_000_000;
+/// How a filter that lets every container through is printed; the relist's is so, the kubelet's other frequent lists
+/// ask for running containers or those of one pod.
+const NO_FILTER: &str = "State:nil,PodSandboxId:,LabelSelector:map[string]string{}";
+
+/// Collects calls from log lines. `relist` calls begin with their line and end one relist period before the next one
+/// begins; `ListContainers` is only the one that a relist makes; `UpdateContainerResources` are all.
+#[derive(Default)]
+pub struct Parser {
+    calls: Vec<Call>,
+    /// The relist that was begun last, and its list call.
+    relist: Option<usize>,
+    list: Option<usize>,
+}
+
+impl Parser {
+    /// What was found so far.
+    pub fn calls(&self) -> &[Call] {
+        &self.calls
+    }
+
+    /// Takes one line, which was written at most a day before the given times of the two clocks (ns).
+    pub fn feed(&mut self, line: &str, monotonic: u64, realtime: u64) {
+        let Some((time, text)) = split(line) else { return };
+        let at = monotonic.saturating_sub((realtime % DAY + DAY - time) % DAY);
+        if text == "GenericPLEG: Relisting" {
+            if let Some(before) = self.relist {
+                self.calls[before].end = Some(at.saturating_sub(RELIST_PERIOD).max(self.calls[before].begin));
+            }
+            self.list = None;
+            self.relist = Some(self.begin("relist", None, at));
+        } else if let Some(call) = text.strip_prefix("[RemoteRuntimeService] ") {
+            self.runtime_call(call, at);
+        } else if let Some((id, error)) = text
+            .strip_prefix("UpdateContainerResources \"")
+            .and_then(|rest| rest.split_once("\" from runtime service failed: "))
+        {
+            self.update_ended(id, at, Some(error.to_owned()));
+        } else if text.starts_with("ListContainers with filter ") && text.contains(NO_FILTER) {
+            self.list_ended(at, Some(text.to_owned()));
+        }
+    }
+
+    fn runtime_call(&mut self, call: &str, at: u64) {
+        if let Some(rest) = call.strip_prefix("UpdateContainerResources Response (containerID=") {
+            self.update_ended(rest.trim_end_matches(')'), at, None);
+        } else if let Some(rest) = call.strip_prefix("UpdateContainerResources (containerID=") {
+            let id = rest.split(',').next().unwrap_or_default().to_owned();
+            self.begin("UpdateContainerResources", Some(id), at);
+        } else if call.starts_with("ListContainers Response (") && call.contains(NO_FILTER) {
+            self.list_ended(at, None);
+        } else if call.starts_with("ListContainers (")
+            && call.contains(NO_FILTER)
+            && self.relist.is_some()
+            && self.list.is_none()
+        {
+            self.list = Some(self.begin("ListContainers", None, at));
+        }
+    }
+
+    fn begin(&mut self, method: &str, container: Option<String>, begin: u64) -> usize {
+        self.calls.push(Call { method: method.to_owned(), container, begin, end: None, error: None });
+        self.calls.len() - 1
+    }
+
+    fn update_ended(&mut self, id: &str, at: u64, error: Option<String>) {
+        let of = |call: &&mut Call| {
+            call.method == "UpdateContainerResources"
+                && call.container.as_deref() == Some(id)
+                && call.end.is_none()
+        };
+        if let Some(call) = self.calls.iter_mut().rev().find(of) {
+            call.end = Some(at);
+            call.error = error;
+        }
+    }
+
+    fn list_ended(&mut self, at: u64, error: Option<String>) {
+        if let Some(call) = self.list.and_then(|index| self.calls.get_mut(index))
+            && call.end.is_none()
+        {
+            call.end = Some(at);
+            call.error = error;
+        }
+    }
+}
+
+/// Time of day in ns, and the text, of a line with klog's header.
+fn split(line: &str) -> Option<(u64, &str)> {
+    let (header, text) = line.split_once("] ")?;
+    let clock = header.split_whitespace().nth(1)?;
+    let (whole, micros) = clock.split_once('.')?;
+    let mut seconds = 0;
+    for part in whole.split(':') {
+        seconds = seconds * 60 + part.parse::<u64>().ok()?;
+    }
+    Some((seconds * 1_000_000_000 + micros.parse::<u64>().ok()? * 1_000, text))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const FILTER: &str =
+        "filter=&ContainerFilter{Id:,State:nil,PodSandboxId:,LabelSelector:map[string]string{},}";
+
+    fn parse(lines: &[String]) -> Vec<Call> {
+        let mut parser = Parser::default();
+        // It is 00:00:30 of the next day, 1000 s after boot.
+        lines.iter().for_each(|line| parser.feed(line, 1_000_000_000_000, DAY * 7 + 30_000_000_000));
+        parser.calls
+    }
+
+    fn line(clock: &str, text: &str) -> String {
+        format!("I1123 {clock}    1234 some.go:19] {text}")
+    }
+
+    #[test]
+    fn a_relist_its_list_and_an_update_are_found_across_midnight() {
+        let calls = parse(&[
+            line("23:59:50.000000", "GenericPLEG: Relisting"),
+            line(
+                "23:59:50.000100",
+                &format!("[RemoteRuntimeService] ListContainers ({FILTER}, timeout=2m0s)"),
+            ),
+            line(
+                "23:59:50.500000",
+                "[RemoteRuntimeService] UpdateContainerResources (containerID=c1, timeout=2m0s)",
+            ),
+            line(
+                "23:59:50.600000",
+                "[RemoteRuntimeService] ListContainers (filter=&ContainerFilter{Id:,State:&ContainerStateValue{…},}",
+            ),
+            line("23:59:55.000000", "UpdateContainerResources \"c1\" from runtime service failed: gone"),
+            line(
+                "23:59:56.000000",
+                &format!("[RemoteRuntimeService] ListContainers Response ({FILTER}, containers=[])"),
+            ),
+            line("23:59:58.000000", "GenericPLEG: Relisting"),
+        ]);
+        let second = |n: f64| 1_000_000_000_000 - (n * 1e9) as u64;
+        let begins: Vec<(&str, u64, Option<u64>)> =
+            calls.iter().map(|call| (call.method.as_str(), call.begin, call.end)).collect();
+        assert_eq!(
+            begins,
+            [
+                ("relist", second(40.0), Some(second(33.0))),
+                ("ListContainers", second(39.9999), Some(second(34.0))),
+                ("UpdateContainerResources", second(39.5), Some(second(35.0))),
+                ("relist", second(32.0), None),
+            ]
+        );
+        assert_eq!(calls[2].error.as_deref(), Some("gone"));
+    }
+
+    #[test]
+    fn lines_without_the_header_are_left_alone() {
+        assert!(
+            parse(&["Flag --x has been deprecated".to_owned(), "] ".to_owned(), String::new()]).is_empty()
+        );
+    }
+}
