@@ -1,6 +1,10 @@
 //! `live`: what is blocked, by whom and what it ends in, told whenever that changes.
 
-use super::{Follower, follow, ready_line, wall_clock};
+use super::{
+    Follower, follow,
+    output::{Output, Streams},
+    wall_clock,
+};
 use crate::{
     cli::Live,
     correlator::Frame,
@@ -8,14 +12,9 @@ use crate::{
     exit::Exit,
     sinks::text,
     thresholds::{SECOND, Thresholds},
-    warden::protocol::Survey,
 };
 use anyhow::Context;
-use std::{
-    fs::File,
-    io::{self, Write},
-    path::PathBuf,
-};
+use std::{fs::File, io::Write, path::PathBuf, time::Duration};
 
 /// While something is blocked and nothing changes, its age is told again after this time.
 const REMIND: Ns = 10 * SECOND;
@@ -27,15 +26,16 @@ pub fn run(options: &Live) -> anyhow::Result<Exit> {
     let create = |path: &PathBuf| File::create(path).with_context(|| format!("creating {}", path.display()));
     let file = options.json_to.as_ref().map(create).transpose()?;
     let mut teller =
-        Teller { json: options.json, file, ready: false, told: Shape::default(), told_at: 0, file_at: 0 };
+        Teller { json: options.json, file, copy: None, told: Shape::default(), told_at: 0, file_at: 0 };
     follow(options.probing.settings(), Thresholds::default(), options.probing.duration, &mut teller)
 }
 
 struct Teller {
     json: bool,
-    /// Takes the JSON objects as well.
+    /// Takes the JSON objects as well; opened before the warden is forked, so that an error is told at once.
     file: Option<File>,
-    ready: bool,
+    /// Writes to that file.
+    copy: Option<Output>,
     told: Shape,
     told_at: Ns,
     file_at: Ns,
@@ -63,23 +63,19 @@ impl Shape {
 }
 
 impl Follower for Teller {
-    fn survey(&mut self, survey: &Survey) -> anyhow::Result<()> {
-        if !self.ready && survey.attached_after.is_some() {
-            self.ready = true;
-            eprintln!("{}", ready_line(survey));
-        }
-        Ok(())
-    }
-
-    fn frame(&mut self, frame: Frame) -> anyhow::Result<()> {
+    fn frame(&mut self, frame: Frame, streams: &Streams) -> anyhow::Result<()> {
         let shape = Shape::of(&frame);
         let elapsed = |since: Ns| frame.now.saturating_sub(since);
-        if let Some(file) = &mut self.file
+        if let Some(file) = self.file.take() {
+            self.copy = Some(Output::new(file).context("starting to write")?);
+        }
+        if let Some(copy) = &self.copy
             && (shape != self.told || (!frame.diagnoses.is_empty() && elapsed(self.file_at) >= REMIND_JSON))
         {
             let mut line = serde_json::to_vec(&frame)?;
             line.push(b'\n');
-            file.write_all(&line)?;
+            copy.check().context("writing the JSON objects")?;
+            copy.write(line);
             self.file_at = frame.now;
         }
         let remind = if self.json { REMIND_JSON } else { REMIND };
@@ -89,7 +85,7 @@ impl Follower for Teller {
             self.told = shape;
             return Ok(());
         }
-        let mut out = io::stdout().lock();
+        let mut out = Vec::new();
         if self.json {
             serde_json::to_writer(&mut out, &frame)?;
             writeln!(out)?;
@@ -109,9 +105,15 @@ impl Follower for Teller {
                 }
             }
         }
-        out.flush()?;
+        streams.out.write(out);
         self.told = shape;
         self.told_at = frame.now;
         Ok(())
+    }
+
+    fn end(&mut self) {
+        if let Some(copy) = self.copy.take() {
+            copy.finish(Duration::from_millis(100));
+        }
     }
 }
