@@ -56,6 +56,8 @@ pub struct Attacher {
     kernel_sees_unmounts: bool,
     processes: Processes,
     binaries: BTreeMap<FileId, Binary>,
+    /// How many executables have been numbered: a number is never used again.
+    numbered: u32,
     readers: Workers,
     attached_after: Option<Ns>,
     told: Option<Survey>,
@@ -98,6 +100,7 @@ impl Attacher {
             kernel_sees_unmounts: false,
             processes: Processes::new(),
             binaries: BTreeMap::new(),
+            numbered: 0,
             readers: Workers::new(READERS),
             attached_after: None,
             told: None,
@@ -245,6 +248,13 @@ impl Attacher {
                     .log(Level::Warning, format!("process {} cannot be registered: {error:#}", process.pid));
             }
         }
+        self.outbox.log(
+            Level::Debug,
+            format!(
+                "process {} is taken up as {:?}, executable {}",
+                process.pid, ours.examined.role, ours.number
+            ),
+        );
         self.outbox.events(vec![event]);
     }
 
@@ -269,9 +279,10 @@ impl Attacher {
         match self.readers.run(PATIENCE, move || binaries::examine(&reading, pid, other)) {
             Ok(Ok(None)) => Binary::Foreign,
             Ok(Ok(Some(examined))) => {
+                self.numbered += 1;
                 let mut ours = Box::new(Ours {
                     comm: process.comm.clone(),
-                    number: self.binaries.len() as u32 + 1,
+                    number: self.numbered,
                     pids: Vec::new(),
                     probes: Vec::new(),
                     attached: Vec::new(),
@@ -406,6 +417,13 @@ impl Attacher {
         }
     }
 
+    /// Processes whose program this user may not look at.
+    fn unreadable(&self) -> u32 {
+        let refused = rustix::io::Errno::ACCESS.to_string();
+        self.processes.iter().filter(|p| matches!(&p.exe, Exe::Unknown(why) if *why == refused)).count()
+            as u32
+    }
+
     fn sees_unmounts_in_go(&self) -> bool {
         let ours = |b: &Binary| matches!(b, Binary::Ours(o) if o.probes.iter().any(|p| p.what.ends_with(": unmount") && p.how.is_some()));
         self.binaries.values().any(ours)
@@ -445,6 +463,7 @@ impl Attacher {
             probes: self.kernel_probes.clone(),
             programs: Vec::new(),
             attached_after: self.attached_after,
+            unreadable: self.unreadable(),
             stuck_reads: self.readers.stuck() as u64,
         };
         for binary in self.binaries.values() {
