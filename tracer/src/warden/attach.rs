@@ -36,6 +36,8 @@ use std::{
 const SCAN_EVERY: Duration = Duration::from_secs(1);
 /// A site whose page was not in memory is tried again after this many scans.
 const RETRY_AFTER: u32 = 10;
+/// Scans after which an executable that nobody runs is detached from.
+const DETACH_AFTER: u32 = 60;
 /// Executables remembered at most; beyond it none are looked at.
 const MOST_BINARIES: usize = 4096;
 /// How long reading an executable may take.
@@ -84,6 +86,8 @@ struct Ours {
     /// Targets that are off only because a page was not in memory.
     waiting: Vec<Target>,
     scans: u32,
+    /// Scans since the last process that ran it ended.
+    idle: u32,
 }
 
 impl Attacher {
@@ -288,6 +292,7 @@ impl Attacher {
                     attached: Vec::new(),
                     waiting: Vec::new(),
                     scans: 0,
+                    idle: 0,
                     examined,
                 });
                 let mut targets = std::mem::take(&mut ours.examined.targets);
@@ -389,18 +394,22 @@ impl Attacher {
                 Binary::Foreign => {}
                 Binary::Unreadable { scans, .. } => {
                     *scans += 1;
-                    let process = self.processes.iter().find(|p| p.exe == Exe::File(id)).cloned();
-                    match process {
-                        Some(process) if *scans >= RETRY_AFTER => self.came(&process),
-                        Some(_) => {}
-                        None => continue,
+                    let running = self.processes.iter().filter(|p| p.exe == Exe::File(id));
+                    let running: Vec<ProcessFacts> = running.cloned().collect();
+                    if running.is_empty() {
+                        continue;
                     }
-                    if self.binaries.contains_key(&id) {
+                    if *scans >= RETRY_AFTER {
+                        // The first reads it, the others find it read.
+                        running.iter().for_each(|process| self.came(process));
                         continue;
                     }
                 }
+                // Nobody has run it for a while: detach, so that a program that was replaced is not kept on the disk.
+                Binary::Ours(ours) if ours.pids.is_empty() && ours.idle >= DETACH_AFTER => continue,
                 Binary::Ours(ours) => {
                     ours.scans += 1;
+                    ours.idle = if ours.pids.is_empty() { ours.idle + 1 } else { 0 };
                     if ours.scans.is_multiple_of(RETRY_AFTER)
                         && !ours.waiting.is_empty()
                         && let Some(Ok(file)) = ours.pids.first().map(|pid| open_exe(*pid))
