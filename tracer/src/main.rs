@@ -1,7 +1,7 @@
 //! The `plegscope` binary: parse, run, map the result to an exit status.
 
 use clap::Parser;
-use std::process::ExitCode;
+use std::{io::Write, process::ExitCode};
 use tracer::{cli::Cli, commands, exit::Exit};
 
 fn main() -> ExitCode {
@@ -9,7 +9,8 @@ fn main() -> ExitCode {
         Ok(exit) => exit.into(),
         Err(error) if is_closed_pipe(&error) => Exit::Done.into(),
         Err(error) => {
-            eprintln!("plegscope: {error:#}");
+            // Nobody may read the standard error; that is no reason to panic.
+            let _ = writeln!(std::io::stderr(), "plegscope: {error:#}");
             Exit::Failed.into()
         }
     }

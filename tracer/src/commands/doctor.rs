@@ -14,7 +14,7 @@ use crate::{
 };
 use anyhow::{Context, bail};
 use serde::Serialize;
-use std::{fmt::Write, time::Duration};
+use std::{fmt::Write, io::Write as _, time::Duration};
 
 /// The survey reads every program that takes part; a disk that does not answer shall not keep the user waiting.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -37,15 +37,22 @@ pub fn run(options: &Doctor) -> anyhow::Result<Exit> {
             findings: &'a [Finding],
             survey: &'a Survey,
         }
-        println!("{}", serde_json::to_string_pretty(&Report { findings: &findings, survey: &survey })?);
+        say(&serde_json::to_string_pretty(&Report { findings: &findings, survey: &survey })?)?;
     } else {
-        print!("{}", text(&survey, &findings));
+        say(text(&survey, &findings).trim_end())?;
     }
     Ok(match survey.features.as_ref().map(|f| f.bpf.yes() && f.ring_buffer.yes()) {
         Some(true) if findings.is_empty() => Exit::Done,
         Some(true) => Exit::PartlyBlind,
         _ => Exit::NotAllowed,
     })
+}
+
+/// Writes to standard output; not with `print!`, which panics when nobody reads.
+fn say(text: &str) -> std::io::Result<()> {
+    let mut out = std::io::stdout().lock();
+    writeln!(out, "{text}")?;
+    out.flush()
 }
 
 async fn survey(socket: std::os::unix::net::UnixStream) -> anyhow::Result<Survey> {
@@ -81,11 +88,7 @@ fn findings(survey: &Survey) -> Vec<Finding> {
         }
     }
     if !survey.programs.iter().any(|p| p.role == Role::Containerd) {
-        add(
-            "containerd",
-            "no process on this node contains containerd's functions; is it running? (pgrep -a containerd)"
-                .into(),
-        );
+        add("containerd", super::no_containerd(survey));
     }
     for probe in survey.probes.iter().filter(|p| p.how.is_none()) {
         add(&probe.what, reason(probe));
@@ -166,7 +169,7 @@ fn write_text(out: &mut String, survey: &Survey, findings: &[Finding]) -> std::f
         )?;
     }
     if survey.programs.is_empty() {
-        writeln!(out, "  none: no containerd, shim or kubelet runs here")?;
+        writeln!(out, "  none; {}", super::no_containerd(survey))?;
     }
     writeln!(out, "\nprobes")?;
     for probe in &survey.probes {
@@ -194,9 +197,6 @@ mod tests {
         let found = findings(&Survey::default());
         assert_eq!(found.len(), 1);
         assert!(found[0].why.contains("pgrep -a containerd"));
-        assert!(
-            text(&Survey::default(), &found)
-                .contains("no process on this node contains containerd's functions")
-        );
+        assert!(text(&Survey::default(), &found).contains("no process contains its functions"));
     }
 }

@@ -1,6 +1,10 @@
 //! `live`: what is blocked, by whom and what it ends in, told whenever that changes.
 
-use super::{Follower, follow, ready_line, wall_clock};
+use super::{
+    Follower, follow,
+    output::{Output, Streams},
+    wall_clock,
+};
 use crate::{
     cli::Live,
     correlator::{EndsIn, Frame},
@@ -8,15 +12,9 @@ use crate::{
     exit::Exit,
     sinks::text,
     thresholds::{MILLISECOND, SECOND, Thresholds},
-    warden::protocol::{Cost, Survey},
 };
 use anyhow::Context;
-use std::{
-    collections::BTreeSet,
-    fs::File,
-    io::{self, Write},
-    path::PathBuf,
-};
+use std::{collections::BTreeSet, fs::File, io::Write, path::PathBuf, time::Duration};
 
 /// While something is blocked and nothing changes, its age is told again after this time.
 const REMIND: Ns = 10 * SECOND;
@@ -30,24 +28,22 @@ const SETTLED: Ns = 500 * MILLISECOND;
 pub fn run(options: &Live) -> anyhow::Result<Exit> {
     let create = |path: &PathBuf| File::create(path).with_context(|| format!("creating {}", path.display()));
     let file = options.json_to.as_ref().map(create).transpose()?;
-    let mut teller =
-        Teller { json: options.json, verbose: options.probing.verbose, file, ..Teller::default() };
+    let mut teller = Teller { json: options.json, file, ..Teller::default() };
     follow(options.probing.settings(), Thresholds::default(), options.probing.duration, &mut teller)
 }
 
 #[derive(Default)]
 struct Teller {
     json: bool,
-    /// Takes the JSON objects as well.
+    /// Takes the JSON objects as well; opened before the warden is forked, so that an error is told at once.
     file: Option<File>,
-    ready: bool,
+    /// Writes to that file.
+    copy: Option<Output>,
     told: Shape,
     told_at: Ns,
     file_at: Ns,
     /// Losses and blind spots as told last.
     notes: Vec<String>,
-    cost: Vec<Cost>,
-    verbose: bool,
     settling: Settling,
 }
 
@@ -105,23 +101,19 @@ impl Shape {
 }
 
 impl Follower for Teller {
-    fn survey(&mut self, survey: &Survey) -> anyhow::Result<()> {
-        if !self.ready && survey.attached_after.is_some() {
-            self.ready = true;
-            eprintln!("{}", ready_line(survey));
-        }
-        Ok(())
-    }
-
-    fn frame(&mut self, frame: Frame) -> anyhow::Result<()> {
+    fn frame(&mut self, frame: Frame, streams: &Streams) -> anyhow::Result<()> {
         let shape = Shape::of(&frame);
         let elapsed = |since: Ns| frame.now.saturating_sub(since);
-        if let Some(file) = &mut self.file
+        if let Some(file) = self.file.take() {
+            self.copy = Some(Output::new(file).context("starting to write")?);
+        }
+        if let Some(copy) = &self.copy
             && (shape != self.told || (!frame.diagnoses.is_empty() && elapsed(self.file_at) >= REMIND_JSON))
         {
             let mut line = serde_json::to_vec(&frame)?;
             line.push(b'\n');
-            file.write_all(&line)?;
+            copy.check().context("writing the JSON objects")?;
+            copy.write(line);
             self.file_at = frame.now;
         }
         let remind = if self.json { REMIND_JSON } else { REMIND };
@@ -134,7 +126,7 @@ impl Follower for Teller {
             self.told = shape;
             return Ok(());
         }
-        let mut out = io::stdout().lock();
+        let mut out = Vec::new();
         if self.json {
             serde_json::to_writer(&mut out, &frame)?;
             writeln!(out)?;
@@ -147,7 +139,7 @@ impl Follower for Teller {
                 writeln!(out, "{clock} {note}")?;
             }
             if held {
-                out.flush()?;
+                streams.out.write(out);
                 self.told.changes = shape.changes;
                 self.notes = notes;
                 return Ok(());
@@ -164,26 +156,17 @@ impl Follower for Teller {
                 }
             }
         }
-        out.flush()?;
+        streams.out.write(out);
         self.told = shape;
         self.notes = notes;
         self.told_at = frame.now;
         Ok(())
     }
 
-    fn cost(&mut self, cost: &[Cost]) {
-        self.cost = cost.to_vec();
-    }
-
-    fn end(&mut self) -> anyhow::Result<()> {
-        if self.verbose {
-            for cost in &self.cost {
-                let refusals: Vec<String> =
-                    cost.refusals.iter().map(|(why, n)| format!("; {why}: {n}")).collect();
-                eprintln!("plegscope: {:?}: {} begun{}", cost.kind, cost.hits, refusals.concat());
-            }
+    fn end(&mut self) {
+        if let Some(copy) = self.copy.take() {
+            copy.finish(Duration::from_millis(100));
         }
-        Ok(())
     }
 }
 

@@ -3,22 +3,25 @@
 
 mod doctor;
 mod live;
+mod output;
 mod watch;
 
 use crate::{
     cli::{Cli, Verb},
     correlator::Frame,
+    event::Role,
     exit::Exit,
     pipeline::Pipeline,
     source::Live,
     thresholds::{TICK_EVERY, Thresholds},
     warden::{
         self, Settings,
-        protocol::{Cost, Level, Message, Survey},
+        protocol::{Level, Message, Survey},
     },
 };
 use anyhow::Context;
-use std::time::Duration;
+use output::Streams;
+use std::{os::unix::net::UnixStream, time::Duration};
 use tokio::signal::unix::{SignalKind, signal};
 
 /// Runs what was typed.
@@ -31,18 +34,12 @@ pub fn run(cli: Cli) -> anyhow::Result<Exit> {
     }
 }
 
-/// What a verb that follows the node wants to hear.
+/// What a verb that follows the node wants to hear. It writes into the streams it is given, which never block.
 trait Follower {
-    /// How attaching turned out, whenever that changes.
-    fn survey(&mut self, survey: &Survey) -> anyhow::Result<()>;
     /// A moment, ten times a second.
-    fn frame(&mut self, frame: Frame) -> anyhow::Result<()>;
-    /// What the probes did so far.
-    fn cost(&mut self, _cost: &[Cost]) {}
+    fn frame(&mut self, frame: Frame, streams: &Streams) -> anyhow::Result<()>;
     /// It is over: say the last words.
-    fn end(&mut self) -> anyhow::Result<()> {
-        Ok(())
-    }
+    fn end(&mut self) {}
 }
 
 /// Follows the node until it is told to stop, its time is up, or the warden ends.
@@ -54,63 +51,132 @@ fn follow(
 ) -> anyhow::Result<Exit> {
     let verbose = settings.diagnostics;
     let socket = warden::fork(settings).context("starting the warden process")?;
+    let streams = Streams::new().context("starting to write")?;
     if let Err(error) = warden::lock_memory()
         && verbose
     {
-        eprintln!("plegscope: memory is not locked ({error})");
+        streams.messages.line(format_args!("plegscope: memory is not locked ({error})"));
     }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let exit = runtime.block_on(async {
-        let mut source = Live::new(socket)?;
-        let mut pipeline = Pipeline::new(thresholds);
-        let mut ticks = tokio::time::interval(Duration::from_nanos(TICK_EVERY));
-        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
-        let mut interrupt = signal(SignalKind::interrupt())?;
-        let mut terminate = signal(SignalKind::terminate())?;
-        let deadline = async {
-            match duration {
-                Some(duration) => tokio::time::sleep(duration).await,
-                None => std::future::pending().await,
-            }
-        };
-        tokio::pin!(deadline);
-        loop {
-            tokio::select! {
-                message = source.next() => match message.context("hearing from the warden")? {
-                    Some(Message::Events(events)) => pipeline.push(events),
-                    Some(Message::Survey(survey)) => follower.survey(&survey)?,
-                    Some(Message::Cost(cost)) => follower.cost(&cost),
-                    Some(Message::Log(level, line)) => {
-                        if verbose || level != Level::Debug {
-                            eprintln!("plegscope: {}", crate::sinks::sanitise(&line));
-                        }
-                    }
-                    Some(Message::Fatal(reason)) => {
-                        eprintln!("plegscope: {reason}");
-                        return Ok(Exit::NotAllowed);
-                    }
-                    None => anyhow::bail!("the warden process ended; run plegscope again with --verbose and report it"),
-                },
-                _ = ticks.tick() => {
-                    let mut result = Ok(());
-                    pipeline.advance(crate::node::clock::monotonic(), |frame| {
-                        if result.is_ok() {
-                            result = follower.frame(frame);
-                        }
-                    });
-                    result?;
-                }
-                _ = interrupt.recv() => break,
-                _ = terminate.recv() => break,
-                () = &mut deadline => break,
-            }
-        }
-        follower.end()?;
-        Ok(Exit::Done)
-    });
+    let exit = runtime.block_on(listen(socket, thresholds, duration, verbose, follower, &streams));
     // Nothing of ours waits in the runtime; the warden sees the closed socket and detaches by itself.
     runtime.shutdown_background();
+    follower.end();
+    streams.finish();
     exit
+}
+
+async fn listen(
+    socket: UnixStream,
+    thresholds: Thresholds,
+    duration: Option<Duration>,
+    verbose: bool,
+    follower: &mut dyn Follower,
+    streams: &Streams,
+) -> anyhow::Result<Exit> {
+    let mut source = Live::new(socket)?;
+    let mut pipeline = Pipeline::new(thresholds);
+    let mut ticks = tokio::time::interval(Duration::from_nanos(TICK_EVERY));
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut terminate = signal(SignalKind::terminate())?;
+    let deadline = async {
+        match duration {
+            Some(duration) => tokio::time::sleep(duration).await,
+            None => std::future::pending().await,
+        }
+    };
+    tokio::pin!(deadline);
+    let mut watched = Watched::default();
+    let mut costs = Vec::new();
+    let exit = loop {
+        tokio::select! {
+            message = source.next() => match message.context("hearing from the warden")? {
+                Some(Message::Events(events)) => pipeline.push(events),
+                Some(Message::Survey(survey)) => {
+                    for line in watched.news(&survey) {
+                        streams.messages.line(format_args!("plegscope: {line}"));
+                    }
+                }
+                Some(Message::Cost(latest)) => costs = latest,
+                Some(Message::Log(level, line)) => {
+                    if verbose || level != Level::Debug {
+                        streams.messages.line(format_args!("plegscope: {}", crate::sinks::sanitise(&line)));
+                    }
+                }
+                Some(Message::Fatal(reason)) => {
+                    streams.messages.line(format_args!("plegscope: {reason}"));
+                    break Exit::NotAllowed;
+                }
+                None => anyhow::bail!("the warden process ended; run plegscope again with --verbose and report it"),
+            },
+            _ = ticks.tick() => {
+                let mut result = Ok(());
+                pipeline.advance(crate::node::clock::monotonic(), |frame| {
+                    if result.is_ok() {
+                        result = follower.frame(frame, streams);
+                    }
+                });
+                result?;
+                streams.check()?;
+            }
+            _ = interrupt.recv() => break Exit::Done,
+            _ = terminate.recv() => break Exit::Done,
+            () = &mut deadline => break Exit::Done,
+        }
+    };
+    if verbose {
+        for cost in costs {
+            let refusals: Vec<String> =
+                cost.refusals.iter().map(|(why, n)| format!("; {why}: {n}")).collect();
+            let line = format_args!("plegscope: {:?}: {} begun{}", cost.kind, cost.hits, refusals.concat());
+            streams.messages.line(line);
+        }
+    }
+    Ok(exit)
+}
+
+/// What the user was told about what is looked at.
+#[derive(Default)]
+struct Watched {
+    ready: bool,
+    /// Whether a containerd was there when it was told last.
+    containerd: bool,
+}
+
+impl Watched {
+    /// What is to be told now: once that it looks and at what, then whenever the last containerd goes or one comes.
+    fn news(&mut self, survey: &Survey) -> Vec<String> {
+        if survey.attached_after.is_none() {
+            return Vec::new();
+        }
+        let is = survey.programs.iter().any(|p| p.role == Role::Containerd && !p.pids.is_empty());
+        let was = std::mem::replace(&mut self.containerd, is);
+        let mut news = Vec::new();
+        let first = !std::mem::replace(&mut self.ready, true);
+        if first {
+            news.push(ready_line(survey));
+        }
+        if !is && (was || first) {
+            news.push(no_containerd(survey));
+        }
+        if is && !was && !first {
+            news.push(format!("a containerd has come: {}", ready_line(survey)));
+        }
+        news
+    }
+}
+
+/// Why no containerd is seen, and what to do.
+fn no_containerd(survey: &Survey) -> String {
+    if survey.unreadable > 0 {
+        format!(
+            "no containerd is seen: the programs of {} processes cannot be read (not permitted); run as root (sudo plegscope)",
+            survey.unreadable
+        )
+    } else {
+        "no containerd runs here: no process contains its functions (pgrep -a containerd); one that comes is taken up within two seconds".into()
+    }
 }
 
 /// The line that says that plegscope is looking, and at what.
@@ -123,10 +189,10 @@ fn ready_line(survey: &Survey) -> String {
         |role| -> usize { survey.programs.iter().filter(|p| p.role == role).map(|p| p.pids.len()).sum() };
     let blind = if off == 0 { String::new() } else { format!("; {off} off (plegscope doctor says why)") };
     format!(
-        "plegscope: attached {on} probes at {sites} sites in {took} ms{blind}; watching {} containerd, {} shims, {} kubelet",
-        count(crate::event::Role::Containerd),
-        count(crate::event::Role::Shim),
-        count(crate::event::Role::Kubelet),
+        "attached {on} probes at {sites} sites in {took} ms{blind}; watching {} containerd, {} shims, {} kubelet",
+        count(Role::Containerd),
+        count(Role::Shim),
+        count(Role::Kubelet),
     )
 }
 

@@ -36,6 +36,8 @@ pub const INCIDENT_MEMBERS: usize = 256;
 pub const LINKS: usize = 48;
 /// Diagnoses in a frame.
 pub const DIAGNOSES: usize = 64;
+/// Times with another deepest operation that are remembered of a stuck call.
+pub const STRETCHES: usize = 64;
 /// Stuck calls listed in a diagnosis.
 pub const STUCK_CALLS_SHOWN: usize = 32;
 /// Containers listed in a diagnosis or an incident.

@@ -5,8 +5,9 @@
 //! event ─┬─> operations   what is in flight, what is over                 (operations.rs)
 //!        └─> facts        processes, containers, locks, devices, losses   (facts.rs)
 //! tick ───> graph         who waits for whom, and what that rests on      (graph.rs, ground.rs)
-//!                         and who holds what others wait for           (locks.rs)
+//!                         and who holds what others wait for              (locks.rs)
 //!        ─> diagnoses     chains from stuck calls to their ends           (diagnosis.rs, leaf.rs, advice.rs)
+//!                         and what each link has cost so far              (critical.rs)
 //!        ─> incidents     diagnoses over time                             (incident.rs)
 //!        ─> frame         all of it as plain data                         (frame.rs)
 //! ```
@@ -15,6 +16,7 @@
 //! of something that is over never brings it back.
 
 mod advice;
+mod critical;
 mod diagnosis;
 mod facts;
 pub mod frame;
@@ -35,6 +37,7 @@ pub use frame::*;
 use crate::event::{Body, Event, Kind, Ns, OperationId, Outcome};
 use crate::stats::Stats;
 use crate::thresholds::{SECOND, Thresholds, floor};
+use critical::Critical;
 use diagnosis::{Inputs, RelistHealth};
 use facts::Facts;
 use graph::{Graph, RELIST_CALLS};
@@ -61,6 +64,7 @@ pub struct Correlator {
     /// What ended since the last tick without having been seen in flight.
     unseen: Vec<Finished>,
     health: RelistHealth,
+    critical: Critical,
     relists: RelistSummary,
     /// Slow relists in flight, and whether their chain has reached an end that explains them.
     slow_relists: BTreeMap<OperationId, bool>,
@@ -79,6 +83,7 @@ impl Correlator {
             failed_dropped: 0,
             unseen: Vec::new(),
             health: RelistHealth::default(),
+            critical: Critical::default(),
             relists: RelistSummary::default(),
             slow_relists: BTreeMap::new(),
         }
@@ -219,6 +224,9 @@ impl Correlator {
         drop(graph);
         self.facts.forget_locks(now, |pid, base| lock_bases.contains(&(pid, base)));
 
+        let operations = &self.operations;
+        let drawn = diagnoses.found.iter_mut().map(|found| &mut found.diagnosis);
+        self.critical.tick(drawn, now, |id| operations.contains(id));
         self.note_losses(&mut diagnoses.found, now);
         let incidents = self.incidents.tick(
             &mut diagnoses.found,

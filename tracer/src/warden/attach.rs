@@ -36,6 +36,8 @@ use std::{
 const SCAN_EVERY: Duration = Duration::from_secs(1);
 /// A site whose page was not in memory is tried again after this many scans.
 const RETRY_AFTER: u32 = 10;
+/// Scans after which an executable that nobody runs is detached from.
+const DETACH_AFTER: u32 = 60;
 /// Executables remembered at most; beyond it none are looked at.
 const MOST_BINARIES: usize = 4096;
 /// How long reading an executable may take.
@@ -56,6 +58,8 @@ pub struct Attacher {
     kernel_sees_unmounts: bool,
     processes: Processes,
     binaries: BTreeMap<FileId, Binary>,
+    /// How many executables have been numbered: a number is never used again.
+    numbered: u32,
     readers: Workers,
     attached_after: Option<Ns>,
     told: Option<Survey>,
@@ -82,6 +86,8 @@ struct Ours {
     /// Targets that are off only because a page was not in memory.
     waiting: Vec<Target>,
     scans: u32,
+    /// Scans since the last process that ran it ended.
+    idle: u32,
 }
 
 impl Attacher {
@@ -98,6 +104,7 @@ impl Attacher {
             kernel_sees_unmounts: false,
             processes: Processes::new(),
             binaries: BTreeMap::new(),
+            numbered: 0,
             readers: Workers::new(READERS),
             attached_after: None,
             told: None,
@@ -245,6 +252,13 @@ impl Attacher {
                     .log(Level::Warning, format!("process {} cannot be registered: {error:#}", process.pid));
             }
         }
+        self.outbox.log(
+            Level::Debug,
+            format!(
+                "process {} is taken up as {:?}, executable {}",
+                process.pid, ours.examined.role, ours.number
+            ),
+        );
         self.outbox.events(vec![event]);
     }
 
@@ -269,14 +283,16 @@ impl Attacher {
         match self.readers.run(PATIENCE, move || binaries::examine(&reading, pid, other)) {
             Ok(Ok(None)) => Binary::Foreign,
             Ok(Ok(Some(examined))) => {
+                self.numbered += 1;
                 let mut ours = Box::new(Ours {
                     comm: process.comm.clone(),
-                    number: self.binaries.len() as u32 + 1,
+                    number: self.numbered,
                     pids: Vec::new(),
                     probes: Vec::new(),
                     attached: Vec::new(),
                     waiting: Vec::new(),
                     scans: 0,
+                    idle: 0,
                     examined,
                 });
                 let mut targets = std::mem::take(&mut ours.examined.targets);
@@ -378,18 +394,22 @@ impl Attacher {
                 Binary::Foreign => {}
                 Binary::Unreadable { scans, .. } => {
                     *scans += 1;
-                    let process = self.processes.iter().find(|p| p.exe == Exe::File(id)).cloned();
-                    match process {
-                        Some(process) if *scans >= RETRY_AFTER => self.came(&process),
-                        Some(_) => {}
-                        None => continue,
+                    let running = self.processes.iter().filter(|p| p.exe == Exe::File(id));
+                    let running: Vec<ProcessFacts> = running.cloned().collect();
+                    if running.is_empty() {
+                        continue;
                     }
-                    if self.binaries.contains_key(&id) {
+                    if *scans >= RETRY_AFTER {
+                        // The first reads it, the others find it read.
+                        running.iter().for_each(|process| self.came(process));
                         continue;
                     }
                 }
+                // Nobody has run it for a while: detach, so that a program that was replaced is not kept on the disk.
+                Binary::Ours(ours) if ours.pids.is_empty() && ours.idle >= DETACH_AFTER => continue,
                 Binary::Ours(ours) => {
                     ours.scans += 1;
+                    ours.idle = if ours.pids.is_empty() { ours.idle + 1 } else { 0 };
                     if ours.scans.is_multiple_of(RETRY_AFTER)
                         && !ours.waiting.is_empty()
                         && let Some(Ok(file)) = ours.pids.first().map(|pid| open_exe(*pid))
@@ -404,6 +424,13 @@ impl Attacher {
             }
             self.binaries.insert(id, binary);
         }
+    }
+
+    /// Processes whose program this user may not look at.
+    fn unreadable(&self) -> u32 {
+        let refused = rustix::io::Errno::ACCESS.to_string();
+        self.processes.iter().filter(|p| matches!(&p.exe, Exe::Unknown(why) if *why == refused)).count()
+            as u32
     }
 
     fn sees_unmounts_in_go(&self) -> bool {
@@ -445,6 +472,7 @@ impl Attacher {
             probes: self.kernel_probes.clone(),
             programs: Vec::new(),
             attached_after: self.attached_after,
+            unreadable: self.unreadable(),
             stuck_reads: self.readers.stuck() as u64,
         };
         for binary in self.binaries.values() {

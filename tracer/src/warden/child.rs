@@ -1,7 +1,7 @@
 //! The warden's own main function: its threads and its end.
 
 use super::{
-    Ladder, Settings, attach, context, events, leave_stdio, lock_memory,
+    Ladder, Settings, attach, context, events, leave_all_but, lock_memory,
     outbox::Outbox,
     protocol::{Level, Message},
 };
@@ -57,7 +57,7 @@ pub fn run(socket: UnixStream, settings: Settings) -> ! {
 fn start(mut socket: UnixStream, settings: Settings) -> std::io::Result<()> {
     // SAFETY: takes no arguments. A session of its own: Ctrl-C on the terminal is for the parent.
     unsafe { libc::setsid() };
-    leave_stdio()?;
+    leave_all_but(&socket)?;
     let outbox = Outbox::new(socket.try_clone()?);
     let on_panic = outbox.clone();
     std::panic::set_hook(Box::new(move |info| {

@@ -32,6 +32,8 @@ pub struct Survey {
     pub programs: Vec<GoProgram>,
     /// Set once everything that was there at the start is attached: how long that took, in ns since the start.
     pub attached_after: Option<u64>,
+    /// Processes whose program may not be looked at (not root): containerd may be among them.
+    pub unreadable: u32,
     /// Workers that are with a read that does not come back.
     pub stuck_reads: u64,
 }
