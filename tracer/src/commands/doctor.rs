@@ -197,9 +197,6 @@ mod tests {
         let found = findings(&Survey::default());
         assert_eq!(found.len(), 1);
         assert!(found[0].why.contains("pgrep -a containerd"));
-        assert!(
-            text(&Survey::default(), &found)
-                .contains("no process contains its functions")
-        );
+        assert!(text(&Survey::default(), &found).contains("no process contains its functions"));
     }
 }
