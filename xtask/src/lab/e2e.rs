@@ -17,9 +17,9 @@ pub const QUIT_WITHIN: u64 = 300_000_000;
 /// Which stories to play.
 #[derive(clap::Args)]
 pub struct Args {
-    /// Only these stories: none (healthy), disk, strace
-    #[arg(long, value_enum, value_delimiter = ',', default_values = ["none", "disk", "strace"])]
-    stories: Vec<Block>,
+    /// Only these stories: none (healthy), disk, strace, commands (what users and operating systems do to it)
+    #[arg(long, value_enum, value_delimiter = ',', default_values = ["none", "disk", "strace", "commands"])]
+    stories: Vec<Story>,
     /// About how long each stall shall be, in seconds
     #[arg(long, default_value_t = 16, value_parser = clap::value_parser!(u64).range(8..=110))]
     seconds: u64,
@@ -34,6 +34,15 @@ pub struct Args {
     without_plegscope: bool,
 }
 
+/// A story, or a set of them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum Story {
+    None,
+    Disk,
+    Strace,
+    Commands,
+}
+
 /// Runs the test; an error names the stories that failed, their tables are printed before.
 pub fn run(args: Args) -> Result<()> {
     for line in cleanup::clean_leftovers()? {
@@ -43,10 +52,26 @@ pub fn run(args: Args) -> Result<()> {
     packages::ensure(&packages::LAB)?;
     let programs = Programs::find(args.containerd.as_deref())?;
     let mut failed = Vec::new();
-    for block in &args.stories {
-        let name = format!("{block:?}").to_lowercase();
+    for story in &args.stories {
+        let name = format!("{story:?}").to_lowercase();
         println!("--- story: {name}");
-        let (truth, output) = play(*block, &args, &programs, binary.as_deref())
+        let block = match story {
+            Story::None => Block::None,
+            Story::Disk => Block::Disk,
+            Story::Strace => Block::Strace,
+            Story::Commands => {
+                let Some(binary) = &binary else { continue };
+                let keep = args.keep.as_ref().map(|folder| folder.join(&name));
+                let verdict = super::commands::play(programs.clone(), binary, keep.as_deref());
+                let verdict = verdict.with_context(|| format!("playing the story `{name}`"))?;
+                print!("{}", verdict.table());
+                if verdict.failures() > 0 {
+                    failed.push(name);
+                }
+                continue;
+            }
+        };
+        let (truth, output) = play(block, &args, &programs, binary.as_deref())
             .with_context(|| format!("playing the story `{name}`"))?;
         if let Some(folder) = &args.keep {
             keep(&folder.join(&name), &truth, output.as_ref())?;
