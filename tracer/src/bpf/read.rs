@@ -84,6 +84,16 @@ impl Reader {
         Ok(())
     }
 
+    /// Removes an entry whose end will never come.
+    pub fn forget(&mut self, key: &Key) -> io::Result<()> {
+        for map in [&self.waits, &self.ops] {
+            if let Some(map) = map_data(map) {
+                sys::delete(map.fd().as_fd(), key)?;
+            }
+        }
+        Ok(())
+    }
+
     /// Counters of a kind.
     pub fn counters(&self, kind: u32) -> Counters {
         let slot = |slot| self.stats.get(&(kind * SLOTS + slot), 0).unwrap_or(0);
@@ -92,6 +102,11 @@ impl Reader {
             *refusals = slot(FIRST_CAUSE + at as u32);
         }
         counters
+    }
+
+    /// How often any of these kinds has begun so far. Counted before the operation is put into its map.
+    pub fn begun(&self, kinds: impl Iterator<Item = u32>) -> u64 {
+        kinds.map(|kind| self.stats.get(&(kind * SLOTS + HITS), 0).unwrap_or(0)).sum()
     }
 
     /// Number of operations of a kind per bucket of [`tracer_common::settings::bucket`], of all durations.

@@ -22,6 +22,7 @@ pub const MAP_RINGBUF: u32 = 27;
 
 const MAP_CREATE: i64 = 0;
 const PROG_LOAD: i64 = 5;
+const MAP_DELETE_ELEM: i64 = 3;
 const MAP_LOOKUP_BATCH: i64 = 24;
 const LINK_CREATE: i64 = 28;
 
@@ -177,6 +178,29 @@ pub fn link_uprobe_multi(
         ..LinkUprobeMulti::default()
     };
     owned(bpf(LINK_CREATE, &mut attributes)?)
+}
+
+#[repr(C)]
+#[derive(Default)]
+struct MapElement {
+    map_fd: u32,
+    pad: u32,
+    key: u64,
+    value: u64,
+    flags: u64,
+}
+
+/// Removes an entry from a map; one that is not there is no error.
+pub fn delete<K: Plain>(map: BorrowedFd<'_>, key: &K) -> io::Result<()> {
+    let mut attributes = MapElement {
+        map_fd: map.as_raw_fd() as u32,
+        key: std::ptr::from_ref(key) as u64,
+        ..MapElement::default()
+    };
+    match bpf(MAP_DELETE_ELEM, &mut attributes) {
+        Err(error) if error.raw_os_error() != Some(libc::ENOENT) => Err(error),
+        _ => Ok(()),
+    }
 }
 
 #[repr(C)]

@@ -260,12 +260,16 @@ impl Processes {
         let stat = parse_stat(&text).ok_or_else(|| {
             ReadError::malformed(format!("/proc/{pid}/stat"), String::from_utf8_lossy(&text))
         })?;
+        if stat.is_over() {
+            let gone = std::io::ErrorKind::NotFound;
+            return Err(ReadError::new(format!("/proc/{pid}/stat"), gone));
+        }
         let innermost_pid = parse_innermost_pid(&read("status")?);
         let exe = if stat.kernel_thread { Exe::KernelThread } else { self.exe(folder, workers) };
         Ok(ProcessFacts {
             pid,
             parent: stat.parent,
-            started: (stat.start_ticks * TICK).saturating_sub(clock::boottime_ahead()),
+            started: stat.started(),
             start_ticks: stat.start_ticks,
             comm: stat.comm,
             exe,
@@ -368,8 +372,30 @@ pub struct Stat {
     pub parent: u32,
     /// Bit `PF_KTHREAD` of field 9.
     pub kernel_thread: bool,
+    /// Field 20: threads, those that have ended and were not collected included.
+    pub threads: u32,
     /// Field 22: start time in clock ticks since boot (`CLOCK_BOOTTIME`).
     pub start_ticks: u64,
+}
+
+impl Stat {
+    /// Whether the process has ended and only its exit status is left, which its parent may never collect. A leader can
+    /// end before its threads: then the process lives on.
+    fn is_over(&self) -> bool {
+        matches!(self.state, 'Z' | 'X') && self.threads <= 1
+    }
+
+    /// When it was started, ns of CLOCK_MONOTONIC, to 10 ms.
+    fn started(&self) -> Ns {
+        (self.start_ticks * TICK).saturating_sub(clock::boottime_ahead())
+    }
+}
+
+/// When the process with this pid was started (ns of CLOCK_MONOTONIC, to 10 ms); `None` when there is none, or only
+/// what is left of one.
+pub fn alive_since(pid: u32) -> Option<Ns> {
+    let text = read_file(&format!("/proc/{pid}/stat"), SMALL).ok()?;
+    parse_stat(&text).filter(|stat| !stat.is_over()).map(|stat| stat.started())
 }
 
 /// Reads `/proc/PID/stat`; `None` when it is not such a line. The name ends at the *last* closing parenthesis.
@@ -386,10 +412,11 @@ pub fn parse_stat(text: &[u8]) -> Option<Stat> {
     };
     let parent = number(fields.next()?)?;
     let flags: u64 = number(fields.nth(4)?)?;
-    let start_ticks: u64 = number(fields.nth(12)?)?;
+    let threads = number(fields.nth(10)?)?;
+    let start_ticks: u64 = number(fields.nth(1)?)?;
     // A start time that no clock could hold is no start time.
     start_ticks.checked_mul(TICK)?;
-    Some(Stat { pid, comm, state, parent, kernel_thread: flags & PF_KTHREAD != 0, start_ticks })
+    Some(Stat { pid, comm, state, parent, kernel_thread: flags & PF_KTHREAD != 0, threads, start_ticks })
 }
 
 /// The pid in the innermost pid namespace, from `/proc/PID/status`.
@@ -433,9 +460,35 @@ mod tests {
             state: 'R',
             parent: 7951,
             kernel_thread: false,
+            threads: 1,
             start_ticks: 115_339,
         };
         assert_eq!(stat, expected);
+    }
+
+    #[test]
+    fn a_zombie_is_over_but_a_leader_that_left_its_threads_is_not() {
+        let line = |state: &str, threads: u32| {
+            let text = String::from_utf8_lossy(PLAIN).replace(" R ", &format!(" {state} "));
+            parse_stat(text.replace(" 20 0 1 0 ", &format!(" 20 0 {threads} 0 ")).as_bytes()).unwrap()
+        };
+        assert!(line("Z", 1).is_over() && line("X", 0).is_over());
+        assert!(!line("Z", 3).is_over() && !line("S", 1).is_over() && !line("D", 1).is_over());
+
+        let mut child = Command::new("true").stdin(Stdio::null()).spawn().unwrap();
+        let pid = child.id();
+        // Blocks until the child has ended, and leaves it a zombie.
+        let mut info = std::mem::MaybeUninit::<libc::siginfo_t>::uninit();
+        // SAFETY: `info` takes what waitid writes; WNOWAIT leaves the child to be collected below.
+        let ended =
+            unsafe { libc::waitid(libc::P_PID, pid, info.as_mut_ptr(), libc::WEXITED | libc::WNOWAIT) };
+        assert_eq!(ended, 0);
+        assert_eq!(alive_since(pid), None, "a zombie");
+        let mut processes = Processes::new();
+        let scan = processes.recheck(pid, &Workers::new(1));
+        assert!(scan.new.is_empty() && processes.get(pid).is_none());
+        child.wait().unwrap();
+        assert!(alive_since(std::process::id()).is_some());
     }
 
     #[test]

@@ -7,6 +7,7 @@ use super::{
     child::{Known, Shared, lock},
     outbox::Outbox,
     protocol::{GoProgram, Level, Message, Survey},
+    trim_memory,
 };
 use crate::{
     bpf::{
@@ -136,9 +137,14 @@ impl Attacher {
 
     /// Follows the node until the process ends.
     pub fn run(&mut self) {
+        trim_memory();
         let mut diagnostics = self.kernel.as_mut().and_then(Kernel::logger);
         loop {
+            let examined = self.numbered;
             self.scan();
+            if self.numbered > examined {
+                trim_memory();
+            }
             self.settle_unmount_tracepoint();
             if self.attached_after.is_none() {
                 self.attached_after = Some(clock::monotonic() - self.started);
@@ -426,8 +432,11 @@ impl Attacher {
         }
     }
 
-    /// Processes whose program this user may not look at.
+    /// Processes whose program this user may not look at and root might.
     fn unreadable(&self) -> u32 {
+        if rustix::process::geteuid().is_root() {
+            return 0;
+        }
         let refused = rustix::io::Errno::ACCESS.to_string();
         self.processes.iter().filter(|p| matches!(&p.exe, Exe::Unknown(why) if *why == refused)).count()
             as u32

@@ -4,6 +4,7 @@ use super::{
     Ladder, Settings, attach, context, events, leave_all_but, lock_memory,
     outbox::Outbox,
     protocol::{Level, Message},
+    return_memory_early,
 };
 use std::{
     collections::BTreeMap,
@@ -58,6 +59,7 @@ fn start(mut socket: UnixStream, settings: Settings) -> std::io::Result<()> {
     // SAFETY: takes no arguments. A session of its own: Ctrl-C on the terminal is for the parent.
     unsafe { libc::setsid() };
     leave_all_but(&socket)?;
+    return_memory_early();
     let outbox = Outbox::new(socket.try_clone()?);
     let on_panic = outbox.clone();
     std::panic::set_hook(Box::new(move |info| {

@@ -76,6 +76,27 @@ pub fn lock_memory() -> io::Result<()> {
     Ok(())
 }
 
+/// Makes the allocator return large blocks to the system at once: with its own moving limit, the type description of the
+/// kernel and the programs that were read stay in its heap for good.
+fn return_memory_early() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: sets parameters of the allocator; called while the process has one thread.
+    unsafe {
+        libc::mallopt(libc::M_MMAP_THRESHOLD, 128 << 10);
+        // Each further arena keeps what its threads have freed.
+        libc::mallopt(libc::M_ARENA_MAX, 1);
+    }
+}
+
+/// Gives what is free in the heap back to the system; to be called after something large was read.
+fn trim_memory() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: takes the number of bytes to keep; locks the heap by itself.
+    unsafe {
+        libc::malloc_trim(64 << 10);
+    }
+}
+
 /// Lets go of everything the caller may wait for or want to take away: its terminal and pipes (standard input, output and
 /// error become `/dev/null`), every descriptor it has passed on, its working folder.
 fn leave_all_but(socket: &UnixStream) -> io::Result<()> {

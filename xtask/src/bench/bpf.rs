@@ -53,6 +53,20 @@ impl Attr {
     }
 }
 
+/// Whether a BPF link with this id is there.
+pub fn link_exists(id: u32) -> Result<bool> {
+    let mut attr = Attr::new();
+    attr.put32(0, id);
+    match bpf(BPF_LINK_GET_FD_BY_ID, &mut attr) {
+        Ok(fd) => {
+            drop(owned(fd));
+            Ok(true)
+        }
+        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(false),
+        Err(error) => Err(error).with_context(|| format!("asking for BPF link {id}")),
+    }
+}
+
 fn bpf(command: libc::c_int, attr: &mut Attr) -> io::Result<libc::c_long> {
     // SAFETY: `attr` is larger than any attribute of the commands used and zeroed behind what they read; the pointers
     // in it stay valid for the call, as every caller keeps what they point to until it returns.
@@ -160,7 +174,8 @@ fn perf_event(pid: u32, fd: u32) -> Option<(String, u64)> {
     (attr.get32(28) >= BPF_FD_TYPE_UPROBE).then(|| (text(&name), attr.get64(32)))
 }
 
-fn link_id(pid: u32, fd: u32) -> Option<u32> {
+/// Id of the BPF link behind a descriptor of a process, when it is one.
+pub fn link_id(pid: u32, fd: u32) -> Option<u32> {
     let info = fs::read_to_string(format!("/proc/{pid}/fdinfo/{fd}")).ok()?;
     info.lines().find_map(|line| line.strip_prefix("link_id:")?.trim().parse().ok())
 }

@@ -4,7 +4,7 @@
 //! all variants take turns (A B C A B C …); medians are compared and the spread is shown.
 
 mod attach;
-mod bpf;
+pub mod bpf;
 mod contend;
 mod peer;
 mod probe_cost;

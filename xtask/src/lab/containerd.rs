@@ -57,6 +57,7 @@ pub struct Containerd {
     /// Its state folder; the bundles are below.
     pub state: PathBuf,
     programs: Programs,
+    config: PathBuf,
 }
 
 impl Containerd {
@@ -79,30 +80,48 @@ impl Containerd {
         }
         ledger.record(Leftover::ShimSockets { state: state.clone() })?;
         ledger.record(Leftover::ProcessesWith { argument: socket.clone() })?;
-        let output = File::create(&log).with_context(|| format!("creating {}", log.display()))?;
-        let mut command = Command::new(&programs.containerd);
+        File::create(&log).with_context(|| format!("creating {}", log.display()))?;
+        let mut daemon = Containerd { socket, pid: 0, log, state, programs, config };
+        daemon.launch(ledger, &daemon.programs.containerd.clone()).await?;
+        Ok(daemon)
+    }
+
+    /// Ends the daemon, not the containers, and starts it again from `executable`, as a restart or an upgrade does.
+    pub async fn restart(&mut self, ledger: &Ledger, executable: &Path) -> Result<()> {
+        let old = self.pid;
+        sys::signal(old, libc::SIGTERM);
+        let ended = || matches!(sys::state(old), None | Some('Z'));
+        anyhow::ensure!(sys::until(Duration::from_secs(20), ended).await, "containerd {old} does not end");
+        let _ = fs::remove_file(&self.socket);
+        self.launch(ledger, executable).await
+    }
+
+    async fn launch(&mut self, ledger: &Ledger, executable: &Path) -> Result<()> {
+        let output = File::options().append(true).open(&self.log);
+        let output = output.with_context(|| format!("opening {}", self.log.display()))?;
+        let mut command = Command::new(executable);
         command
             .arg("--config")
-            .arg(&config)
+            .arg(&self.config)
             .arg("--address")
-            .arg(&socket)
-            .env("PATH", programs.path())
+            .arg(&self.socket)
+            .env("PATH", self.programs.path())
             .stdin(Stdio::null())
             .stderr(output.try_clone().context("duplicating the log's descriptor")?)
             .stdout(output)
             // Ctrl-C shall reach only the lab, which then ends the others in the right order.
             .process_group(0);
-        let child = command.spawn().with_context(|| format!("starting {}", programs.containerd.display()))?;
+        let child = command.spawn().with_context(|| format!("starting {}", executable.display()))?;
         let pid = child.id();
+        self.pid = pid;
         ledger.record_process(pid, Duration::ZERO)?;
-        let daemon = Containerd { socket, pid, log, state, programs };
         let up = sys::until(Duration::from_secs(30), || {
-            daemon.socket.exists() && daemon.ctr(&["version"]).is_ok() || sys::state(pid) == Some('Z')
+            self.socket.exists() && self.ctr(&["version"]).is_ok() || sys::state(pid) == Some('Z')
         });
         if !up.await || sys::state(pid) == Some('Z') {
-            bail!("containerd did not come up; the end of its log:\n{}", daemon.log_tail(15));
+            bail!("containerd did not come up; the end of its log:\n{}", self.log_tail(15));
         }
-        Ok(daemon)
+        Ok(())
     }
 
     /// Imports the lab's image.

@@ -26,12 +26,15 @@ pub enum Story {
     Strace,
     /// The slow disk with a real kubelet.
     Kubelet,
+    /// What users and operating systems do to it.
+    Commands,
 }
 
 impl Story {
+    /// What blocks the unmount; the commands choose for themselves.
     fn block(self) -> Block {
         match self {
-            Story::None => Block::None,
+            Story::None | Story::Commands => Block::None,
             Story::Disk | Story::Kubelet => Block::Disk,
             Story::Strace => Block::Strace,
         }
@@ -41,8 +44,14 @@ impl Story {
 /// Which stories to play.
 #[derive(clap::Args)]
 pub struct Args {
-    /// Only these stories: none (healthy), disk, strace, kubelet (a real one, see `cargo xtask kubelet`)
-    #[arg(long, value_enum, value_delimiter = ',', default_values = ["none", "disk", "strace", "kubelet"])]
+    /// Only these stories: none (healthy), disk, strace, kubelet (a real one, see `cargo xtask kubelet`), commands (what
+    /// users and operating systems do to it)
+    #[arg(
+        long,
+        value_enum,
+        value_delimiter = ',',
+        default_values = ["none", "disk", "strace", "kubelet", "commands"]
+    )]
     stories: Vec<Story>,
     /// About how long each stall shall be, in seconds
     #[arg(long, default_value_t = 16, value_parser = clap::value_parser!(u64).range(8..=110))]
@@ -75,7 +84,21 @@ pub fn run(args: Args) -> Result<()> {
             println!("SKIPPED story {name}: {}", kubelet::NOT_BUILT);
             continue;
         }
+        if *story == Story::Commands && binary.is_none() {
+            println!("SKIPPED story {name}: it is about plegscope alone");
+            continue;
+        }
         played += 1;
+        if let (Story::Commands, Some(binary)) = (story, &binary) {
+            let keep = args.keep.as_ref().map(|folder| folder.join(&name));
+            let verdict = super::commands::play(programs.clone(), binary, keep.as_deref());
+            let verdict = verdict.with_context(|| format!("playing the story `{name}`"))?;
+            print!("{}", verdict.table());
+            if verdict.failures() > 0 {
+                failed.push(name);
+            }
+            continue;
+        }
         let kubelet = kubelet.as_deref().filter(|_| *story == Story::Kubelet);
         let (truth, output) = play(story.block(), kubelet, &args, &programs, binary.as_deref())
             .with_context(|| format!("playing the story `{name}`"))?;

@@ -8,6 +8,7 @@
 //! ```
 
 pub mod cleanup;
+pub mod commands;
 pub mod containerd;
 pub mod cri;
 pub mod disk;

@@ -67,6 +67,12 @@ impl Strace {
         Ok(Strace { child, output, offset: sys::realtime() as i64 - sys::monotonic() as i64 })
     }
 
+    /// Ends it the hard way: a thread that has been killed while strace held it dies only then.
+    pub fn kill(mut self) {
+        sys::signal(self.child.id(), libc::SIGKILL);
+        sys::wait_until(Duration::from_secs(3), || !matches!(self.child.try_wait(), Ok(None)));
+    }
+
     /// Detaches, so that nothing is delayed any more, and returns what strace has measured.
     pub fn finish(mut self) -> Vec<Traced> {
         // SIGTERM makes strace detach; the ledger sees to one that does not obey.

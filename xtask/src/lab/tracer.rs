@@ -125,16 +125,26 @@ impl Tracer {
         }
     }
 
+    /// What it printed on standard output so far.
+    pub fn lines(&self) -> Vec<Line> {
+        self.lines.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
     /// What it printed on standard error so far.
-    fn messages(&self) -> Vec<Line> {
+    pub fn messages(&self) -> Vec<Line> {
         self.messages.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Asks it to end as Ctrl-C does; returns its exit code, how long it took in ns, and all it printed.
-    pub async fn quit(mut self) -> Result<(Option<i32>, u64, Vec<Line>, Vec<Line>)> {
+    pub async fn quit(self) -> Result<(Option<i32>, u64, Vec<Line>, Vec<Line>)> {
+        self.quit_by(libc::SIGINT).await
+    }
+
+    /// The same by another signal.
+    pub async fn quit_by(mut self, signal: libc::c_int) -> Result<(Option<i32>, u64, Vec<Line>, Vec<Line>)> {
         let begin = sys::monotonic();
         if self.child.id().is_some() {
-            sys::signal(self.pid, libc::SIGINT);
+            sys::signal(self.pid, signal);
         }
         let status = tokio::time::timeout(Duration::from_secs(15), self.child.wait())
             .await

@@ -34,7 +34,8 @@ pub struct Check {
 pub struct Verdict(pub Vec<Check>);
 
 impl Verdict {
-    fn check(&mut self, what: &str, truth: impl Into<String>, said: impl Into<String>, agree: bool) {
+    /// Adds a comparison that was made.
+    pub fn check(&mut self, what: &str, truth: impl Into<String>, said: impl Into<String>, agree: bool) {
         self.0.push(Check {
             what: what.to_owned(),
             truth: truth.into(),
@@ -43,11 +44,13 @@ impl Verdict {
         });
     }
 
-    fn note(&mut self, what: &str, truth: impl Into<String>, said: impl Into<String>) {
+    /// Adds a line for information.
+    pub fn note(&mut self, what: &str, truth: impl Into<String>, said: impl Into<String>) {
         self.0.push(Check { what: what.to_owned(), truth: truth.into(), said: said.into(), agree: None });
     }
 
-    fn duration(&mut self, what: &str, truth: Option<u64>, said: Option<u64>) {
+    /// Adds a comparison of two durations in ns.
+    pub fn duration(&mut self, what: &str, truth: Option<u64>, said: Option<u64>) {
         let shown = |value: Option<u64>| value.map_or("-".to_owned(), seconds);
         let agree = matches!((truth, said), (Some(truth), Some(said)) if close(truth, said));
         self.check(what, shown(truth), shown(said), agree);

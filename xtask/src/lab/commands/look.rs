@@ -1,0 +1,103 @@
+//! What can be seen of a process from outside, by means that have nothing to do with plegscope: descriptors, BPF links,
+//! the bytes of its program in memory, memory and CPU time.
+
+use crate::bench::bpf;
+use crate::lab::sys;
+use anyhow::{Context, Result};
+use object::{Object as _, ObjectSection as _};
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::{self, File};
+use std::os::unix::fs::FileExt as _;
+
+/// What each descriptor of a process points to.
+pub fn descriptors(pid: u32) -> BTreeMap<u32, String> {
+    let Ok(folder) = fs::read_dir(format!("/proc/{pid}/fd")) else { return BTreeMap::new() };
+    folder
+        .flatten()
+        .filter_map(|entry| {
+            let number = entry.file_name().to_str()?.parse().ok()?;
+            Some((number, fs::read_link(entry.path()).ok()?.to_string_lossy().into_owned()))
+        })
+        .collect()
+}
+
+/// Those of them with which something is attached or loaded.
+pub fn attached(pid: u32) -> Vec<String> {
+    let ours = |target: &String| {
+        ["bpf_link", "bpf-link", "perf_event", "bpf-prog", "bpf-map"].iter().any(|word| target.contains(word))
+    };
+    descriptors(pid).into_values().filter(ours).collect()
+}
+
+/// Ids of the BPF links that a process holds.
+pub fn links(pid: u32) -> BTreeSet<u32> {
+    descriptors(pid).into_keys().filter_map(|fd| bpf::link_id(pid, fd)).collect()
+}
+
+/// How many of these links are still there.
+pub fn left(links: &BTreeSet<u32>) -> usize {
+    links.iter().filter(|id| bpf::link_exists(**id).unwrap_or(true)).count()
+}
+
+/// How many bytes of the program's code differ between the process's memory and its file: probes are breakpoints.
+pub fn changed_bytes(pid: u32) -> Result<usize> {
+    let exe = format!("/proc/{pid}/exe");
+    let data = fs::read(&exe).with_context(|| format!("reading {exe}"))?;
+    let file = object::File::parse(data.as_slice()).with_context(|| format!("parsing {exe}"))?;
+    let text = file.section_by_name(".text").context("the program has no .text")?;
+    let code = text.data().context("reading .text")?;
+    let (offset, _) = text.file_range().context("the place of .text in the file")?;
+    let maps = fs::read_to_string(format!("/proc/{pid}/maps")).context("reading the memory map")?;
+    let target = fs::read_link(&exe).context("reading the program's name")?;
+    let target = target.to_string_lossy().into_owned();
+    let mut changed = 0;
+    let memory = File::open(format!("/proc/{pid}/mem")).context("opening the memory")?;
+    for line in maps.lines().filter(|line| line.ends_with(&target) && line.contains("r-x")) {
+        let mut words = line.split_whitespace();
+        let (Some(range), _, Some(at)) = (words.next(), words.next(), words.next()) else { continue };
+        let Some((start, end)) = range.split_once('-') else { continue };
+        let number = |text: &str| u64::from_str_radix(text, 16);
+        let (Ok(start), Ok(end), Ok(at)) = (number(start), number(end), number(at)) else { continue };
+        let (from, to) = (at.max(offset), (at + end - start).min(offset + code.len() as u64));
+        if from >= to {
+            continue;
+        }
+        let mut bytes = vec![0; (to - from) as usize];
+        memory.read_exact_at(&mut bytes, start + (from - at)).context("reading the code in memory")?;
+        let same = &code[(from - offset) as usize..(to - offset) as usize];
+        changed += bytes.iter().zip(same).filter(|(a, b)| a != b).count();
+    }
+    Ok(changed)
+}
+
+/// Other tracers on this machine: they may put breakpoints into the same programs.
+pub fn other_tracers(ours: &[u32]) -> bool {
+    sys::pids().into_iter().filter(|pid| !ours.contains(pid)).any(|pid| {
+        fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|comm| comm.starts_with("plegscope"))
+    })
+}
+
+/// Field of `/proc/PID/status` in kB.
+pub fn kilobytes(pid: u32, field: &str) -> u64 {
+    let text = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    text.lines()
+        .find_map(|line| {
+            line.strip_prefix(field)?.trim_start_matches(':').split_whitespace().next()?.parse().ok()
+        })
+        .unwrap_or(0)
+}
+
+/// CPU time of all threads of a process so far, ns.
+pub fn cpu_time(pid: u32) -> u64 {
+    let Ok(threads) = fs::read_dir(format!("/proc/{pid}/task")) else { return 0 };
+    threads
+        .flatten()
+        .filter_map(|entry| fs::read_to_string(entry.path().join("schedstat")).ok())
+        .filter_map(|text| text.split_whitespace().next()?.parse::<u64>().ok())
+        .sum()
+}
+
+/// The warden: the child of a plegscope.
+pub fn warden(parent: u32) -> Option<u32> {
+    sys::pids_of_tree(parent).get(1).copied()
+}
