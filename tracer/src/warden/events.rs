@@ -40,7 +40,7 @@ pub fn run(mut reader: Reader, outbox: &Outbox, shared: &Shared) {
         let now = clock::monotonic();
         let wait = Duration::from_nanos(next_poll.saturating_sub(now));
         let waited = reader.wait(wait);
-        // Many small records (every thread that ends may send one) shall not wake this thread one by one.
+        // Many small records shall not wake this thread one by one; 25 ms are well inside the window of lateness.
         let rest = next_poll.saturating_sub(clock::monotonic()).min(GATHER);
         if rest > 0 {
             std::thread::sleep(Duration::from_nanos(rest));

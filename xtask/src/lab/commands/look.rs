@@ -72,7 +72,9 @@ pub fn changed_bytes(pid: u32) -> Result<usize> {
 
 /// Other tracers on this machine: they may put breakpoints into the same programs.
 pub fn other_tracers(ours: &[u32]) -> bool {
-    sys::pids().into_iter().filter(|pid| !ours.contains(pid)).any(|pid| {
+    // What is left of one that nobody collects is none.
+    let alive = |pid: &u32| sys::state(*pid).is_some_and(|state| state != 'Z');
+    sys::pids().into_iter().filter(|pid| !ours.contains(pid)).filter(alive).any(|pid| {
         fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|comm| comm.starts_with("plegscope"))
     })
 }

@@ -50,7 +50,7 @@ pub fn play(programs: Programs, binary: &Path, keep: Option<&Path>) -> Result<Ve
         say("containerd is restarted, then upgraded");
         restarts::restarted(ledger, &mut lab, &live, &mut verdict).await?;
         say("pods come and go");
-        restarts::churn(&lab, &live, &mut verdict).await?;
+        let guests = restarts::churn(&lab, &live, &mut verdict).await?;
         say("the disk is stuck; some plegscopes are told to end, some are killed");
         let stuck = kills::while_stuck(ledger, &lab, binary, &script, &mut verdict, &mut say).await?;
         say("a shim is killed in the middle of a stall");
@@ -65,6 +65,7 @@ pub fn play(programs: Programs, binary: &Path, keep: Option<&Path>) -> Result<Ve
             }
         }
         verdict.ended(exit, took, super::e2e::QUIT_WITHIN);
+        restarts::guests(&lines, &guests, &mut verdict);
         restarts::explained(&lines, &stuck, &mut verdict);
         for line in messages.iter().filter(|line| line.text.contains("defect")) {
             verdict.check("no defect is told", "", line.text.as_str(), false);
