@@ -106,16 +106,26 @@ pub fn container_id(text: &str) -> Option<String> {
         Some(folder) => folder.rsplit('/').next()?,
         None => text,
     };
-    is_id(candidate).then(|| candidate.to_owned())
+    is_container_id(candidate.as_bytes()).then(|| candidate.to_owned())
 }
 
-/// The id in the path of a container's rootfs: `…/io.containerd.runtime.v2.task/<namespace>/<id>/rootfs`.
+/// The container or sandbox whose mount an unmount is about: its rootfs
+/// (`…/io.containerd.runtime.v2.task/<namespace>/<id>/rootfs`), or something of CRI's own folder
+/// (`…/io.containerd.grpc.v1.cri/sandboxes/<id>/shm`). Other paths have folders of 64 hex digits too, Docker's layers for
+/// one, and those are nobody's id.
 fn container_of_path(path: &str) -> Option<String> {
-    path.split('/').rev().find(|part| is_id(part)).map(str::to_owned)
+    let parts: Vec<&str> = path.split('/').collect();
+    let id = parts.windows(4).find_map(|w| match w {
+        [runtime, _, id, "rootfs"] if runtime.starts_with("io.containerd.runtime.") => Some(*id),
+        [cri, "sandboxes" | "containers", id, _] if cri.starts_with("io.containerd.grpc.") => Some(*id),
+        _ => None,
+    })?;
+    is_container_id(id.as_bytes()).then(|| id.to_owned())
 }
 
-fn is_id(text: &str) -> bool {
-    text.len() == 64 && text.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
+/// Whether this is a container id as CRI makes them: exactly 64 lower-case hex digits.
+pub fn is_container_id(bytes: &[u8]) -> bool {
+    bytes.len() == 64 && bytes.iter().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(b))
 }
 
 #[cfg(test)]
@@ -162,6 +172,27 @@ mod tests {
         let got = op(&raw(kind::UNMOUNT, &path, ""), |_, _| "").unwrap();
         assert_eq!((got.path.as_deref(), got.container.as_deref()), (Some(path.as_str()), Some(ID)));
         assert_eq!((got.device, got.actor.goid, got.actor.tid), (None, Some(42), 8));
+    }
+
+    #[test]
+    fn only_paths_of_containerd_name_a_container() {
+        let named = |path: &str| container_of_path(&path.replace("ID", ID));
+        for path in [
+            "/run/containerd/io.containerd.runtime.v2.task/k8s.io/ID/rootfs",
+            "ut/off/io.containerd.runtime.v2.task/k8s.io/ID/rootfs",
+            "/run/containerd/io.containerd.grpc.v1.cri/sandboxes/ID/shm",
+        ] {
+            assert_eq!(named(path).as_deref(), Some(ID), "{path}");
+        }
+        for path in [
+            "/var/lib/docker/overlay2/ID/merged",
+            "/var/lib/containers/storage/overlay/ID/merged",
+            "/run/containerd/io.containerd.runtime.v2.task/k8s.io/web/rootfs",
+            "/mnt/ID",
+            "",
+        ] {
+            assert_eq!(named(path), None, "{path}");
+        }
     }
 
     #[test]

@@ -45,8 +45,7 @@ fn id_in_status_path(path: &[u8]) -> Option<String> {
 
 /// The bytes as a container id, if they are exactly 64 lower-case hex digits.
 pub fn container_id(bytes: &[u8]) -> Option<String> {
-    let hex = bytes.iter().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
-    (bytes.len() == ID_LEN && hex).then(|| String::from_utf8_lossy(bytes).into_owned())
+    crate::decode::is_container_id(bytes).then(|| String::from_utf8_lossy(bytes).into_owned())
 }
 
 #[cfg(test)]
