@@ -72,6 +72,21 @@ pub enum Body {
         /// Bytes under writeback (`Writeback`).
         writeback: u64,
     },
+    /// Who has memory waiting to be written, by cgroup. Sampled only while something is blocked on a disk.
+    Writers(Writers),
+    /// What a kubelet really uses.
+    Kubelet(KubeletFacts),
+    /// Who keeps a mount busy that was not to be unmounted.
+    Pins(Pins),
+    /// A shim whose bundle is gone and that still runs.
+    LeakedShim {
+        /// Which.
+        pid: u32,
+        /// The container or sandbox it was started for.
+        id: String,
+    },
+    /// What looking costs a program that is probed; replaces an earlier one of the same program.
+    Cost(ProgramCost),
     /// Something was lost on the way here.
     Lost {
         /// Where.
@@ -143,11 +158,25 @@ pub enum Kind {
     SuperShutdown,
     /// A file system is synced (`sync_filesystem`; nested: overlay, then its upper file system).
     Sync,
+    /// A whole process does not run although it should: frozen, stopped, or starved of CPU. Seen in `/proc`, never by a
+    /// probe; [`Operation::method`] says in words how, for instance `frozen by its cgroup`.
+    Stalled,
 }
 
 impl Kind {
     /// All kinds, in the order of a full chain.
-    pub const ALL: [Kind; 13] = [
+    pub const ALL: [Kind; 14] = {
+        let mut all = [Kind::Stalled; 14];
+        let mut at = 0;
+        while at < Kind::RECORDED.len() {
+            all[at] = Kind::RECORDED[at];
+            at += 1;
+        }
+        all
+    };
+
+    /// The kinds that the kernel half records, in the order of a full chain.
+    pub const RECORDED: [Kind; 13] = [
         Kind::Relist,
         Kind::CriClient,
         Kind::CriCall,
@@ -272,8 +301,10 @@ pub struct Process {
     pub role: Role,
     /// Its `comm`.
     pub comm: String,
-    /// Version as far as it is known, for instance `go1.19.8`.
+    /// Version of Go that built it, for instance `go1.19.8`.
     pub go_version: String,
+    /// Version of the program itself, where it can be told, for instance `1.6.20`.
+    pub version: Option<String>,
 }
 
 /// A container as the runtime bundle describes it.
@@ -332,6 +363,89 @@ pub enum LockName {
     Status(String),
     /// `Init.mu` of this container in its shim (a `sync.Mutex`).
     Init(String),
+}
+
+/// Who has memory waiting to be written.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Writers {
+    /// Control groups with something unwritten, the most first; bounded where they are read.
+    pub of: Vec<Writer>,
+    /// Groups that were not read because there are too many.
+    pub left_out: u32,
+    /// Why it is not known; empty when it is.
+    pub reason: String,
+}
+
+/// One control group's unwritten memory.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Writer {
+    /// Path of the group below the hierarchy's root.
+    pub cgroup: String,
+    /// The container, where the group is one's; for what is left of groups that are gone, a container that still is in
+    /// the same pod (its sandbox).
+    pub container: Option<String>,
+    /// Whether this is what groups below `cgroup` have left behind that are gone (their pages still count there).
+    pub gone: bool,
+    /// Bytes dirty (`file_dirty`, or `dirty` of v1).
+    pub dirty: u64,
+    /// Bytes under writeback (`file_writeback`, or `writeback` of v1).
+    pub writeback: u64,
+    /// Bytes written to each device since the group was made (`io.stat`, v2 only: v1 charges the writer thread).
+    pub written: Vec<(Device, u64)>,
+}
+
+/// What a kubelet really uses, as far as it could be found out.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KubeletFacts {
+    /// Which.
+    pub pid: u32,
+    /// The age of the last good relist from which it calls its PLEG unhealthy, and where that was read.
+    pub pleg_threshold: Option<(Ns, String)>,
+    /// `none`, `static`, …, and where that was read.
+    pub cpu_manager_policy: Option<(String, String)>,
+    /// After this it gives up a CRI call (`runtimeRequestTimeout`).
+    pub request_timeout: Option<Ns>,
+}
+
+/// Who keeps a mount busy.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Pins {
+    /// Where it is mounted, as the failing unmount names it.
+    pub path: String,
+    /// Who does; bounded where they are read.
+    pub of: Vec<Pin>,
+    /// Why the list may not be whole; empty when it is.
+    pub reason: String,
+}
+
+/// One process that keeps a mount busy.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Pin {
+    /// Which.
+    pub pid: u32,
+    /// Its `comm`.
+    pub comm: String,
+    /// The container it runs in, where it does.
+    pub container: Option<String>,
+    /// How, in words: `has a mount below it`, `has it mounted too`, `works in it`, `has a file open in it`.
+    pub how: String,
+}
+
+/// What looking costs a program that is probed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProgramCost {
+    /// Name of a process that runs it.
+    pub comm: String,
+    /// What it is.
+    pub role: Role,
+    /// Processes that run it.
+    pub processes: u32,
+    /// Hits of its probes since the start.
+    pub hits: u64,
+    /// Share of one core that the hits of the last interval took from it, in millionths: hits x measured ns per hit.
+    pub share_ppm: u32,
+    /// Bytes of memory that the probes have put into its processes (pages that are no longer shared).
+    pub memory: u64,
 }
 
 /// Where a thread sits.

@@ -63,5 +63,6 @@ pub const fn floor(kind: Kind) -> Ns {
         | Kind::ShimServe
         | Kind::InitMethod => 50 * MILLISECOND,
         Kind::Unmount | Kind::SuperShutdown | Kind::Sync => 10 * MILLISECOND,
+        Kind::Stalled => 0,
     }
 }

@@ -368,6 +368,7 @@ fn a_flood_is_bounded_and_counted() {
             role: tracer::event::Role::Shim,
             comm: String::new(),
             go_version: String::new(),
+            version: None,
         };
         correlator.apply(&Event { at, body: Body::Process(process) });
         let container = tracer::event::Container {

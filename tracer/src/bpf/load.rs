@@ -363,7 +363,7 @@ impl Kernel {
     pub fn set_floors(&mut self, floor: impl Fn(Kind) -> u64) -> anyhow::Result<()> {
         let map = self.ebpf.map_mut("FLOORS").ok_or_else(|| anyhow!("the object has no map FLOORS"))?;
         let mut map: Array<_, u64> = Array::try_from(map)?;
-        for kind in Kind::ALL {
+        for kind in Kind::RECORDED {
             map.set(crate::decode::number_of(kind), floor(kind), 0)?;
         }
         Ok(())

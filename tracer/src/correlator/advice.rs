@@ -17,7 +17,14 @@ pub struct Circumstances<'a> {
 }
 
 fn fix(what: &str, effect: &str, since: &str, side_effects: &str) -> Fix {
-    Fix { what: what.into(), effect: effect.into(), since: since.into(), side_effects: side_effects.into() }
+    Fix {
+        what: what.into(),
+        effect: effect.into(),
+        saves: None,
+        how: String::new(),
+        since: since.into(),
+        side_effects: side_effects.into(),
+    }
 }
 
 /// What helps against this.
@@ -86,6 +93,7 @@ pub fn advice(ends_in: &EndsIn, on: &Circumstances<'_>) -> Advice {
         EndsIn::Frozen { by } => {
             a.do_now.push(format!("let it go on: it is {by}"));
         }
+        EndsIn::Starved { .. } | EndsIn::ExitRetry { .. } | EndsIn::LeakedShims { .. } => {}
         EndsIn::Cycle => {
             a.do_now.push("save the evidence (`plegscope now --json`): this does not end by itself; report it to the program's authors".into());
             a.fixes.push(fix("upgrade the program named in the chain", "a deadlock is a bug", "", ""));

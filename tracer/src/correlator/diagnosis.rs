@@ -4,8 +4,8 @@
 use super::advice::{Circumstances, advice};
 use super::facts::Facts;
 use super::frame::{
-    Chain, Confidence, Diagnosis, Edge, EdgeKind, EndsIn, Head, Link, Lock, LockKind, Outlook, StuckCall,
-    Subject,
+    Chain, Confidence, Diagnosis, Edge, EdgeKind, EndsIn, Head, Link, Lock, LockKind, NotReady, Outlook,
+    StuckCall, Subject,
 };
 use super::graph::{Graph, Next, RELIST_CALLS};
 use super::leaf::{FailedUnmounts, Leaf, leaf_of};
@@ -350,11 +350,18 @@ impl Inputs<'_> {
                 counted.unwrap_or(&self.graph.nodes[w.path[0]].flight.op).id()
             })
             .collect();
-        let not_ready_at = walks
+        let not_ready = walks
             .iter()
             .filter(|w| matches!(w.head, Head::Relist | Head::ListCall))
             .map(|w| self.not_ready_at(self.graph.nodes[w.path[0]].flight.op.begin))
-            .min();
+            .min()
+            .map(|at| NotReady {
+                at,
+                threshold: PLEG_THRESHOLD,
+                evictions_from: at.saturating_add(300 * SECOND),
+                confidence: Confidence::Inferred,
+                evidence: "the default".to_owned(),
+            });
         let mut members = BTreeSet::new();
         for walk in &walks {
             for &n in walk.path.iter().rev() {
@@ -377,7 +384,12 @@ impl Inputs<'_> {
                 stuck_calls,
                 stuck_calls_total,
                 containers,
-                not_ready_at,
+                not_ready,
+                pods_waiting: 0,
+                dirtied_by: Vec::new(),
+                consequences: Vec::new(),
+                not_this_chain: None,
+                signature: String::new(),
                 blind_spots: self.blind.to_vec(),
                 advice,
                 incident: None,
@@ -475,7 +487,12 @@ impl Inputs<'_> {
         first.saturating_sub(RELIST_PERIOD).saturating_add(PLEG_THRESHOLD)
     }
 
-    fn outlook(&self, ends_in: &EndsIn) -> Option<Outlook> {
+    fn outlook(&self, ends_in: &EndsIn) -> Outlook {
+        let unknown = || Outlook::Unknown { because: "nothing measured".to_owned() };
+        self.drains(ends_in).unwrap_or_else(unknown)
+    }
+
+    fn drains(&self, ends_in: &EndsIn) -> Option<Outlook> {
         let (EndsIn::UnmountSync { device: Some(d), .. } | EndsIn::Sync { device: Some(d), .. }) = ends_in
         else {
             return None;
@@ -484,7 +501,11 @@ impl Inputs<'_> {
         let rate = self.facts.device_rate(d.device).filter(|r| *r > 0)?;
         let bytes = memory.dirty.saturating_add(memory.writeback);
         let at_most = u128::from(bytes) * u128::from(SECOND) / u128::from(rate);
-        Some(Outlook { bytes, bytes_per_second: rate, at_most: Ns::try_from(at_most).unwrap_or(Ns::MAX) })
+        Some(Outlook::Drains {
+            bytes,
+            bytes_per_second: rate,
+            at_most: Ns::try_from(at_most).unwrap_or(Ns::MAX),
+        })
     }
 
     /// The member that is farthest beyond its threshold.

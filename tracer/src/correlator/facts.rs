@@ -3,7 +3,8 @@
 use super::frame::{BlindSpot, DeviceName, DeviceState, LockKind, Loss, Memory, Subject, Who};
 use super::limits;
 use crate::event::{
-    Actor, Container, Device, DeviceFacts, LockName, LossPoint, Ns, Operation, Process, Role, ThreadSite,
+    Actor, Container, Device, DeviceFacts, KubeletFacts, LockName, LossPoint, Ns, Operation, Pins, Process,
+    ProgramCost, Role, ThreadSite, Writers,
 };
 use std::collections::BTreeMap;
 
@@ -21,6 +22,13 @@ pub struct Facts {
     pub memory: Option<Memory>,
     losses: BTreeMap<LossPoint, u64>,
     blind: BTreeMap<String, String>,
+    costs: BTreeMap<String, ProgramCost>,
+    leaked: BTreeMap<u32, String>,
+    /// The kubelets by pid.
+    kubelets: BTreeMap<u32, KubeletFacts>,
+    /// The last two samples of who has memory to write.
+    pub writers: [Option<(Ns, Writers)>; 2],
+    pins: BTreeMap<String, (Ns, Pins)>,
     sequence: u64,
     /// Facts left out, by what, because a collection was full.
     pub dropped: BTreeMap<(&'static str, usize), u64>,
@@ -63,6 +71,8 @@ impl Facts {
             return; // Another process has that pid by now.
         }
         self.processes.remove(&pid);
+        self.leaked.remove(&pid);
+        self.kubelets.remove(&pid);
         let locks: Vec<(u32, u64)> = self.locks.range((pid, 0)..=(pid, u64::MAX)).map(|(k, _)| *k).collect();
         for lock in locks {
             self.locks.remove(&lock);
@@ -217,6 +227,68 @@ impl Facts {
             .keys()
             .map(|&d| DeviceState { device: self.device_name(d), bytes_per_second: self.device_rate(d) })
             .collect()
+    }
+
+    /// What looking costs a program.
+    pub fn cost(&mut self, cost: &ProgramCost) {
+        if self.costs.len() >= limits::COSTS && !self.costs.contains_key(&cost.comm) {
+            self.drop_one("costs of programs", limits::COSTS);
+            return;
+        }
+        self.costs.insert(cost.comm.clone(), cost.clone());
+    }
+
+    /// What looking costs all programs.
+    pub fn costs(&self) -> Vec<ProgramCost> {
+        self.costs.values().cloned().collect()
+    }
+
+    /// A shim is left over.
+    pub fn leaked_shim(&mut self, pid: u32, id: &str) {
+        if self.leaked.len() >= limits::LEAKED_SHIMS && !self.leaked.contains_key(&pid) {
+            self.drop_one("leaked shims", limits::LEAKED_SHIMS);
+            return;
+        }
+        self.leaked.insert(pid, id.to_owned());
+    }
+
+    /// Shims that are left over.
+    pub fn leaked_shims(&self) -> Vec<(u32, Subject)> {
+        self.leaked.iter().take(limits::SUBJECTS_SHOWN).map(|(pid, id)| (*pid, self.subject(id))).collect()
+    }
+
+    /// What a kubelet really uses.
+    pub fn kubelet(&mut self, kubelet: &KubeletFacts) {
+        // A node has one; a few in tests.
+        if self.kubelets.len() < 8 || self.kubelets.contains_key(&kubelet.pid) {
+            self.kubelets.insert(kubelet.pid, kubelet.clone());
+        }
+    }
+
+    /// What this kubelet really uses.
+    pub fn kubelet_of(&self, pid: u32) -> Option<&KubeletFacts> {
+        self.kubelets.get(&pid)
+    }
+
+    /// Who has memory to write.
+    pub fn writers(&mut self, writers: &Writers, at: Ns) {
+        if self.writers[0].as_ref().is_none_or(|(last, _)| *last < at) {
+            self.writers[1] = self.writers[0].replace((at, writers.clone()));
+        }
+    }
+
+    /// Who keeps a mount busy.
+    pub fn pins(&mut self, pins: &Pins, at: Ns) {
+        if self.pins.len() >= limits::FAILED_UNMOUNTS && !self.pins.contains_key(&pins.path) {
+            self.drop_one("busy mounts", limits::FAILED_UNMOUNTS);
+            return;
+        }
+        self.pins.insert(pins.path.clone(), (at, pins.clone()));
+    }
+
+    /// Who keeps this mount busy, if that was looked at after `since`.
+    pub fn pins_of(&self, path: &str, since: Ns) -> Option<&Pins> {
+        self.pins.get(path).filter(|(at, _)| *at >= since).map(|(_, pins)| pins)
     }
 
     /// Records were lost.

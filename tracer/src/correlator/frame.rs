@@ -4,7 +4,7 @@
 //! them through [`crate::sinks::sanitise`] before they reach a terminal, a label or a log. All lists are bounded by the
 //! constants in [`super::limits`]; where a list is cut, a number beside it says how many there are in all.
 
-use crate::event::{Device, LossPoint, Ns, Operation, OperationId, Role};
+use crate::event::{Device, LossPoint, Ns, Operation, OperationId, Pin, ProgramCost, Role};
 use serde::{Deserialize, Serialize};
 
 /// Everything that is known at `now`. Immutable once made.
@@ -38,6 +38,11 @@ pub struct Frame {
     pub memory: Option<Memory>,
     /// Block devices that are known, with their rate of writing.
     pub devices: Vec<DeviceState>,
+    /// What looking costs the programs that are probed.
+    pub costs: Vec<ProgramCost>,
+    /// Shims that are left over: process, and the container it was started for; bounded by
+    /// [`super::limits::SUBJECTS_SHOWN`].
+    pub leaked_shims: Vec<(u32, Subject)>,
 }
 
 /// Why stuck calls are stuck: what they all end in, and the way there.
@@ -62,11 +67,21 @@ pub struct Diagnosis {
     pub stuck_calls_total: u64,
     /// Containers and pods that are named anywhere on the way, the one at the end first.
     pub containers: Vec<Subject>,
-    /// When the kubelet will call the node NotReady if nothing moves (may lie in the past). `None` when no relist, and
-    /// no call that stands for one, waits here.
-    pub not_ready_at: Option<Ns>,
-    /// About when it ends by itself, where dirty memory and the device's rate are known.
-    pub outlook: Option<Outlook>,
+    /// Whether all of the node waits here. `None` when no relist, and no call that stands for one, does.
+    pub not_ready: Option<NotReady>,
+    /// How many pods the stuck calls are about (a relist is about all and counts for none).
+    pub pods_waiting: u64,
+    /// Whether, and about when, it ends by itself.
+    pub outlook: Outlook,
+    /// Who has memory waiting to be written to the device it ends in, the most first; at most
+    /// [`super::limits::DIRTIERS_SHOWN`].
+    pub dirtied_by: Vec<Dirtier>,
+    /// What has come of it so far; at most [`super::limits::CONSEQUENCES_SHOWN`], the gravest first.
+    pub consequences: Vec<Consequence>,
+    /// Why this is not the chain of an unmount under the shim's lock, where it is another: `no unmount is in flight`.
+    pub not_this_chain: Option<String>,
+    /// The same for the same cause on other nodes: ends-in, device class, versions.
+    pub signature: String,
     /// What could not be seen and may have changed this diagnosis.
     pub blind_spots: Vec<String>,
     /// What helps.
@@ -241,6 +256,8 @@ pub enum EndsIn {
     MountBusy {
         /// How often in a row.
         failures: u64,
+        /// Who keeps it busy, as far as that was seen.
+        pins: Vec<Pin>,
     },
     /// A remote or user-space file system that does not answer.
     RemoteFileSystem {
@@ -257,6 +274,23 @@ pub enum EndsIn {
     Frozen {
         /// By what.
         by: String,
+    },
+    /// A process does not get the CPU (or memory) that it needs to go on.
+    Starved {
+        /// What it lacks, and how much it gets.
+        by: String,
+    },
+    /// An exit that containerd will try again to handle; nothing is seen to block it meanwhile.
+    ExitRetry {
+        /// Attempts that have failed so far.
+        attempts: u32,
+        /// About when it tries again.
+        next: Ns,
+    },
+    /// Shims that are left over: their containers are gone.
+    LeakedShims {
+        /// How many.
+        count: u64,
     },
     /// Operations that wait for each other in a circle.
     Cycle,
@@ -293,15 +327,135 @@ pub struct StuckCall {
     pub joins: Option<usize>,
 }
 
-/// About when a sync ends by itself.
+/// When the kubelet calls the node NotReady if nothing moves, and when pods are evicted.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Outlook {
-    /// Dirty and writeback memory of the node, in bytes: an upper limit of what this sync has to write.
+pub struct NotReady {
+    /// NotReady from then on (may lie in the past).
+    pub at: Ns,
+    /// The age of the last good relist that makes it so.
+    pub threshold: Ns,
+    /// Pods that tolerate it for the default 300 s are evicted from then on.
+    pub evictions_from: Ns,
+    /// How sure the threshold is.
+    pub confidence: Confidence,
+    /// Where it was read.
+    pub evidence: String,
+}
+
+/// Whether, and about when, it ends by itself. Always an estimate.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Outlook {
+    /// It ends when the device has written what it has to.
+    Drains {
+        /// Dirty and writeback memory of the node, in bytes: an upper limit of what this sync has to write.
+        bytes: u64,
+        /// What the device writes, in bytes per second.
+        bytes_per_second: u64,
+        /// How long that takes at most, if the rate holds and nobody dirties more.
+        at_most: Ns,
+    },
+    /// It ends by itself at about this time.
+    At {
+        /// When.
+        at: Ns,
+        /// What that rests on.
+        because: String,
+    },
+    /// It does not end by itself.
+    Never {
+        /// Why.
+        because: String,
+    },
+    /// It cannot be told.
+    Unknown {
+        /// Why.
+        because: String,
+    },
+}
+
+/// Somebody with memory waiting to be written.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Dirtier {
+    /// The pod, where its control group is one's; else the group's path.
+    pub source: Source,
+    /// Bytes dirty or under writeback, on whichever device.
     pub bytes: u64,
-    /// What the device writes, in bytes per second.
-    pub bytes_per_second: u64,
-    /// How long that takes at most, if the rate holds and nobody dirties more.
-    pub at_most: Ns,
+    /// Bytes per second that the group wrote to the device between the last two samples, where that is counted (cgroup
+    /// v2).
+    pub bytes_per_second: Option<u64>,
+    /// How sure it is that this waits for this device.
+    pub confidence: Confidence,
+    /// What that rests on.
+    pub evidence: String,
+}
+
+/// Whom a control group belongs to.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Source {
+    /// A container's.
+    Container(Subject),
+    /// What containers of this pod have left behind that are gone.
+    GoneFrom(Subject),
+    /// Another group, by its path.
+    Group(String),
+}
+
+/// What has come of an incident.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Consequence {
+    /// What.
+    pub what: Harm,
+    /// How sure it is.
+    pub confidence: Confidence,
+    /// What that rests on.
+    pub evidence: String,
+}
+
+/// The kinds of consequences.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum Harm {
+    /// A container that containerd does not know the state of any more.
+    Unknown {
+        /// Which.
+        of: Subject,
+    },
+    /// A container was made anew while the old one was still there.
+    Recreated {
+        /// The old one.
+        of: Subject,
+        /// Id of the new one.
+        by: String,
+    },
+    /// The exit of a container was, or is, reported late.
+    ExitLate {
+        /// Which.
+        of: Subject,
+        /// How late, so far if it still is not.
+        late: Ns,
+        /// Attempts of containerd so far.
+        attempts: u32,
+        /// Whether it is reported by now.
+        reported: bool,
+    },
+    /// Updates of a container failed after they had waited.
+    UpdatesFailed {
+        /// Which.
+        of: Subject,
+        /// How many.
+        count: u64,
+    },
+    /// containerd was restarted in the stall.
+    Restarted {
+        /// Its new process.
+        pid: u32,
+    },
+    /// A shim outlived its bundle.
+    ShimLeaked {
+        /// Its process.
+        pid: u32,
+        /// The container it was started for.
+        of: Subject,
+    },
 }
 
 /// What helps, in a first form.
@@ -322,6 +476,10 @@ pub struct Fix {
     pub what: String,
     /// What it changes.
     pub effect: String,
+    /// How many of the stuck call's seconds it would have saved, where that can be told from the chain.
+    pub saves: Option<Ns>,
+    /// How to apply it: a command, or the setting with its file.
+    pub how: String,
     /// Since which version; empty when any.
     pub since: String,
     /// What it costs.

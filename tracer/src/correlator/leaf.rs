@@ -81,6 +81,11 @@ pub fn leaf_of(graph: &Graph<'_>, path: &[usize], facts: &Facts, failed: &Failed
         Kind::ExitHandling => not_visible(
             graph.doubt(tip).unwrap_or("between two attempts, or in a call that was not recorded").to_owned(),
         ),
+        Kind::Stalled => Leaf {
+            ends_in: EndsIn::Frozen { by: op.method.clone() },
+            confidence: Confidence::Proven,
+            evidence: "the state of the process".to_owned(),
+        },
         Kind::LockHold => not_visible("it holds the lock, what it does is not recorded".to_owned()),
         Kind::CriCall | Kind::CriClient | Kind::Relist | Kind::ShimCall | Kind::LockWait => {
             let blind = match op.kind {
@@ -301,7 +306,7 @@ fn shim_leaf(
         && last.saturating_add(limits::RETRY_GAP) >= now
     {
         return Leaf {
-            ends_in: EndsIn::MountBusy { failures },
+            ends_in: EndsIn::MountBusy { failures, pins: Vec::new() },
             confidence: Confidence::Proven,
             evidence: format!("its last {failures} unmounts failed with EBUSY"),
         };

@@ -42,6 +42,14 @@ pub const STRETCHES: usize = 64;
 pub const STUCK_CALLS_SHOWN: usize = 32;
 /// Containers listed in a diagnosis or an incident.
 pub const SUBJECTS_SHOWN: usize = 16;
+/// Dirtiers listed in a diagnosis.
+pub const DIRTIERS_SHOWN: usize = 4;
+/// Consequences listed in a diagnosis.
+pub const CONSEQUENCES_SHOWN: usize = 16;
+/// Programs whose cost is known.
+pub const COSTS: usize = 64;
+/// Leaked shims that are remembered.
+pub const LEAKED_SHIMS: usize = 1_024;
 /// Operations in flight listed in a frame.
 pub const IN_FLIGHT_SHOWN: usize = 256;
 /// CRI methods with a distribution of their own.

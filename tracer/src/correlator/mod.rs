@@ -136,6 +136,11 @@ impl Correlator {
                 }
             }
             Body::BlindSpot { what, reason } => self.facts.blind_spot(what, reason),
+            Body::Cost(cost) => self.facts.cost(cost),
+            Body::LeakedShim { pid, id } => self.facts.leaked_shim(*pid, id),
+            Body::Kubelet(kubelet) => self.facts.kubelet(kubelet),
+            Body::Writers(writers) => self.facts.writers(writers, at),
+            Body::Pins(pins) => self.facts.pins(pins, at),
         }
     }
 
@@ -253,6 +258,8 @@ impl Correlator {
             distributions: self.stats.distributions(),
             memory: self.facts.memory,
             devices: self.facts.device_states(),
+            costs: self.facts.costs(),
+            leaked_shims: self.facts.leaked_shims(),
         }
     }
 
@@ -383,6 +390,11 @@ impl TieBreak {
             Body::Device(d) => plain(2, u64::from(d.device.major), u64::from(d.device.minor)),
             Body::Memory { dirty, writeback } => plain(3, *dirty, *writeback),
             Body::BlindSpot { what, .. } => TieBreak(4, None, 0, 0, what.clone()),
+            Body::Kubelet(k) => plain(4, u64::from(k.pid), 0),
+            Body::LeakedShim { pid, .. } => plain(4, u64::from(*pid), 1),
+            Body::Cost(c) => TieBreak(4, None, 2, c.hits, c.comm.clone()),
+            Body::Pins(p) => TieBreak(4, None, 3, 0, p.path.clone()),
+            Body::Writers(_) => plain(4, 0, 4),
             Body::LockIdentity { pid, base, .. } => plain(5, u64::from(*pid), *base),
             Body::ThreadSite(s) => plain(6, u64::from(s.pid), u64::from(s.tid)),
             Body::InFlight(op) => TieBreak(7, Some(op.id()), 0, 0, String::new()),

@@ -176,6 +176,7 @@ fn excludes(newer: &Operation, older: &Operation) -> bool {
                 || (newer.kind == older.kind && newer.object == older.object && newer.object != 0)
         }
         Kind::InitMethod | Kind::LockHold => false,
+        Kind::Stalled => newer.kind == Kind::Stalled,
     }
 }
 

@@ -110,6 +110,7 @@ impl Reader {
                     _ => l.word(3)?,
                 });
                 let process = Process {
+                    version: None,
                     pid: number(l.word(2)?)?,
                     started: l.field("started").map_or(Ok(0), seconds)?,
                     role,
@@ -324,6 +325,7 @@ fn kind(text: &str) -> Result<Kind, String> {
         "hold" => Kind::LockHold,
         "unmount" => Kind::Unmount,
         "shutdown" => Kind::SuperShutdown,
+        "stalled" => Kind::Stalled,
         "sync" => Kind::Sync,
         other => return Err(format!("unknown kind {other}")),
     })

@@ -88,6 +88,7 @@ pub fn operation(op: &Operation, device_name: Option<&DeviceName>) -> String {
             Some(fs) => format!("unmount, shutting down {fs}"),
             None => "unmount, shutting down the file system".to_owned(),
         },
+        Kind::Stalled => format!("a process that is {method}"),
         Kind::Sync => {
             let what = match device_name {
                 Some(d) => device(d),
@@ -146,12 +147,17 @@ pub fn ends_in(ends_in: &EndsIn) -> String {
         EndsIn::UnmountSync { device, .. } | EndsIn::Sync { device, .. } => format!("sync of {}", on(device)),
         EndsIn::Unmount { device: Some(d), .. } => format!("unmount from {}", device(d)),
         EndsIn::Unmount { device: None, .. } => "unmount".to_owned(),
-        EndsIn::MountBusy { failures } => format!("unmount that fails with EBUSY ({failures} times)"),
+        EndsIn::MountBusy { failures, .. } => format!("unmount that fails with EBUSY ({failures} times)"),
         EndsIn::RemoteFileSystem { what } => format!("{what} that does not answer"),
         EndsIn::IoDrain => "container output that does not drain, or runc delete".to_owned(),
         EndsIn::StatusWrite => "containerd's write of its own state".to_owned(),
         EndsIn::CgroupOrDbus => "runc: a cgroup write or a D-Bus call to systemd".to_owned(),
         EndsIn::Frozen { by } => format!("a thread that is stopped ({by})"),
+        EndsIn::Starved { by } => format!("a process that does not get what it needs ({by})"),
+        EndsIn::ExitRetry { attempts, .. } => {
+            format!("an exit that containerd will try again to handle ({attempts} attempts failed)")
+        }
+        EndsIn::LeakedShims { count } => format!("{count} shims that are left over"),
         EndsIn::Cycle => "operations that wait for each other (deadlock)".to_owned(),
         EndsIn::NotVisible { .. } => "not visible".to_owned(),
     }
@@ -177,6 +183,9 @@ pub fn class(ends_in: &EndsIn) -> &'static str {
         EndsIn::StatusWrite => "status-write",
         EndsIn::CgroupOrDbus => "cgroup-or-dbus",
         EndsIn::Frozen { .. } => "frozen",
+        EndsIn::Starved { .. } => "starved",
+        EndsIn::ExitRetry { .. } => "exit-retry",
+        EndsIn::LeakedShims { .. } => "leaked-shims",
         EndsIn::Cycle => "cycle",
         EndsIn::NotVisible { .. } => "not-visible",
     }
@@ -198,7 +207,7 @@ pub fn device_class(name: &str) -> String {
 /// The whole diagnosis in one sentence, for somebody woken at 3 am.
 pub fn sentence(d: &Diagnosis, now: Ns) -> String {
     let mut parts = vec![format!("STUCK {}", duration(d.chain.age))];
-    match d.not_ready_at {
+    match d.not_ready.as_ref().map(|n| n.at) {
         Some(at) if at > now => parts.push(format!("NotReady in {}", duration(at - now))),
         Some(at) => parts.push(format!("NotReady since {}", duration(now - at))),
         None => {}

@@ -7,7 +7,8 @@ use super::sanitise;
 use crate::correlator::ground::confidence_word;
 use crate::correlator::words;
 use crate::correlator::{
-    Change, Confidence, Diagnosis, EdgeKind, Fix, Frame, Head, Incident, Link, Subject, Who, explains,
+    Change, Confidence, Diagnosis, EdgeKind, Fix, Frame, Head, Incident, Link, Outlook, Subject, Who,
+    explains,
 };
 use crate::event::{Kind, LossPoint, Ns, Role};
 
@@ -169,7 +170,7 @@ fn what(d: &Diagnosis, l: &Link, depth: usize, mentioned: bool) -> String {
             Some(s) => format!("handling of the exit of {}", named(s)),
             None => words::operation(op, None),
         },
-        Kind::CriClient | Kind::CriCall | Kind::SuperShutdown => {
+        Kind::CriClient | Kind::CriCall | Kind::SuperShutdown | Kind::Stalled => {
             format!("{}{}", words::operation(op, None), of(&l.subject).unwrap_or_default())
         }
     }
@@ -244,12 +245,12 @@ fn ends_in_line(d: &Diagnosis) -> String {
         )),
         None => line.push_str(&format!(" · {}: {}", confidence_word(d.confidence), d.evidence)),
     }
-    if let Some(o) = &d.outlook {
+    if let Outlook::Drains { bytes, bytes_per_second, at_most } = &d.outlook {
         line.push_str(&format!(
             " · at most {} more ({} dirty on the node, {}/s)",
-            words::duration(o.at_most),
-            words::bytes(o.bytes),
-            words::bytes(o.bytes_per_second)
+            words::duration(*at_most),
+            words::bytes(*bytes),
+            words::bytes(*bytes_per_second)
         ));
     }
     line

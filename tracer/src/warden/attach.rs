@@ -242,6 +242,7 @@ impl Attacher {
                 role: ours.examined.role,
                 comm: process.comm.clone(),
                 go_version: ours.examined.go_version.clone(),
+                version: None,
             },
             offsets: ours.examined.offsets,
         };

@@ -162,7 +162,7 @@ fn describe(role: Role, entry: &catalog::Entry) -> String {
         (Kind::ShimServe, _) => "request served:",
         (Kind::InitMethod, _) => "Init:",
         (Kind::Unmount, _) => "unmount",
-        (Kind::SuperShutdown | Kind::Sync, _) => "",
+        (Kind::SuperShutdown | Kind::Sync | Kind::Stalled, _) => "",
     };
     format!("{program}: {what} {}", entry.method).trim_end().to_owned()
 }

@@ -155,7 +155,7 @@ struct Poller {
 
 impl Poller {
     fn poll(&mut self, reader: &mut Reader, now: Ns, events: &mut Vec<Event>) -> anyhow::Result<()> {
-        if self.rest.may_skip(reader.begun(Kind::ALL.into_iter().map(decode::number_of))) {
+        if self.rest.may_skip(reader.begun(Kind::RECORDED.into_iter().map(decode::number_of))) {
             self.waits.clear();
             self.ops.clear();
         } else {
@@ -194,7 +194,7 @@ impl Poller {
         self.told = still_told;
         events.extend(self.operations.iter().map(|o| Event { at: now, body: Body::InFlight(o.clone()) }));
         let mut by_floor: BTreeMap<Ns, Vec<Kind>> = BTreeMap::new();
-        for kind in Kind::ALL {
+        for kind in Kind::RECORDED {
             by_floor.entry(floor(kind)).or_default().push(kind);
         }
         events.extend(by_floor.into_iter().map(|(floor, kinds)| Event {
@@ -302,7 +302,7 @@ fn over(op: &Op, now: Ns) -> Option<Ns> {
 }
 
 fn costs(reader: &Reader) -> Vec<Cost> {
-    Kind::ALL
+    Kind::RECORDED
         .into_iter()
         .filter_map(|kind| {
             let counters = reader.counters(decode::number_of(kind));

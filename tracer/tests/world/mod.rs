@@ -179,6 +179,7 @@ impl World {
             role,
             comm: comm.to_owned(),
             go_version: "go1.19.8".to_owned(),
+            version: None,
         };
         self.raw.push(Event {
             at: 500 * MS,
