@@ -159,7 +159,8 @@ pub enum Kind {
     /// A file system is synced (`sync_filesystem`; nested: overlay, then its upper file system).
     Sync,
     /// A whole process does not run although it should: frozen, stopped, or starved of CPU. Seen in `/proc`, never by a
-    /// probe; [`Operation::method`] says in words how, for instance `frozen by its cgroup`.
+    /// probe; the actor is the process (`tid` = `pid`, no goroutine) and [`Operation::method`] says in words how, as the
+    /// rest of the sentence `it is …`. The first word decides what it is taken for, see [`Stall::of`].
     Stalled,
 }
 
@@ -218,6 +219,28 @@ pub struct Operation {
     pub fs_type: Option<String>,
     /// How the probe knows (`uprobe`, `fentry`, `kprobe`, `tracepoint`, `poll`), shown as evidence.
     pub seen_by: SeenBy,
+}
+
+/// How a process does not run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Stall {
+    /// Not one of its threads can run.
+    Still,
+    /// It runs, but gets less than it needs.
+    Starved,
+}
+
+impl Stall {
+    /// By the first word of the method of a [`Kind::Stalled`] operation: `frozen` (by its control group), `stopped` (by a
+    /// signal) and `traced` (held by a tracer or debugger) say that it stands still, `starved` (of CPU or memory, and how
+    /// much it gets) and everything else that it is starved. Examples: `frozen by its cgroup /kubelet.slice`, `stopped by
+    /// a signal`, `traced by strace (pid 7)`, `starved: 3% of a CPU, throttled 97% of the time`.
+    pub fn of(method: &str) -> Stall {
+        match method.split(|c: char| !c.is_ascii_alphabetic()).next() {
+            Some("frozen" | "stopped" | "traced") => Stall::Still,
+            _ => Stall::Starved,
+        }
+    }
 }
 
 /// Identity of an operation: two reports with the same identity are about the same operation.

@@ -197,6 +197,7 @@ mod tests {
             subject: None,
             device: None,
             lock: None,
+            exit: None,
             since: relist_began,
             age: 0,
             critical: 0,

@@ -93,7 +93,21 @@ pub fn advice(ends_in: &EndsIn, on: &Circumstances<'_>) -> Advice {
         EndsIn::Frozen { by } => {
             a.do_now.push(format!("let it go on: it is {by}"));
         }
-        EndsIn::Starved { .. } | EndsIn::ExitRetry { .. } | EndsIn::LeakedShims { .. } => {}
+        EndsIn::Starved { by } => {
+            a.do_now.push(format!("give it what it needs: it is {by}"));
+        }
+        EndsIn::ExitRetry { .. } => {
+            a.do_now.push("wait: nothing blocks it any more, and containerd tries again by itself, five minutes after the last attempt at most".into());
+        }
+        EndsIn::LeakedShims { .. } => {
+            a.do_now.push("nothing waits for them, they only hold memory: see that their containers are gone (`crictl ps -a`), then end them one by one, by pid".into());
+            a.fixes.push(fix(
+                "upgrade containerd: it deletes the shim even when the Delete was given up",
+                "a slow unmount leaves no shim behind",
+                "containerd 1.6.24, 1.7.4",
+                "",
+            ));
+        }
         EndsIn::Cycle => {
             a.do_now.push("save the evidence (`plegscope now --json`): this does not end by itself; report it to the program's authors".into());
             a.fixes.push(fix("upgrade the program named in the chain", "a deadlock is a bug", "", ""));

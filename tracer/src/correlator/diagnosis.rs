@@ -9,7 +9,7 @@ use super::frame::{
 };
 use super::graph::{Graph, Next, RELIST_CALLS};
 use super::leaf::{FailedUnmounts, Leaf, leaf_of};
-use super::limits;
+use super::{exits, limits, words};
 use crate::event::{Kind, Ns, Operation, OperationId};
 use crate::thresholds::{PLEG_THRESHOLD, SECOND, Thresholds};
 use std::collections::{BTreeMap, BTreeSet};
@@ -162,7 +162,7 @@ impl Inputs<'_> {
     }
 
     fn age(&self, node: usize) -> Ns {
-        self.now.saturating_sub(self.graph.nodes[node].flight.since)
+        self.now.saturating_sub(self.graph.nodes[node].since)
     }
 
     /// What symptom this operation is, if it is one by itself and not a part of another.
@@ -199,6 +199,7 @@ impl Inputs<'_> {
                     | Kind::Sync
                     | Kind::ShimServe
                     | Kind::InitMethod
+                    | Kind::Stalled
             )
         })
     }
@@ -273,6 +274,10 @@ impl Inputs<'_> {
                 (1, u64::from(d.device.major), u64::from(d.device.minor), String::new())
             }
             EndsIn::StatusWrite => (2, pid, 0, String::new()),
+            EndsIn::ExitRetry { .. } => (7, pid, 0, String::new()),
+            EndsIn::Frozen { .. } | EndsIn::Starved { .. } if op.kind == Kind::Stalled => {
+                (8, pid, 0, words::class(ends_in).to_owned())
+            }
             EndsIn::NotVisible { .. } => match (op.kind, &node.lock) {
                 (Kind::LockWait, Some(lock)) => match lock.base {
                     Some(base) => (3, pid, base, String::new()),
@@ -297,7 +302,7 @@ impl Inputs<'_> {
                 Head::LateExit | Head::CriCall => 2,
                 Head::Alone => 3,
             };
-            let first = &self.graph.nodes[w.path[0]].flight;
+            let first = &self.graph.nodes[w.path[0]];
             // Of operations that nobody is seen to wait for, the one that waits for the others tells most.
             let shorter = if w.head == Head::Alone { limits::LINKS.saturating_sub(w.path.len()) } else { 0 };
             (symptom, shorter, first.since, w.path[0])
@@ -308,7 +313,7 @@ impl Inputs<'_> {
         let any_call = walks.iter().any(|w| w.head != Head::Alone);
         let calls: Vec<&Walk> = walks.iter().filter(|w| !any_call || w.head != Head::Alone).collect();
         let mut stuck: Vec<&Walk> = calls.clone();
-        stuck[1..].sort_by_key(|w| (self.graph.nodes[w.path[0]].flight.since, w.path[0]));
+        stuck[1..].sort_by_key(|w| (self.graph.nodes[w.path[0]].since, w.path[0]));
         let stuck_calls: Vec<StuckCall> = stuck
             .iter()
             .take(limits::STUCK_CALLS_SHOWN)
@@ -364,6 +369,11 @@ impl Inputs<'_> {
             });
         let mut members = BTreeSet::new();
         for walk in &walks {
+            let first = &self.graph.nodes[walk.path[0]];
+            if walk.head == Head::LateExit && members.len() < limits::INCIDENT_MEMBERS {
+                // Each attempt is another operation; between two there is none.
+                members.insert(exits::identity(first.flight.op.actor.pid, first.since));
+            }
             for &n in walk.path.iter().rev() {
                 if members.len() >= limits::INCIDENT_MEMBERS {
                     break;
@@ -404,14 +414,14 @@ impl Inputs<'_> {
     /// The drawn chain. Seconds per link: link *i* is reached when it and all before it have begun; its part of the
     /// stuck call's age is from then until the next is reached, so the parts sum to the age.
     fn chain(&self, path: &[usize]) -> Chain {
-        let begin = self.graph.nodes[path[0]].flight.since;
+        let begin = self.graph.nodes[path[0]].since;
         let mut reached = Vec::with_capacity(path.len());
         let mut latest = begin;
         for (i, &n) in path.iter().enumerate() {
             if i > 0 {
                 let since = match &self.graph.nodes[path[i - 1]].next {
                     Next::To { since, .. } => *since,
-                    _ => self.graph.nodes[n].flight.since,
+                    _ => self.graph.nodes[n].since,
                 };
                 latest = latest.max(since).min(self.now);
             }
@@ -452,7 +462,8 @@ impl Inputs<'_> {
             subject: node.container.as_deref().map(|id| self.facts.subject(id)),
             device: op.device.map(|d| self.facts.device_name(d)),
             lock,
-            since: node.flight.since,
+            exit: node.exit.clone(),
+            since: node.since,
             age: self.age(n),
             critical,
         }

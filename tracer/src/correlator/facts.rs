@@ -332,9 +332,14 @@ impl Facts {
         self.processes.get(&pid)
     }
 
+    /// Processes of this role.
+    pub fn pids_of(&self, role: Role) -> impl Iterator<Item = u32> {
+        self.processes.values().filter(move |p| p.role == role).map(|p| p.pid)
+    }
+
     /// Whether a process of this role is there.
     pub fn has_role(&self, role: Role) -> bool {
-        self.processes.values().any(|p| p.role == role)
+        self.pids_of(role).next().is_some()
     }
 
     /// Whether no relist can be seen, so that containerd's list calls must stand for it: no kubelet is seen, or its

@@ -8,6 +8,7 @@ use super::operations::{EndedBy, Finished, Operations};
 use super::words;
 use crate::event::{Kind, Ns, OperationId, Role};
 use crate::thresholds::Thresholds;
+use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Open incidents.
@@ -143,6 +144,7 @@ impl Incidents {
             longest: 0,
             stuck_calls: 0,
             containers: Vec::new(),
+            consequences: Vec::new(),
             change: None,
             uncertain_end: None,
             last: None,
@@ -187,10 +189,16 @@ impl Open {
         let leaf = d.chain.links.last();
         let leaf_age = leaf.map_or(0, |l| l.age);
         let explained = explains(&d.ends_in);
-        let better = match (explains(&incident.ends_in), explained) {
-            (false, _) => true,
-            (true, true) => leaf_age >= self.leaf_age,
-            (true, false) => false,
+        // An exit that is left to be retried is what came of it, not why.
+        let weight = |ends_in: &EndsIn| match ends_in {
+            EndsIn::NotVisible { .. } => 0,
+            EndsIn::ExitRetry { .. } => 1,
+            _ => 2,
+        };
+        let better = match weight(&d.ends_in).cmp(&weight(&incident.ends_in)) {
+            Ordering::Less => false,
+            Ordering::Equal => !explained || leaf_age >= self.leaf_age,
+            Ordering::Greater => true,
         };
         if better || first {
             incident.ends_in = d.ends_in.clone();
@@ -287,6 +295,7 @@ fn unseen(f: &Finished, facts: &Facts, t: &Thresholds) -> Option<Incident> {
         longest: took,
         stuck_calls: 0,
         containers: subject.into_iter().collect(),
+        consequences: Vec::new(),
         change: Some(Change::Ended),
         uncertain_end: None,
         last: None,

@@ -18,6 +18,7 @@
 mod advice;
 mod critical;
 mod diagnosis;
+mod exits;
 mod facts;
 pub mod frame;
 mod graph;
@@ -29,9 +30,11 @@ mod locks;
 mod operations;
 #[doc(hidden)]
 pub mod scenario;
+mod stalls;
 pub mod words;
 
 pub use diagnosis::{explains, has_edge};
+pub use exits::{Attempts, Failed};
 pub use frame::*;
 
 use crate::event::{Body, Event, Kind, Ns, OperationId, Outcome};
@@ -39,10 +42,11 @@ use crate::stats::Stats;
 use crate::thresholds::{SECOND, Thresholds, floor};
 use critical::Critical;
 use diagnosis::{Inputs, RelistHealth};
+use exits::Exits;
 use facts::Facts;
 use graph::{Graph, RELIST_CALLS};
 use incident::Incidents;
-use leaf::FailedUnmounts;
+use leaf::{Busy, FailedUnmounts};
 use operations::{Finished, Operations};
 use std::collections::BTreeMap;
 
@@ -59,6 +63,7 @@ pub struct Correlator {
     facts: Facts,
     stats: Stats,
     incidents: Incidents,
+    exits: Exits,
     failed: FailedUnmounts,
     failed_dropped: u64,
     /// What ended since the last tick without having been seen in flight.
@@ -79,6 +84,7 @@ impl Correlator {
             facts: Facts::default(),
             stats: Stats::default(),
             incidents: Incidents::default(),
+            exits: Exits::default(),
             failed: FailedUnmounts::new(),
             failed_dropped: 0,
             unseen: Vec::new(),
@@ -98,6 +104,9 @@ impl Correlator {
                 if !operations::lasts_by_design(op) && !self.facts.is_of_the_past(op) {
                     let settled = self.operations.report(op, at);
                     settled.iter().for_each(|f| self.finished(f));
+                    if op.kind == Kind::ExitHandling && self.operations.contains(&op.id()) {
+                        self.exits.begun(op);
+                    }
                 }
             }
             Body::Ended(op, outcome) => {
@@ -115,10 +124,12 @@ impl Correlator {
             Body::Process(process) => {
                 if let Some(started) = self.facts.process(process, at) {
                     self.operations.process_gone(process.pid, started);
+                    self.exits.process_gone(process.pid, started);
                 }
             }
             Body::ProcessGone { pid } => {
                 self.operations.process_gone(*pid, at);
+                self.exits.process_gone(*pid, at);
                 self.facts.process_gone(*pid, at);
             }
             Body::Container(container) => self.facts.container(container),
@@ -151,6 +162,7 @@ impl Correlator {
         let list = f.op.kind == Kind::CriCall && RELIST_CALLS[..2].contains(&f.op.method.as_str());
         match f.op.kind {
             Kind::Unmount => self.unmounted(f),
+            Kind::ExitHandling => self.exits.ended(f, self.facts.process_of(f.op.actor.pid)),
             Kind::Relist => self.relisted(f, took),
             Kind::CriCall if list && self.facts.relists_unseen() => self.relisted(f, took),
             _ => {}
@@ -168,9 +180,10 @@ impl Correlator {
             self.failed_dropped = self.failed_dropped.saturating_add(1);
             return;
         }
-        let entry = self.failed.entry(key).or_insert((0, f.at));
-        let in_a_row = entry.1.saturating_add(limits::RETRY_GAP) >= f.at;
-        *entry = (if in_a_row { entry.0.saturating_add(1) } else { 1 }, f.at);
+        let entry = self.failed.entry(key).or_insert(Busy { failures: 0, last: f.at, path: None });
+        let in_a_row = entry.last.saturating_add(limits::RETRY_GAP) >= f.at;
+        let failures = if in_a_row { entry.failures.saturating_add(1) } else { 1 };
+        *entry = Busy { failures, last: f.at, path: f.op.path.clone() };
     }
 
     fn relisted(&mut self, f: &Finished, took: Ns) {
@@ -198,12 +211,14 @@ impl Correlator {
         for f in self.operations.settle(now) {
             self.finished(&f);
         }
-        self.failed.retain(|_, (_, last)| last.saturating_add(limits::RETRY_GAP) >= now);
+        self.failed.retain(|_, busy| busy.last.saturating_add(limits::RETRY_GAP) >= now);
         self.facts.forget_sites(now);
         let blind_spots = self.blind_spots(now);
         let blind: Vec<String> = blind_spots.iter().map(|b| format!("{}: {}", b.what, b.reason)).collect();
 
-        let graph = Graph::build(&self.operations, &self.facts, now);
+        self.exits.tick(now, |id| self.operations.contains(id));
+        let waiting = self.exits.waiting(now);
+        let graph = Graph::build(&self.operations, &self.exits, &waiting, &self.facts, now);
         let mut diagnoses = Inputs {
             graph: &graph,
             facts: &self.facts,
@@ -229,9 +244,9 @@ impl Correlator {
         drop(graph);
         self.facts.forget_locks(now, |pid, base| lock_bases.contains(&(pid, base)));
 
-        let operations = &self.operations;
+        let (operations, exits) = (&self.operations, &self.exits);
         let drawn = diagnoses.found.iter_mut().map(|found| &mut found.diagnosis);
-        self.critical.tick(drawn, now, |id| operations.contains(id));
+        self.critical.tick(drawn, now, |id| operations.contains(id) || exits.contains(id));
         self.note_losses(&mut diagnoses.found, now);
         let incidents = self.incidents.tick(
             &mut diagnoses.found,
@@ -293,7 +308,7 @@ impl Correlator {
         let mut nodes: Vec<usize> = (0..graph.nodes.len())
             .filter(|&i| {
                 let f = graph.nodes[i].flight;
-                now.saturating_sub(f.op.begin) >= floor(f.op.kind)
+                graph.nodes[i].waiting.is_none() && now.saturating_sub(f.op.begin) >= floor(f.op.kind)
             })
             .collect();
         nodes.sort_by_key(|&i| (graph.nodes[i].flight.since, i));
@@ -347,6 +362,7 @@ impl Correlator {
             ("lock waits that may go on", limits::SETTLING, self.operations.unsettled),
             ("incidents", limits::INCIDENTS, self.incidents.refused),
             ("failed unmounts", limits::FAILED_UNMOUNTS, self.failed_dropped),
+            ("exits that are not handled yet", limits::EXITS, self.exits.dropped),
             ("distributions of CRI methods", limits::METHODS, self.stats.dropped),
         ];
         own.into_iter()
@@ -370,6 +386,7 @@ impl Correlator {
             (self.slow_relists.len(), limits::SLOW_RELISTS),
             (self.unseen.len(), limits::SUBJECTS_SHOWN),
         ];
+        all.extend(self.exits.sizes());
         all.extend(self.facts.sizes());
         all
     }

@@ -1,6 +1,9 @@
 //! How things are called when people read them: durations, operations, containers, and what a chain ends in.
 
-use super::frame::{DeviceName, Diagnosis, EndsIn, Head, Link, Lock, LockKind, Subject};
+use super::exits::Attempts;
+use super::frame::{
+    Confidence, Consequence, DeviceName, Diagnosis, EndsIn, Harm, Head, Link, Lock, LockKind, Subject,
+};
 use crate::event::{Kind, Ns, Operation, Role};
 use crate::thresholds::{MILLISECOND, SECOND};
 
@@ -105,6 +108,55 @@ pub fn operation(op: &Operation, device_name: Option<&DeviceName>) -> String {
     }
 }
 
+/// How far containerd has got with an exit at `now`; `None` while it is at its first attempt.
+pub fn attempts(exit: &Attempts, now: Ns) -> Option<String> {
+    let failed = exit.failed.as_ref()?;
+    let why = match (failed.deadline, failed.seen) {
+        (true, true) => ": deadline exceeded",
+        (true, false) => ": deadline exceeded, by its length",
+        (false, _) => "",
+    };
+    let failed = format!("after {}{why}", duration(failed.took));
+    Some(match exit.next {
+        None => format!("attempt {}, the one before failed {failed}", exit.begun),
+        Some(next) => {
+            let count = match exit.begun {
+                1 => "1 attempt has failed,".to_owned(),
+                n => format!("{n} attempts have failed, the last"),
+            };
+            let when = match next.checked_sub(now) {
+                Some(left) if left > 0 => format!("the next in about {}", duration(left)),
+                _ => "the next is due".to_owned(),
+            };
+            format!("{count} {failed}; {when}")
+        }
+    })
+}
+
+/// What has come of an incident.
+pub fn harm(c: &Consequence) -> String {
+    let sure = if c.confidence == Confidence::Proven { "" } else { " (inferred)" };
+    let what = match &c.what {
+        Harm::Unknown { of } => format!("{} is Unknown to containerd", subject(of)),
+        Harm::Recreated { of, by } => {
+            format!("{} was made anew as {} while the old one was still there", subject(of), short_id(by))
+        }
+        Harm::ExitLate { of, late, attempts, reported } => {
+            let tries = if *attempts == 1 { "1 attempt".to_owned() } else { format!("{attempts} attempts") };
+            let late = duration(*late);
+            match reported {
+                true => format!("exit of {} reported at least {late} late ({tries})", subject(of)),
+                false => format!("exit of {} not reported for at least {late} ({tries} so far)", subject(of)),
+            }
+        }
+        Harm::UpdatesFailed { of, count: 1 } => format!("an update of {} failed", subject(of)),
+        Harm::UpdatesFailed { of, count } => format!("{count} updates of {} failed", subject(of)),
+        Harm::Restarted { pid } => format!("containerd was restarted in it (now {pid})"),
+        Harm::ShimLeaked { pid, of } => format!("shim {pid} of {} is left over", subject(of)),
+    };
+    what + sure
+}
+
 /// What a lock is called.
 pub fn lock(lock: &Lock) -> String {
     let whose = lock.subject.as_ref().map(|s| format!(" of {}", subject(s))).unwrap_or_default();
@@ -155,7 +207,9 @@ pub fn ends_in(ends_in: &EndsIn) -> String {
         EndsIn::Frozen { by } => format!("a thread that is stopped ({by})"),
         EndsIn::Starved { by } => format!("a process that does not get what it needs ({by})"),
         EndsIn::ExitRetry { attempts, .. } => {
-            format!("an exit that containerd will try again to handle ({attempts} attempts failed)")
+            let failed =
+                if *attempts == 1 { "1 has failed".to_owned() } else { format!("{attempts} have failed") };
+            format!("containerd's next attempt to handle an exit ({failed})")
         }
         EndsIn::LeakedShims { count } => format!("{count} shims that are left over"),
         EndsIn::Cycle => "operations that wait for each other (deadlock)".to_owned(),
@@ -245,6 +299,10 @@ pub fn cause(d: &Diagnosis) -> String {
                 };
                 format!("unmount{}{place}{device} ({})", of(u), duration(u.age))
             }
+            None => what,
+        },
+        EndsIn::ExitRetry { .. } => match leaf {
+            Some(l) => format!("{what}{}, not reported for {}", of(l), duration(l.age)),
             None => what,
         },
         EndsIn::NotVisible { because } => match leaf {

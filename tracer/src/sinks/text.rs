@@ -118,6 +118,8 @@ fn link_line(d: &Diagnosis, told: &[Told<'_>], index: usize, depth: usize) -> St
             EdgeKind::Contains => "",
             EdgeKind::WaitsForHolder => "held by ",
             EdgeKind::Calls | EdgeKind::SameSuperBlock | EdgeKind::SameDevice => "waits for ",
+            EdgeKind::Behind => "waits its turn behind ",
+            EdgeKind::RunsIn => "is done by ",
         });
     }
     // The id is said once; after that the name will do.
@@ -128,7 +130,9 @@ fn link_line(d: &Diagnosis, told: &[Told<'_>], index: usize, depth: usize) -> St
         line.push_str(" · ");
         line.push_str(&who(&l.who));
     }
-    line.push_str(&format!(" · {} ({} here)", words::duration(l.age), words::duration(t.critical())));
+    // The container had exited before the first attempt to handle that.
+    let least = if l.exit.as_ref().is_some_and(|e| e.failed.is_some()) { "at least " } else { "" };
+    line.push_str(&format!(" · {least}{} ({} here)", words::duration(l.age), words::duration(t.critical())));
     // The weakest edge of those told in this line; the one by which the way comes here when they are equal.
     let weakest = t.links.iter().filter_map(|l| l.edge.as_ref()).rev().max_by_key(|e| e.confidence);
     if let Some(edge) = weakest.filter(|e| l.edge.is_some() || e.confidence != Confidence::Proven) {
@@ -166,10 +170,16 @@ fn what(d: &Diagnosis, l: &Link, depth: usize, mentioned: bool) -> String {
             format!("{}{}", words::operation(op, None), of(&l.subject).unwrap_or_default())
         }
         Kind::Relist => words::operation(op, None),
-        Kind::ExitHandling => match &l.subject {
-            Some(s) => format!("handling of the exit of {}", named(s)),
-            None => words::operation(op, None),
-        },
+        Kind::ExitHandling => {
+            let what = match &l.subject {
+                Some(s) => format!("handling of the exit of {}", named(s)),
+                None => words::operation(op, None),
+            };
+            match l.exit.as_ref().and_then(|exit| words::attempts(exit, l.since.saturating_add(l.age))) {
+                Some(attempts) => format!("{what} ({attempts})"),
+                None => what,
+            }
+        }
         Kind::CriClient | Kind::CriCall | Kind::SuperShutdown | Kind::Stalled => {
             format!("{}{}", words::operation(op, None), of(&l.subject).unwrap_or_default())
         }
@@ -278,6 +288,10 @@ pub fn change(i: &Incident) -> Option<String> {
             };
             let uncertain = i.uncertain_end.as_ref().map(|u| format!(" · {u}")).unwrap_or_default();
             format!("ENDED {} after {}: {}{waited}{uncertain}", i.id, words::duration(i.longest), i.cause)
+        }
+        Change::Aftermath => {
+            let harms: Vec<String> = i.consequences.iter().map(words::harm).collect();
+            format!("AFTER {}: {}", i.id, harms.join("; "))
         }
         Change::MergedInto(other) => {
             format!("ENDED {}: it is part of {other}", i.id)
