@@ -9,8 +9,8 @@ use super::frame::{
 };
 use super::graph::{Graph, Next, RELIST_CALLS};
 use super::leaf::{FailedUnmounts, Leaf, leaf_of};
-use super::{exits, limits, words};
-use crate::event::{Kind, Ns, Operation, OperationId};
+use super::{exits, limits, stalls, words};
+use crate::event::{Kind, Ns, Operation, OperationId, Role};
 use crate::thresholds::{PLEG_THRESHOLD, SECOND, Thresholds};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -367,6 +367,7 @@ impl Inputs<'_> {
                 confidence: Confidence::Inferred,
                 evidence: "the default".to_owned(),
             });
+        let not_ready = self.with_stall(not_ready, &drawn_path);
         let mut members = BTreeSet::new();
         for walk in &walks {
             let first = &self.graph.nodes[walk.path[0]];
@@ -486,6 +487,15 @@ impl Inputs<'_> {
         out
     }
 
+    /// A kubelet that stands still is not heard of long before its relist is too old; without a relist that is seen,
+    /// a containerd that stands still tells as much as one.
+    fn with_stall(&self, relist: Option<NotReady>, path: &[usize]) -> Option<NotReady> {
+        let op = &self.graph.nodes[*path.last()?].flight.op;
+        let role = self.facts.process_of(op.actor.pid).map(|p| p.role);
+        let stall = stalls::not_ready(op, role);
+        if role == Some(Role::Kubelet) { stall.or(relist) } else { relist.or(stall) }
+    }
+
     /// When the kubelet calls the node NotReady: three minutes after the begin of the last good relist, which was one
     /// period before this one, or before the first of those that failed in a row.
     fn not_ready_at(&self, begin: Ns) -> Ns {
@@ -541,6 +551,10 @@ impl Inputs<'_> {
                     Kind::LockWait => consider("lock wait", age, t.lock),
                     Kind::Relist => consider("relist", age, t.relist),
                     Kind::ExitHandling => consider("exit", age, t.exit),
+                    // Nobody need be seen to wait for it: the node waits.
+                    Kind::Stalled if self.with_stall(None, &[n]).is_some() => {
+                        consider("stall", age, t.relist)
+                    }
                     Kind::CriCall if walk.head == Head::ListCall && i == 0 => {
                         consider("relist", age, t.relist)
                     }

@@ -354,7 +354,7 @@ pub struct StuckCall {
 pub struct NotReady {
     /// NotReady from then on (may lie in the past).
     pub at: Ns,
-    /// The age of the last good relist that makes it so.
+    /// The age of the last good relist that makes it so; of the last heartbeat, where the kubelet stands still.
     pub threshold: Ns,
     /// Pods that tolerate it for the default 300 s are evicted from then on.
     pub evictions_from: Ns,

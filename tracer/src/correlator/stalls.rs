@@ -1,12 +1,19 @@
 //! Processes that do not run: frozen, stopped, held by a tracer, or starved. What waits for nothing else waits for them.
 
-use super::frame::{Confidence, EndsIn};
+use super::frame::{Confidence, EndsIn, NotReady};
 use super::graph::{Graph, Next};
 use super::ground::Ground;
 use super::leaf::Leaf;
 use super::operations::is_kernel;
-use crate::event::{Kind, Operation, Role, Stall};
+use crate::event::{Kind, Ns, Operation, Role, Stall};
+use crate::thresholds::{PLEG_THRESHOLD, SECOND};
 use std::collections::BTreeMap;
+
+/// The control plane calls a node's Ready condition Unknown when nothing was heard of it for this long
+/// (`node-monitor-grace-period`; 50 s from Kubernetes 1.32 on).
+const GRACE: Ns = 40 * SECOND;
+/// Pods that tolerate an unreachable node for the default time are evicted after this.
+const TOLERATED: Ns = 300 * SECOND;
 
 impl Graph<'_> {
     /// Leads every chain whose last operation belongs to a process that does not run there, and so every call that such a
@@ -84,4 +91,30 @@ pub fn leaf(op: &Operation) -> Leaf {
             Leaf { ends_in: EndsIn::Starved { by }, confidence: Confidence::Inferred, evidence }
         }
     }
+}
+
+/// When the node is called NotReady because this process stands still: nothing is heard of a kubelet, whose relists and own
+/// checks stand still too; and no relist gets past a containerd. `None` for what is only starved, and for others.
+pub fn not_ready(op: &Operation, role: Option<Role>) -> Option<NotReady> {
+    if op.kind != Kind::Stalled || Stall::of(&op.method) != Stall::Still {
+        return None;
+    }
+    let (threshold, evidence) = match role? {
+        Role::Kubelet => (
+            GRACE,
+            "it sends no heartbeats; 40s is the default grace period of the control plane (50s from Kubernetes 1.32 on), which cannot be read here",
+        ),
+        Role::Containerd => {
+            (PLEG_THRESHOLD, "no relist gets past it; the default threshold, from when it came to a stand")
+        }
+        Role::Shim | Role::Other => return None,
+    };
+    let at = op.begin.saturating_add(threshold);
+    Some(NotReady {
+        at,
+        threshold,
+        evictions_from: at.saturating_add(TOLERATED),
+        confidence: Confidence::Inferred,
+        evidence: evidence.to_owned(),
+    })
 }

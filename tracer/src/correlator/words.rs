@@ -204,8 +204,8 @@ pub fn ends_in(ends_in: &EndsIn) -> String {
         EndsIn::IoDrain => "container output that does not drain, or runc delete".to_owned(),
         EndsIn::StatusWrite => "containerd's write of its own state".to_owned(),
         EndsIn::CgroupOrDbus => "runc: a cgroup write or a D-Bus call to systemd".to_owned(),
-        EndsIn::Frozen { by } => format!("a thread that is stopped ({by})"),
-        EndsIn::Starved { by } => format!("a process that does not get what it needs ({by})"),
+        EndsIn::Frozen { by } => format!("a thread or process that does not run ({by})"),
+        EndsIn::Starved { by } => format!("a process that is {by}"),
         EndsIn::ExitRetry { attempts, .. } => {
             let failed =
                 if *attempts == 1 { "1 has failed".to_owned() } else { format!("{attempts} have failed") };
@@ -280,6 +280,9 @@ pub fn cause(d: &Diagnosis) -> String {
     let leaf = d.chain.links.last();
     let what = ends_in(&d.ends_in);
     let of = |l: &Link| l.subject.as_ref().map(|s| format!(" of {}", pod(s))).unwrap_or_default();
+    if let Some(l) = leaf.filter(|l| l.operation.kind == Kind::Stalled) {
+        return format!("{} that is {} ({})", role(l.who.role), l.operation.method, duration(l.age));
+    }
     match &d.ends_in {
         EndsIn::UnmountSync { .. }
         | EndsIn::Sync { .. }
