@@ -103,12 +103,13 @@ impl Shape {
 impl Follower for Teller {
     fn frame(&mut self, frame: Frame, streams: &Streams) -> anyhow::Result<()> {
         let shape = Shape::of(&frame);
+        let stuck = frame.diagnoses.iter().any(|d| d.is_stuck());
         let elapsed = |since: Ns| frame.now.saturating_sub(since);
         if let Some(file) = self.file.take() {
             self.copy = Some(Output::new(file).context("starting to write")?);
         }
         if let Some(copy) = &self.copy
-            && (shape != self.told || (!frame.diagnoses.is_empty() && elapsed(self.file_at) >= REMIND_JSON))
+            && (shape != self.told || (stuck && elapsed(self.file_at) >= REMIND_JSON))
         {
             let mut line = serde_json::to_vec(&frame)?;
             line.push(b'\n');
@@ -117,7 +118,7 @@ impl Follower for Teller {
             self.file_at = frame.now;
         }
         let remind = if self.json { REMIND_JSON } else { REMIND };
-        let due = !frame.diagnoses.is_empty() && elapsed(self.told_at) >= remind;
+        let due = stuck && elapsed(self.told_at) >= remind;
         let changed = shape.chains != self.told.chains;
         let notes = text::notes(&frame);
         // Asked for every frame, so that a moment's invisibility that is over does not count for the next.
@@ -145,7 +146,7 @@ impl Follower for Teller {
                 return Ok(());
             }
             self.settling.tell(&frame);
-            if frame.diagnoses.is_empty() && changed {
+            if !stuck && changed {
                 writeln!(out, "{clock} {}", text::healthy(&frame))?;
             }
             for diagnosis in &frame.diagnoses {

@@ -9,7 +9,9 @@ use super::frame::{
 };
 use super::graph::{Graph, Next, RELIST_CALLS};
 use super::leaf::{FailedUnmounts, Leaf, leaf_of};
-use super::{exits, limits, stalls, words};
+use super::operations::is_temporary;
+use super::other_cause::Case;
+use super::{exits, leaked, limits, stalls, words};
 use crate::event::{Kind, Ns, Operation, OperationId, Role};
 use crate::thresholds::{PLEG_THRESHOLD, SECOND, Thresholds};
 use std::collections::{BTreeMap, BTreeSet};
@@ -30,6 +32,9 @@ const PATIENT: [&str; 12] = [
     "RemoveImage",
 ];
 
+/// What a blind spot is called that says that what is in flight was not read lately.
+pub const STALE: &str = "operations in flight";
+
 /// The kubelet waits this long between two relists.
 const RELIST_PERIOD: Ns = SECOND;
 
@@ -48,6 +53,8 @@ pub struct Found {
     pub key: Key,
     /// All operations on all its chains, bounded.
     pub members: BTreeSet<OperationId>,
+    /// Containers on its chains, and whether their removal is in flight in a shim; bounded.
+    pub containers: BTreeMap<String, bool>,
     /// The greatest age of a member beside its threshold.
     pub worst: Option<Crossing>,
     /// Stuck relists (or list calls that stand for them) among the members.
@@ -156,6 +163,7 @@ impl Inputs<'_> {
             };
             rank(a).cmp(&rank(b)).then_with(|| a.key.cmp(&b.key))
         });
+        found.extend(leaked::found(self.facts, self.blind));
         let total = found.len() as u64;
         found.truncate(limits::DIAGNOSES);
         Diagnoses { found, total, stand_in }
@@ -343,6 +351,7 @@ impl Inputs<'_> {
                 .iter()
                 .any(|&n| self.graph.nodes[n].flight.op.method == "UpdateContainerResources"),
             volatile,
+            temporary: drawn_path.iter().any(|&n| is_temporary(&self.graph.nodes[n].flight.op)),
             kinds: &kinds,
         };
         let relists: Vec<OperationId> = walks
@@ -369,6 +378,7 @@ impl Inputs<'_> {
             });
         let not_ready = self.with_stall(not_ready, &drawn_path);
         let mut members = BTreeSet::new();
+        let mut concerned: BTreeMap<String, bool> = BTreeMap::new();
         for walk in &walks {
             let first = &self.graph.nodes[walk.path[0]];
             if walk.head == Head::LateExit && members.len() < limits::INCIDENT_MEMBERS {
@@ -379,9 +389,27 @@ impl Inputs<'_> {
                 if members.len() >= limits::INCIDENT_MEMBERS {
                     break;
                 }
-                members.insert(self.graph.nodes[n].flight.op.id());
+                let node = &self.graph.nodes[n];
+                members.insert(node.flight.op.id());
+                let op = &node.flight.op;
+                if let Some(id) = &node.container
+                    && (concerned.len() < limits::INCIDENT_CONTAINERS || concerned.contains_key(id))
+                {
+                    let removal = op.kind == Kind::Unmount
+                        || (matches!(op.kind, Kind::ShimServe | Kind::InitMethod) && op.method == "Delete");
+                    *concerned.entry(id.clone()).or_insert(false) |= removal;
+                }
             }
         }
+        let not_this_chain = Case {
+            graph: self.graph,
+            facts: self.facts,
+            path: &drawn_path,
+            head: walks[0].head,
+            ends_in: &leaf.ends_in,
+            blind: self.blind.iter().find(|b| b.starts_with(STALE)).map(String::as_str),
+        }
+        .why_not();
         let worst = self.worst(&walks);
         let advice = advice(&leaf.ends_in, &on);
         Found {
@@ -399,7 +427,7 @@ impl Inputs<'_> {
                 pods_waiting: 0,
                 dirtied_by: Vec::new(),
                 consequences: Vec::new(),
-                not_this_chain: None,
+                not_this_chain,
                 signature: String::new(),
                 blind_spots: self.blind.to_vec(),
                 advice,
@@ -407,6 +435,7 @@ impl Inputs<'_> {
             },
             key,
             members,
+            containers: concerned,
             worst,
             relists,
         }

@@ -23,7 +23,8 @@ pub struct Facts {
     losses: BTreeMap<LossPoint, u64>,
     blind: BTreeMap<String, String>,
     costs: BTreeMap<String, ProgramCost>,
-    leaked: BTreeMap<u32, String>,
+    /// Shims that are left over, and since when that is known.
+    leaked: BTreeMap<u32, (Ns, String)>,
     /// The kubelets by pid.
     kubelets: BTreeMap<u32, KubeletFacts>,
     /// The last two samples of who has memory to write.
@@ -244,17 +245,31 @@ impl Facts {
     }
 
     /// A shim is left over.
-    pub fn leaked_shim(&mut self, pid: u32, id: &str) {
+    pub fn leaked_shim(&mut self, pid: u32, id: &str, at: Ns) {
+        if self.leaked.get(&pid).is_some_and(|(_, known)| known == id) {
+            return;
+        }
         if self.leaked.len() >= limits::LEAKED_SHIMS && !self.leaked.contains_key(&pid) {
             self.drop_one("leaked shims", limits::LEAKED_SHIMS);
             return;
         }
-        self.leaked.insert(pid, id.to_owned());
+        self.leaked.insert(pid, (at, id.to_owned()));
+    }
+
+    /// Shims of which it is known since `since` that they are left over, and the containers they were started for.
+    pub fn leaked_since(&self, since: Ns) -> impl Iterator<Item = (u32, &str)> {
+        self.leaked.iter().filter(move |(_, (at, _))| *at >= since).map(|(pid, (_, id))| (*pid, id.as_str()))
+    }
+
+    /// How many shims are left over.
+    pub fn leaked_total(&self) -> u64 {
+        self.leaked.len() as u64
     }
 
     /// Shims that are left over.
     pub fn leaked_shims(&self) -> Vec<(u32, Subject)> {
-        self.leaked.iter().take(limits::SUBJECTS_SHOWN).map(|(pid, id)| (*pid, self.subject(id))).collect()
+        let shown = self.leaked.iter().take(limits::SUBJECTS_SHOWN);
+        shown.map(|(pid, (_, id))| (*pid, self.subject(id))).collect()
     }
 
     /// What a kubelet really uses.

@@ -91,6 +91,13 @@ pub struct Diagnosis {
     pub incident: Option<String>,
 }
 
+impl Diagnosis {
+    /// Whether anything is stuck; what is only left over is not.
+    pub fn is_stuck(&self) -> bool {
+        !matches!(self.ends_in, EndsIn::LeakedShims { .. })
+    }
+}
+
 /// What kind of symptom a chain begins with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum Head {

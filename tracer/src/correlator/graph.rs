@@ -10,7 +10,7 @@ use super::frame::{Confidence, LockKind};
 use super::ground::{Ground, LOSSY};
 use super::limits;
 use super::locks::Locks;
-use super::operations::{Flight, Operations, held_base, is_kernel};
+use super::operations::{Flight, Operations, held_base, is_kernel, is_temporary};
 use crate::event::{Kind, Ns, Role};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -269,6 +269,9 @@ impl<'a> Graph<'a> {
         for stack in &self.stacks {
             let mut outer: Option<String> = None;
             for &m in &stack.members {
+                if is_temporary(&self.nodes[m].flight.op) {
+                    break; // Neither it nor what the kernel does for it is about the container it is mounted for.
+                }
                 match &self.nodes[m].container {
                     Some(c) => outer = Some(c.clone()),
                     None => self.nodes[m].container.clone_from(&outer),

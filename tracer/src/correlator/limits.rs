@@ -54,6 +54,8 @@ pub const PINS_SHOWN: usize = 8;
 pub const EXITS: usize = 4_096;
 /// Containers of an incident by which its consequences are known.
 pub const INCIDENT_CONTAINERS: usize = 64;
+/// Things that may be consequences, kept until the next tick.
+pub const NEWS: usize = 1_024;
 /// Consequences of an incident that are remembered.
 pub const HARMS: usize = 64;
 /// Incidents that are over and may still have consequences.

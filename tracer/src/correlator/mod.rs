@@ -16,6 +16,7 @@
 //! of something that is over never brings it back.
 
 mod advice;
+mod consequences;
 mod critical;
 mod diagnosis;
 mod exits;
@@ -25,9 +26,11 @@ mod graph;
 pub mod ground;
 mod incident;
 mod leaf;
+mod leaked;
 pub mod limits;
 mod locks;
 mod operations;
+mod other_cause;
 #[doc(hidden)]
 pub mod scenario;
 mod stalls;
@@ -40,6 +43,7 @@ pub use frame::*;
 use crate::event::{Body, Event, Kind, Ns, OperationId, Outcome};
 use crate::stats::Stats;
 use crate::thresholds::{SECOND, Thresholds, floor};
+use consequences::{News, Scene};
 use critical::Critical;
 use diagnosis::{Inputs, RelistHealth};
 use exits::Exits;
@@ -68,6 +72,8 @@ pub struct Correlator {
     failed_dropped: u64,
     /// What ended since the last tick without having been seen in flight.
     unseen: Vec<Finished>,
+    /// What happened since the last tick that may have come of an incident.
+    news: Vec<News>,
     health: RelistHealth,
     critical: Critical,
     relists: RelistSummary,
@@ -88,6 +94,7 @@ impl Correlator {
             failed: FailedUnmounts::new(),
             failed_dropped: 0,
             unseen: Vec::new(),
+            news: Vec::new(),
             health: RelistHealth::default(),
             critical: Critical::default(),
             relists: RelistSummary::default(),
@@ -132,7 +139,10 @@ impl Correlator {
                 self.exits.process_gone(*pid, at);
                 self.facts.process_gone(*pid, at);
             }
-            Body::Container(container) => self.facts.container(container),
+            Body::Container(container) => {
+                self.facts.container(container);
+                self.hear(Some(News::Container(container.clone())));
+            }
             Body::LockIdentity { pid, base, lock } => self.facts.lock(*pid, *base, lock, at),
             Body::ThreadSite(site) => self.facts.site(site, at),
             Body::Device(device) => self.facts.device(device, at),
@@ -148,7 +158,7 @@ impl Correlator {
             }
             Body::BlindSpot { what, reason } => self.facts.blind_spot(what, reason),
             Body::Cost(cost) => self.facts.cost(cost),
-            Body::LeakedShim { pid, id } => self.facts.leaked_shim(*pid, id),
+            Body::LeakedShim { pid, id } => self.facts.leaked_shim(*pid, id, at),
             Body::Kubelet(kubelet) => self.facts.kubelet(kubelet),
             Body::Writers(writers) => self.facts.writers(writers, at),
             Body::Pins(pins) => self.facts.pins(pins, at),
@@ -159,6 +169,7 @@ impl Correlator {
     fn finished(&mut self, f: &Finished) {
         let took = f.at.saturating_sub(f.op.begin);
         self.stats.record(&f.op, f.outcome, took);
+        self.hear(News::of(f));
         let list = f.op.kind == Kind::CriCall && RELIST_CALLS[..2].contains(&f.op.method.as_str());
         match f.op.kind {
             Kind::Unmount => self.unmounted(f),
@@ -166,6 +177,13 @@ impl Correlator {
             Kind::Relist => self.relisted(f, took),
             Kind::CriCall if list && self.facts.relists_unseen() => self.relisted(f, took),
             _ => {}
+        }
+    }
+
+    /// Keeps what may be a consequence until the next tick, while there is something that it may be one of.
+    fn hear(&mut self, news: Option<News>) {
+        if self.incidents.may_have_consequences() && self.news.len() < limits::NEWS {
+            self.news.extend(news);
         }
     }
 
@@ -248,15 +266,17 @@ impl Correlator {
         let drawn = diagnoses.found.iter_mut().map(|found| &mut found.diagnosis);
         self.critical.tick(drawn, now, |id| operations.contains(id) || exits.contains(id));
         self.note_losses(&mut diagnoses.found, now);
+        let scene = Scene { facts: &self.facts, exits: &self.exits, late: self.thresholds.exit, now };
         let incidents = self.incidents.tick(
             &mut diagnoses.found,
             &self.unseen,
+            &self.news,
             &self.operations,
-            &self.facts,
+            &scene,
             &self.thresholds,
-            now,
         );
         self.unseen.clear();
+        self.news.clear();
         self.sum_up_relists(&diagnoses, now);
         Frame {
             now,
@@ -283,7 +303,7 @@ impl Correlator {
         if let Some(last) = self.operations.polls_older(now.saturating_sub(limits::POLL_STALE)) {
             let ago = words::duration(now.saturating_sub(last));
             all.push(BlindSpot {
-                what: "operations in flight".to_owned(),
+                what: diagnosis::STALE.to_owned(),
                 reason: format!("last read completely {ago} ago"),
             });
         }
@@ -376,15 +396,18 @@ impl Correlator {
     #[doc(hidden)]
     pub fn sizes(&self) -> Vec<(usize, usize)> {
         let [flights, past, order, settling] = self.operations.sizes();
+        let (open, over) = self.incidents.len();
         let mut all = vec![
             (flights, limits::OPERATIONS),
             (past, limits::ENDED),
             (order, limits::ENDED),
             (settling, limits::SETTLING),
             (self.failed.len(), limits::FAILED_UNMOUNTS),
-            (self.incidents.len(), limits::INCIDENTS),
+            (open, limits::INCIDENTS),
+            (over, limits::AFTERMATHS),
             (self.slow_relists.len(), limits::SLOW_RELISTS),
             (self.unseen.len(), limits::SUBJECTS_SHOWN),
+            (self.news.len(), limits::NEWS),
         ];
         all.extend(self.exits.sizes());
         all.extend(self.facts.sizes());

@@ -168,6 +168,14 @@ pub fn is_kernel(kind: Kind) -> bool {
     matches!(kind, Kind::Unmount | Kind::SuperShutdown | Kind::Sync)
 }
 
+/// Whether this unmounts a mount that containerd makes for itself while it creates a container, and that no shim has a part
+/// in: `mount.WithTempMount` (to look up the image's user) and `WithVolumes` (to copy what the image has in a volume).
+pub fn is_temporary(op: &Operation) -> bool {
+    let folder = op.path.as_deref().and_then(|path| path.rsplit('/').next());
+    op.kind == Kind::Unmount
+        && folder.is_some_and(|f| f.starts_with("containerd-mount") || f.starts_with("ctd-volume"))
+}
+
 /// Whether `newer`, which began later on the same goroutine or thread, could not have begun while `older` lasted.
 fn excludes(newer: &Operation, older: &Operation) -> bool {
     if let (Some(a), Some(b)) = (newer.actor.goid, older.actor.goid)

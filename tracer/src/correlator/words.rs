@@ -2,8 +2,9 @@
 
 use super::exits::Attempts;
 use super::frame::{
-    Confidence, Consequence, DeviceName, Diagnosis, EndsIn, Harm, Head, Link, Lock, LockKind, Subject,
+    Confidence, Consequence, DeviceName, Diagnosis, EndsIn, Harm, Head, Link, Lock, LockKind, Pinner, Subject,
 };
+use super::operations::is_temporary;
 use crate::event::{Kind, Ns, Operation, Role};
 use crate::thresholds::{MILLISECOND, SECOND};
 
@@ -83,6 +84,9 @@ pub fn operation(op: &Operation, device_name: Option<&DeviceName>) -> String {
         Kind::InitMethod => format!("Init.{method}"),
         Kind::LockWait => "wait for a lock".to_owned(),
         Kind::LockHold => "hold of a lock".to_owned(),
+        Kind::Unmount if is_temporary(op) => {
+            "unmount of containerd's own temporary mount at create".to_owned()
+        }
         Kind::Unmount => match &op.path {
             Some(path) => format!("unmount of {path}"),
             None => "unmount".to_owned(),
@@ -199,7 +203,9 @@ pub fn ends_in(ends_in: &EndsIn) -> String {
         EndsIn::UnmountSync { device, .. } | EndsIn::Sync { device, .. } => format!("sync of {}", on(device)),
         EndsIn::Unmount { device: Some(d), .. } => format!("unmount from {}", device(d)),
         EndsIn::Unmount { device: None, .. } => "unmount".to_owned(),
-        EndsIn::MountBusy { failures, .. } => format!("unmount that fails with EBUSY ({failures} times)"),
+        EndsIn::MountBusy { failures, pins } => {
+            format!("unmount that fails with EBUSY ({failures} times){}", kept_busy(pins))
+        }
         EndsIn::RemoteFileSystem { what } => format!("{what} that does not answer"),
         EndsIn::IoDrain => "container output that does not drain, or runc delete".to_owned(),
         EndsIn::StatusWrite => "containerd's write of its own state".to_owned(),
@@ -211,10 +217,22 @@ pub fn ends_in(ends_in: &EndsIn) -> String {
                 if *attempts == 1 { "1 has failed".to_owned() } else { format!("{attempts} have failed") };
             format!("containerd's next attempt to handle an exit ({failed})")
         }
+        EndsIn::LeakedShims { count: 1 } => "a shim that is left over".to_owned(),
         EndsIn::LeakedShims { count } => format!("{count} shims that are left over"),
         EndsIn::Cycle => "operations that wait for each other (deadlock)".to_owned(),
         EndsIn::NotVisible { .. } => "not visible".to_owned(),
     }
+}
+
+/// Who keeps a mount busy: `, kept busy by node_exporter 700 of monitoring/agent-x (has it mounted too) and 1 more`.
+fn kept_busy(pins: &[Pinner]) -> String {
+    let Some(first) = pins.first() else { return String::new() };
+    let of = first.subject.as_ref().map(|s| format!(" of {}", pod(s))).unwrap_or_default();
+    let more = match pins.len() {
+        1 => String::new(),
+        n => format!(" and {} more", n - 1),
+    };
+    format!(", kept busy by {} {}{of} ({}){more}", first.comm, first.pid, first.how)
 }
 
 /// Why the end is not visible, where it is not.
@@ -260,6 +278,10 @@ pub fn device_class(name: &str) -> String {
 
 /// The whole diagnosis in one sentence, for somebody woken at 3 am.
 pub fn sentence(d: &Diagnosis, now: Ns) -> String {
+    if let EndsIn::LeakedShims { .. } = d.ends_in {
+        let of: Vec<String> = d.containers.iter().take(3).map(pod).collect();
+        return format!("LEFT OVER · {} · of {} · nobody waits", ends_in(&d.ends_in), of.join(", "));
+    }
     let mut parts = vec![format!("STUCK {}", duration(d.chain.age))];
     match d.not_ready.as_ref().map(|n| n.at) {
         Some(at) if at > now => parts.push(format!("NotReady in {}", duration(at - now))),
@@ -279,7 +301,11 @@ pub fn sentence(d: &Diagnosis, now: Ns) -> String {
 pub fn cause(d: &Diagnosis) -> String {
     let leaf = d.chain.links.last();
     let what = ends_in(&d.ends_in);
-    let of = |l: &Link| l.subject.as_ref().map(|s| format!(" of {}", pod(s))).unwrap_or_default();
+    let of = |l: &Link| match &l.subject {
+        _ if is_temporary(&l.operation) => " of containerd's own temporary mount at create".to_owned(),
+        Some(s) => format!(" of {}", pod(s)),
+        None => String::new(),
+    };
     if let Some(l) = leaf.filter(|l| l.operation.kind == Kind::Stalled) {
         return format!("{} that is {} ({})", role(l.who.role), l.operation.method, duration(l.age));
     }
@@ -294,13 +320,25 @@ pub fn cause(d: &Diagnosis) -> String {
         },
         EndsIn::Unmount { .. } => match unmount_of(&d.chain.links) {
             Some(u) => {
-                let place = u.operation.path.as_ref().filter(|_| u.subject.is_none());
+                let named = u.subject.is_some() || is_temporary(&u.operation);
+                let place = u.operation.path.as_ref().filter(|_| !named);
                 let place = place.map(|p| format!(" of {p}")).unwrap_or_default();
                 let device = match &d.ends_in {
                     EndsIn::Unmount { device: Some(dev), .. } => format!(" on {}", device(dev)),
                     _ => String::new(),
                 };
                 format!("unmount{}{place}{device} ({})", of(u), duration(u.age))
+            }
+            None => what,
+        },
+        EndsIn::MountBusy { failures, pins } => match leaf {
+            Some(l) => {
+                let busy = kept_busy(pins);
+                format!(
+                    "unmount{} that fails with EBUSY ({failures} times){busy} ({})",
+                    of(l),
+                    duration(l.age)
+                )
             }
             None => what,
         },

@@ -7,15 +7,13 @@ use super::sanitise;
 use crate::correlator::ground::confidence_word;
 use crate::correlator::words;
 use crate::correlator::{
-    Change, Confidence, Diagnosis, EdgeKind, Fix, Frame, Head, Incident, Link, Outlook, Subject, Who,
-    explains,
+    Change, Confidence, Consequence, Diagnosis, EdgeKind, Fix, Frame, Head, Incident, Link, Outlook, Subject,
+    Who, explains,
 };
 use crate::event::{Kind, LossPoint, Ns, Role};
 
 /// At most this many lines for a diagnosis.
 pub const LINES: usize = 20;
-/// Of which at most this many are links; the rest is said in one line each.
-const LINK_LINES: usize = 13;
 
 /// Links that are told in one line: a shim call with the method it consists of, an unmount with the shutdown it comes
 /// down to, an overlay's sync with that of its upper file system.
@@ -32,9 +30,19 @@ impl Told<'_> {
 
 /// A diagnosis, at most [`LINES`] lines.
 pub fn diagnosis(d: &Diagnosis, now: Ns) -> Vec<String> {
+    let below = below(d);
     let mut out = vec![headline(d, now)];
+    out.extend(tree(d, LINES.saturating_sub(1 + below.len())));
+    out.extend(below);
+    out.into_iter().map(|line| sanitise(&line).into_owned()).collect()
+}
+
+/// The chain in at most `lines` lines; what does not fit is told in one.
+fn tree(d: &Diagnosis, lines: usize) -> Vec<String> {
+    let mut out = Vec::new();
     let told = told(d);
-    let (first, last) = if told.len() > LINK_LINES { (LINK_LINES - 5, 4) } else { (told.len(), 0) };
+    let (first, last) =
+        if told.len() > lines { (lines.saturating_sub(5).max(1), 4) } else { (told.len(), 0) };
     for i in 0..first {
         out.push(link_line(d, &told, i, i));
     }
@@ -47,10 +55,20 @@ pub fn diagnosis(d: &Diagnosis, now: Ns) -> Vec<String> {
             out.push(link_line(d, &told, told.len() - last + i, first + 1 + i));
         }
     }
-    if let Some(line) = also_stuck(d) {
-        out.push(line);
-    }
+    out
+}
+
+/// What is said below the chain.
+fn below(d: &Diagnosis) -> Vec<String> {
+    let mut out: Vec<String> = also_stuck(d).into_iter().collect();
     out.push(ends_in_line(d));
+    out.extend(d.not_this_chain.as_ref().map(|why| match why.strip_prefix("it cannot be excluded: ") {
+        Some(reason) => format!("  the unmount chain cannot be excluded: {reason}"),
+        None => format!("  not the unmount chain, because {why}"),
+    }));
+    if !d.consequences.is_empty() {
+        out.push(format!("  so far: {}", harms(&d.consequences)));
+    }
     if !d.blind_spots.is_empty() {
         let shown: Vec<&str> = d.blind_spots.iter().take(2).map(String::as_str).collect();
         let more = match d.blind_spots.len() {
@@ -68,7 +86,17 @@ pub fn diagnosis(d: &Diagnosis, now: Ns) -> Vec<String> {
         let fixes: Vec<String> = d.advice.fixes.iter().map(fix).collect();
         out.push(format!("  fix: {}", fixes.join("; or ")));
     }
-    out.into_iter().map(|line| sanitise(&line).into_owned()).collect()
+    out
+}
+
+/// What has come of it, the gravest first.
+fn harms(consequences: &[Consequence]) -> String {
+    let told: Vec<String> = consequences.iter().take(4).map(words::harm).collect();
+    let more = match consequences.len().saturating_sub(4) {
+        0 => String::new(),
+        n => format!("; {n} more"),
+    };
+    told.join("; ") + &more
 }
 
 /// The first line of a diagnosis: one sentence.
@@ -162,8 +190,7 @@ fn what(d: &Diagnosis, l: &Link, depth: usize, mentioned: bool) -> String {
         ),
         Kind::Unmount => match (&l.subject, &op.path) {
             (Some(s), _) => format!("unmount of {}", named(s)),
-            (None, Some(path)) => format!("unmount of {path}"),
-            (None, None) => "unmount".to_owned(),
+            (None, _) => words::operation(op, None),
         },
         Kind::Sync => words::operation(op, l.device.as_ref()),
         Kind::StatusUpdate | Kind::ShimCall | Kind::InitMethod | Kind::ShimServe | Kind::LockHold => {
@@ -287,11 +314,19 @@ pub fn change(i: &Incident) -> Option<String> {
                 n => format!(" · up to {n} calls waited"),
             };
             let uncertain = i.uncertain_end.as_ref().map(|u| format!(" · {u}")).unwrap_or_default();
-            format!("ENDED {} after {}: {}{waited}{uncertain}", i.id, words::duration(i.longest), i.cause)
+            let harms = match i.consequences.is_empty() {
+                true => String::new(),
+                false => format!(" · {}", harms(&i.consequences)),
+            };
+            format!(
+                "ENDED {} after {}: {}{waited}{harms}{uncertain}",
+                i.id,
+                words::duration(i.longest),
+                i.cause
+            )
         }
         Change::Aftermath => {
-            let harms: Vec<String> = i.consequences.iter().map(words::harm).collect();
-            format!("AFTER {}: {}", i.id, harms.join("; "))
+            format!("AFTER {}: {}", i.id, harms(&i.consequences))
         }
         Change::MergedInto(other) => {
             format!("ENDED {}: it is part of {other}", i.id)
@@ -375,7 +410,7 @@ pub fn frame(f: &Frame) -> Vec<String> {
     if hidden > 0 {
         out.push(format!("and {hidden} more things are stuck"));
     }
-    if f.diagnoses.is_empty() {
+    if !f.diagnoses.iter().any(Diagnosis::is_stuck) {
         out.push(healthy(f));
     }
     out.extend(relists(f));
