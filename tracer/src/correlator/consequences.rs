@@ -45,6 +45,8 @@ pub struct Scene<'a> {
     pub facts: &'a Facts,
     /// Exits.
     pub exits: &'a Exits,
+    /// When records were last lost that may be missed here.
+    pub last_loss: Option<Ns>,
     /// An exit is late from this age on.
     pub late: Ns,
     /// The time.
@@ -162,7 +164,9 @@ impl Harms {
                     None if late >= scene.late => "containerd is still at its first attempt".to_owned(),
                     None => continue,
                 };
-                let sure = attempts.failed.as_ref().is_none_or(|f| f.seen);
+                // What was lost since may have been its end.
+                let sure = attempts.failed.as_ref().is_none_or(|f| f.seen)
+                    && scene.last_loss.is_none_or(|loss| loss < first);
                 let confidence = if sure { Confidence::Proven } else { Confidence::Inferred };
                 let harm = Harm::ExitLate { of, late, attempts: attempts.begun, reported: false };
                 new |= self.add(key, harm, confidence, &evidence);

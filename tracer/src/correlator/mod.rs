@@ -266,7 +266,13 @@ impl Correlator {
         let drawn = diagnoses.found.iter_mut().map(|found| &mut found.diagnosis);
         self.critical.tick(drawn, now, |id| operations.contains(id) || exits.contains(id));
         self.note_losses(&mut diagnoses.found, now);
-        let scene = Scene { facts: &self.facts, exits: &self.exits, late: self.thresholds.exit, now };
+        let scene = Scene {
+            facts: &self.facts,
+            exits: &self.exits,
+            last_loss: self.operations.last_loss(),
+            late: self.thresholds.exit,
+            now,
+        };
         let incidents = self.incidents.tick(
             &mut diagnoses.found,
             &self.unseen,
