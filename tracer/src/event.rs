@@ -232,9 +232,10 @@ pub enum Stall {
 
 impl Stall {
     /// By the first word of the method of a [`Kind::Stalled`] operation: `frozen` (by its control group), `stopped` (by a
-    /// signal) and `traced` (held by a tracer or debugger) say that it stands still, `starved` (of CPU or memory, and how
-    /// much it gets) and everything else that it is starved. Examples: `frozen by its cgroup /kubelet.slice`, `stopped by
-    /// a signal`, `traced by strace (pid 7)`, `starved: 3% of a CPU, throttled 97% of the time`.
+    /// signal) and `traced` (held by a tracer or debugger) say that it stands still, `starved` (of CPU or memory) and
+    /// everything else that it is starved. Examples: `frozen by its cgroup /kubelet.slice`, `stopped by a signal`, `traced
+    /// by strace (pid 7)`, `starved: its cgroup /system.slice is throttled`. It belongs to the identity, so no number that
+    /// changes while it lasts may stand in it.
     pub fn of(method: &str) -> Stall {
         match method.split(|c: char| !c.is_ascii_alphabetic()).next() {
             Some("frozen" | "stopped" | "traced") => Stall::Still,

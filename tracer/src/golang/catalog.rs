@@ -5,7 +5,7 @@
 
 use super::pclntab::Function;
 use super::probe_site::{RuntimeCalls, Site};
-use super::{Abi, GoBinary, Name, RUNTIME_CALLS, Refusal};
+use super::{GoBinary, Name, RUNTIME_CALLS, Refusal};
 use crate::event::{Kind, Role};
 
 /// One thing that is probed. Argument words are counted from 0, the receiver first; a string takes two words (pointer,
@@ -26,8 +26,8 @@ pub struct Entry {
     pub method_words: Option<u8>,
     /// Calls count only if this holds of their arguments.
     pub only_if: Option<Filter>,
-    /// Where the function's `error` is at its returns, when it is wanted. Ends are then at the returns; see
-    /// [`Entry::error_word`].
+    /// Index of the result word pair (type, data) of an `error`, counted over all result words, when it is wanted.
+    /// Ends are then at the returns. See [`ErrorResult`].
     pub error_result: Option<ErrorResult>,
     /// The function under each of its names, over the versions.
     pub forms: &'static [Form],
@@ -66,21 +66,9 @@ pub struct Filter {
 pub struct ErrorResult {
     /// New convention: index of the type word among the result registers (0 = RAX, 1 = RBX, …); data is the next.
     pub register: u8,
-    /// Old convention: offset of the type word from RSP at the return (which is that at entry); data is 8 further. `None`
-    /// where arguments that grow from version to version lie between.
+    /// Old convention: offset of the type word from RSP at the return (which is that at entry); data is 8 further.
+    /// `None` when it lies too deep to be told.
     pub stack: Option<u8>,
-}
-
-impl Entry {
-    /// The result word at which the `error` begins that is wanted, where it can be had: a register's number, or that of a
-    /// word above the return address.
-    pub fn error_word(&self, abi: Abi) -> Option<u8> {
-        let result = self.error_result?;
-        match abi {
-            Abi::Register => Some(result.register),
-            Abi::Stack => result.stack.map(|offset| offset / 8 - 1),
-        }
-    }
 }
 
 /// A function under one of its names.
@@ -418,7 +406,7 @@ pub static CATALOG: &[Entry] = &[
     cri!("ListPodSandbox"),
     cri!("ContainerStatus", "ContainerId"),
     cri!("PodSandboxStatus", "PodSandboxId"),
-    // … (res *UpdateContainerResourcesResponse, err error): whether it failed is a consequence of what it waited for.
+    // Its failure after a stall is a consequence. Results: (*Response, error), after receiver, ctx and request.
     Entry {
         error_result: Some(ErrorResult { register: 1, stack: Some(48) }),
         ..cri!("UpdateContainerResources", "ContainerId")
@@ -435,8 +423,8 @@ pub static CATALOG: &[Entry] = &[
     cri!("ListContainerStats"),
     status!("Update"),
     status!("UpdateSync"),
-    // Until 1.7: func handleContainerExit(ctx, e *TaskExit, …); from 2.0 a method of criService.
-    // The one result is an error; before it lie, until 1.4, all words of a container.
+    // Until 1.7: func handleContainerExit(ctx, e *TaskExit, cntr containerstore.Container) error; from 2.0 a method of
+    // criService. The container is a large struct, and passed on the stack by all conventions.
     Entry {
         kind: Kind::ExitHandling,
         roles: CONTAINERD,
@@ -622,10 +610,10 @@ impl<'b, 'a> Lookup<'b, 'a> {
                         (Ok(code), Ok(abi)) => code.begin(*abi, &runtime),
                         (Err(why), _) | (_, Err(why)) => Err(why.clone()),
                     };
-                    let ends = match (&code, &abi) {
-                        _ if entry.job != Job::Span => Ok(Vec::new()),
-                        (Ok(code), Ok(abi)) => code.ends(entry.error_word(*abi).is_some(), &runtime),
-                        (Err(why), _) | (_, Err(why)) => Err(why.clone()),
+                    let ends = match (&code, entry.job) {
+                        (_, job) if job != Job::Span => Ok(Vec::new()),
+                        (Ok(code), _) => code.ends(entry.error_result.is_some(), &runtime),
+                        (Err(why), _) => Err(why.clone()),
                     };
                     resolved.push(Resolved {
                         entry,

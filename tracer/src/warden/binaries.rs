@@ -248,9 +248,13 @@ fn begin_cookie(number: u8, resolved: &Resolved, site: Site, abi: Abi, offsets: 
 
 fn end_cookie(number: u8, entry: &catalog::Entry, site: Site, abi: Abi) -> Cookie {
     let cookie = common(number, entry.kind, site, abi);
-    match entry.error_word(abi) {
-        Some(word) => cookie.with_error_result(word),
-        None => cookie,
+    match (entry.error_result, abi) {
+        (Some(result), Abi::Register) => cookie.with_error_result(result.register),
+        // The first word above the return address is word 0.
+        (Some(catalog::ErrorResult { stack: Some(stack), .. }), Abi::Stack) => {
+            cookie.with_error_result(stack / 8 - 1)
+        }
+        (_, _) => cookie,
     }
 }
 
