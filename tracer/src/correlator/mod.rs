@@ -3,12 +3,16 @@
 //!
 //! ```text
 //! event ─┬─> operations   what is in flight, what is over                 (operations.rs)
+//!        ├─> exits        which container exits are not handled yet       (exits.rs)
 //!        └─> facts        processes, containers, locks, devices, losses   (facts.rs)
 //! tick ───> graph         who waits for whom, and what that rests on      (graph.rs, ground.rs)
 //!                         and who holds what others wait for              (locks.rs)
+//!                         and which processes do not run                  (stalls.rs)
 //!        ─> diagnoses     chains from stuck calls to their ends           (diagnosis.rs, leaf.rs, advice.rs)
 //!                         and what each link has cost so far              (critical.rs)
-//!        ─> incidents     diagnoses over time                             (incident.rs)
+//!                         and why it is not the unmount chain             (other_cause.rs)
+//!                         and shims that are left over                    (leaked.rs)
+//!        ─> incidents     diagnoses over time, and what comes of them     (incident.rs, consequences.rs)
 //!        ─> frame         all of it as plain data                         (frame.rs)
 //! ```
 //!
