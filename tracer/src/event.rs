@@ -103,6 +103,9 @@ pub enum Body {
     },
 }
 
+/// A blind spot whose reason says this is none for what containerd and its shims do themselves.
+pub const OTHERS_ONLY: &str = "of programs other than containerd and its shims";
+
 /// Who does something: a thread, or a goroutine on a thread.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Actor {

@@ -333,6 +333,7 @@ impl Inputs<'_> {
                     who: self.facts.who(&first.flight.op.actor),
                     subject: first.container.as_deref().map(|id| self.facts.subject(id)),
                     age: self.age(w.path[0]),
+                    exit: first.exit.clone(),
                     joins: w.path.iter().find_map(|n| drawn_path.iter().position(|d| d == n)),
                 }
             })

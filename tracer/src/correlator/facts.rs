@@ -3,8 +3,8 @@
 use super::frame::{BlindSpot, DeviceName, DeviceState, LockKind, Loss, Memory, Subject, Who};
 use super::limits;
 use crate::event::{
-    Actor, Container, Device, DeviceFacts, KubeletFacts, LockName, LossPoint, Ns, Operation, Pins, Process,
-    ProgramCost, Role, ThreadSite, Writers,
+    Actor, Container, Device, DeviceFacts, KubeletFacts, LockName, LossPoint, Ns, OTHERS_ONLY, Operation,
+    Pins, Process, ProgramCost, Role, ThreadSite, Writers,
 };
 use std::collections::BTreeMap;
 
@@ -333,13 +333,18 @@ impl Facts {
         self.blind.iter().map(|(w, r)| BlindSpot { what: w.clone(), reason: r.clone() }).collect()
     }
 
-    /// Why something cannot be seen whose name has these words in it (`lock` is in `lock waits in shims`, not in `block
-    /// device`), if it cannot.
+    /// Why something of containerd or its shims cannot be seen whose name has these words in it (`lock` is in `lock waits
+    /// in shims`, not in `block device`), if it cannot.
     pub fn blind_to(&self, words: &str) -> Option<String> {
-        let has = |what: &str| {
+        self.blind_where(|what| {
             what.match_indices(words).any(|(at, _)| !what[..at].ends_with(|c: char| c.is_alphanumeric()))
-        };
-        self.blind.iter().find(|(what, _)| has(what)).map(|(what, reason)| format!("{what}: {reason}"))
+        })
+    }
+
+    /// The first thing of containerd or its shims that cannot be seen and is such, and why.
+    pub fn blind_where(&self, is_such: impl Fn(&str) -> bool) -> Option<String> {
+        let mut ours = self.blind.iter().filter(|(_, reason)| !reason.contains(OTHERS_ONLY));
+        ours.find(|(what, _)| is_such(what)).map(|(what, reason)| format!("{what}: {reason}"))
     }
 
     /// A process by its pid.

@@ -352,6 +352,8 @@ pub struct StuckCall {
     pub subject: Option<Subject>,
     /// How long it has lasted.
     pub age: Ns,
+    /// How far containerd has got with it, for an exit.
+    pub exit: Option<Attempts>,
     /// Index of the link of the drawn chain where this call's own chain joins it; `None` when they share none.
     pub joins: Option<usize>,
 }

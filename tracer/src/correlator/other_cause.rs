@@ -7,6 +7,34 @@ use super::graph::Graph;
 use super::operations::{is_kernel, is_temporary};
 use crate::event::{Kind, Ns, Role, Stall};
 
+/// Where the unmount chain could be seen.
+const WORDS: [&str; 4] = ["containerd", "lock wait", "shim", "unmount"];
+/// Methods that are on that chain.
+const METHODS: [&str; 9] = [
+    "ListContainers",
+    "ListPodSandbox",
+    "UpdateContainerResources",
+    "Update",
+    "UpdateSync",
+    "Delete",
+    "State",
+    "Status",
+    "Kill",
+];
+
+/// Whether this is nothing that the chain has no use for, such as `shim: Init: Pause`.
+fn is_on_the_chain(what: &str) -> bool {
+    if what.ends_with("exit handling") || what.contains("write locks") {
+        return false;
+    }
+    match what.rsplit_once(": ") {
+        Some((before, method)) if before.ends_with("served") || before.ends_with("Init") => {
+            METHODS.contains(&method)
+        }
+        _ => true,
+    }
+}
+
 /// What is looked at.
 pub struct Case<'a> {
     /// The wait graph.
@@ -94,8 +122,10 @@ impl Case<'_> {
         if let Some(blind) = self.blind {
             return Some(blind.to_owned());
         }
-        let blind =
-            ["containerd", "lock", "shim", "unmount"].iter().find_map(|word| self.facts.blind_to(word));
+        let blind = WORDS.iter().find_map(|word| {
+            let seen_there = |what: &str| what.contains(word) && is_on_the_chain(what);
+            self.facts.blind_where(seen_there)
+        });
         blind.or_else(|| self.lost(since).then(|| "records were lost since it began".to_owned()))
     }
 
@@ -150,5 +180,27 @@ impl Case<'_> {
             }
             _ => return None,
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_chain_has_no_use_for_does_not_count() {
+        for what in
+            ["shim: Init: Pause", "containerd: CRI call served: ExecSync", "containerd: exit handling"]
+        {
+            assert!(!is_on_the_chain(what), "{what}");
+        }
+        for what in [
+            "shim: Init: Delete",
+            "containerd: CRI call served: ListContainers",
+            "shim: all of it",
+            "unmount",
+        ] {
+            assert!(is_on_the_chain(what), "{what}");
+        }
     }
 }

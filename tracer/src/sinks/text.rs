@@ -231,7 +231,10 @@ fn also_stuck(d: &Diagnosis) -> Option<String> {
     let mut kinds: Vec<(String, u64, Ns)> = Vec::new();
     for c in others {
         let what = match c.head {
-            Head::LateExit => "an exit".to_owned(),
+            Head::LateExit => match c.exit.as_ref().map_or(0, |exit| exit.begun) {
+                0 | 1 => "an exit".to_owned(),
+                n => format!("an exit (attempt {n})"),
+            },
             Head::Relist => "a relist".to_owned(),
             _ if c.id.method.is_empty() => format!("{:?}", c.id.kind),
             _ => c.id.method.clone(),
