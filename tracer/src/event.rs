@@ -502,3 +502,18 @@ pub enum LossPoint {
     /// It came later than the orderer waits.
     Late,
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_word_of_a_stall_decides() {
+        for still in ["frozen by its cgroup /a", "stopped by a signal", "traced by strace (pid 7)", "frozen"] {
+            assert_eq!(Stall::of(still), Stall::Still, "{still}");
+        }
+        for starved in ["starved: its cgroup is throttled", "unfrozen", "slow", ""] {
+            assert_eq!(Stall::of(starved), Stall::Starved, "{starved}");
+        }
+    }
+}

@@ -160,11 +160,6 @@ impl Exits {
             let (first, begun) = before.map_or((op.begin, 0), |r| (r.first, r.attempts));
             self.pending.insert(key.clone(), Exit { first, begun, now: None, last: None });
         }
-        // Until 1.4 one goroutine makes all attempts, the first ones too.
-        let shared = op.actor.g.is_some()
-            && self.pending.iter().any(|(other, exit)| {
-                *other != key && exit.last.as_ref().is_some_and(|last| last.actor.is(&op.actor))
-            });
         let Some(exit) = self.pending.get_mut(&key) else { return };
         let known = |begin: Option<Ns>| begin.is_some_and(|begin| begin >= op.begin);
         if known(exit.now.as_ref().map(|now| now.begin)) {
@@ -181,7 +176,14 @@ impl Exits {
             let at = op.begin.min(before.begin.saturating_add(TIMEOUT));
             exit.last = Some(Attempt { actor: before.actor, begin: before.begin, at, seen: false });
         }
-        if exit.begun > 1 || shared {
+        // Until 1.4 one goroutine makes all attempts, the first ones too.
+        let again = exit.begun > 1;
+        let shared = || {
+            self.pending.iter().any(|(other, exit)| {
+                *other != key && exit.last.as_ref().is_some_and(|last| last.actor.is(&op.actor))
+            })
+        };
+        if op.actor.g.is_some() && (again || shared()) {
             self.retrier.insert(key.1, op.actor);
         }
     }
@@ -192,6 +194,9 @@ impl Exits {
         let Some(id) = &f.op.container else { return };
         let key = (id.clone(), f.op.actor.pid);
         let Some(exit) = self.pending.get_mut(&key) else { return };
+        if exit.now.as_ref().is_none_or(|now| now.begin != f.op.begin) {
+            return; // An earlier attempt, told late.
+        }
         let seen = f.outcome != Outcome::Done;
         let took = f.at.saturating_sub(f.op.begin);
         if seen || (took >= TIMED_OUT && !tells_errors(containerd)) {
