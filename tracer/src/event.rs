@@ -509,7 +509,8 @@ mod tests {
 
     #[test]
     fn the_first_word_of_a_stall_decides() {
-        for still in ["frozen by its cgroup /a", "stopped by a signal", "traced by strace (pid 7)", "frozen"] {
+        for still in ["frozen by its cgroup /a", "stopped by a signal", "traced by strace (pid 7)", "frozen"]
+        {
             assert_eq!(Stall::of(still), Stall::Still, "{still}");
         }
         for starved in ["starved: its cgroup is throttled", "unfrozen", "slow", ""] {

@@ -7,7 +7,7 @@ use super::{
 };
 use crate::{
     cli::Live,
-    correlator::{EndsIn, Frame},
+    correlator::{EndsIn, Frame, Harm},
     event::{Ns, OperationId},
     exit::Exit,
     sinks::text,
@@ -82,14 +82,26 @@ impl Settling {
 /// What a frame says apart from ages: two frames of the same shape differ only in how long it has lasted.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Shape {
-    chains: Vec<(String, Vec<OperationId>)>,
+    /// What it ends in, by which operations, and what has come of it.
+    chains: Vec<(String, Vec<OperationId>, Vec<String>)>,
     changes: Vec<(String, String)>,
 }
 
 impl Shape {
     fn of(frame: &Frame) -> Shape {
+        let ends_in = |ends_in: &EndsIn| match ends_in {
+            // It fails twenty times a second.
+            EndsIn::MountBusy { pins, .. } => format!("MountBusy {pins:?}"),
+            other => format!("{other:?}"),
+        };
+        let harm = |c: &crate::correlator::Consequence| match &c.what {
+            Harm::ExitLate { of, reported, .. } => format!("ExitLate {of:?} {reported}"),
+            Harm::UpdatesFailed { of, .. } => format!("UpdatesFailed {of:?}"),
+            other => format!("{other:?}"),
+        };
         let chain = |d: &crate::correlator::Diagnosis| {
-            (format!("{:?}", d.ends_in), d.chain.links.iter().map(|l| l.operation.id()).collect())
+            let operations = d.chain.links.iter().map(|l| l.operation.id()).collect();
+            (ends_in(&d.ends_in), operations, d.consequences.iter().map(harm).collect())
         };
         let change =
             |i: &crate::correlator::Incident| i.change.as_ref().map(|c| (i.id.clone(), format!("{c:?}")));

@@ -312,7 +312,12 @@ impl Graph<'_> {
                 None => None,
             };
             if let Some((to, ground)) = next {
-                let since = self.begin(tip).max(self.begin(to));
+                // Before its own attempt was due it did not wait for its turn.
+                let due = match ground {
+                    Ground::RetriedInTurn => self.nodes[i].exit.as_ref().and_then(|exit| exit.next),
+                    _ => None,
+                };
+                let since = self.begin(tip).max(self.begin(to)).max(due.unwrap_or(0));
                 self.nodes[tip].next = self.edge(tip, to, ground, since);
             }
         }
