@@ -185,9 +185,10 @@ impl Facts {
             .map(|(_, (_, site))| site)
     }
 
-    /// Forgets thread sites that are not fresh any more.
+    /// Forgets where threads sat, and who kept a mount busy, when that is not fresh any more.
     pub fn forget_sites(&mut self, now: Ns) {
         self.sites.retain(|_, (at, _)| at.saturating_add(limits::SITE_FRESH) >= now);
+        self.pins.retain(|_, (at, _)| at.saturating_add(limits::PINS_FRESH) >= now);
     }
 
     /// What is known of a device, with a new sample of what it has written.
@@ -402,7 +403,7 @@ impl Facts {
     }
 
     /// Sizes of the bounded collections beside their bounds, for tests.
-    pub fn sizes(&self) -> [(usize, usize); 7] {
+    pub fn sizes(&self) -> [(usize, usize); 9] {
         [
             (self.processes.len(), limits::PROCESSES),
             (self.gone.len(), limits::GONE),
@@ -411,6 +412,8 @@ impl Facts {
             (self.sites.len(), limits::SITES),
             (self.devices.len(), limits::DEVICES),
             (self.blind.len(), limits::BLIND_SPOTS),
+            (self.leaked.len(), limits::LEAKED_SHIMS),
+            (self.pins.len(), limits::FAILED_UNMOUNTS),
         ]
     }
 }

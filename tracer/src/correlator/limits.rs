@@ -75,6 +75,8 @@ pub const SETTLE: Ns = crate::thresholds::floor(crate::event::Kind::LockWait) + 
 pub const UNREPORTED: Ns = crate::thresholds::floor(crate::event::Kind::ShimCall) + POLL_EVERY + LATENESS;
 /// A thread's site is believed this long.
 pub const SITE_FRESH: Ns = 5 * SECOND;
+/// Who keeps a mount busy is remembered this long: containerd tries fifty times, 50 ms apart.
+pub const PINS_FRESH: Ns = 60 * SECOND;
 /// In-flight state that was last read completely longer ago than this is a blind spot.
 pub const POLL_STALE: Ns = 2 * SECOND;
 /// Facts about a lock are kept this long after the last operation that referred to it.
