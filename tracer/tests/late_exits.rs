@@ -289,6 +289,30 @@ proptest! {
         }
     }
 
+    /// Whoever comes in the middle counts too few attempts, says so, and still tells about when the next is.
+    #[test]
+    fn who_comes_in_the_middle_knows_it((plan, after) in (plans(), 1u64..40)) {
+        let exits: Plan = plan.0.iter().take(1).copied().collect();
+        let truth = Truth { attempts: play(&(exits.clone(), plan.1)) };
+        let until = truth.end() / STEP * STEP + 2 * SECOND;
+        let from = after * SECOND + 5;
+        // What began before it looked has left no trace in its programs.
+        let seen: Vec<(Operation, Ns, Outcome)> =
+            operations(&exits, &truth.attempts).into_iter().filter(|(op, ..)| op.begin >= from).collect();
+        let missed = truth.attempts.iter().filter(|a| a.begin < from).count();
+        for frame in frames(&events(&seen, until), until) {
+            for exit in frame.diagnoses.iter().flat_map(|d| &d.chain.links).filter_map(|l| l.exit.as_ref()) {
+                let begun = truth.attempts.iter().filter(|a| a.begin <= frame.now).count();
+                prop_assert_eq!(exit.begun as usize + missed, begun);
+                prop_assert!(exit.begun < 2 || exit.more == (missed > 0));
+                if let (Some(next), true) = (exit.next, exit.begun > 1) {
+                    let real = truth.attempts.iter().map(|a| a.begin).find(|begin| *begin > frame.now).unwrap();
+                    prop_assert!(next <= real && real <= next + SECOND, "{} for {}", next, real);
+                }
+            }
+        }
+    }
+
     /// Loss makes it inferred, never wrong with certainty.
     #[test]
     fn loss_never_makes_a_late_exit_certain(

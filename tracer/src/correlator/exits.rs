@@ -32,6 +32,8 @@ const BACK_OFF: (Ns, Ns) = (SECOND, 300 * SECOND);
 pub struct Attempts {
     /// Attempts that were seen to begin.
     pub begun: u32,
+    /// Whether there were others before, since the first that was seen was a retry already.
+    pub more: bool,
     /// Whether one is in flight.
     pub in_flight: bool,
     /// The last that failed.
@@ -83,6 +85,8 @@ struct Exit {
     begun: u32,
     now: Option<Operation>,
     last: Option<Attempt>,
+    /// The wait before the last attempt, where that tells more than the number of attempts that were seen.
+    waited: Option<Ns>,
 }
 
 #[derive(Clone, Debug)]
@@ -97,6 +101,7 @@ impl Exit {
     fn attempts(&self) -> Attempts {
         Attempts {
             begun: self.begun,
+            more: self.waited.is_some(),
             in_flight: self.now.is_some(),
             failed: self.last.as_ref().map(|last| {
                 let took = last.at.saturating_sub(last.begin);
@@ -108,7 +113,11 @@ impl Exit {
 
     fn next(&self) -> Option<Ns> {
         let last = self.last.as_ref().filter(|_| self.now.is_none())?;
-        let wait = BACK_OFF.0.checked_shl(self.begun.saturating_sub(1).min(16)).unwrap_or(BACK_OFF.1);
+        let wait = match self.waited {
+            // It was looked at once a second, so it was a little shorter: a power of two.
+            Some(waited) => BACK_OFF.0 << ((waited / BACK_OFF.0).max(1).ilog2() + 1).min(16),
+            None => BACK_OFF.0 << self.begun.saturating_sub(1).min(16),
+        };
         Some(last.at.saturating_add(wait.min(BACK_OFF.1)))
     }
 }
@@ -158,7 +167,7 @@ impl Exits {
             // What was taken for reported was not: its error could not be seen.
             let before = self.reported.remove(&key);
             let (first, begun) = before.map_or((op.begin, 0), |r| (r.first, r.attempts));
-            self.pending.insert(key.clone(), Exit { first, begun, now: None, last: None });
+            self.pending.insert(key.clone(), Exit { first, begun, now: None, last: None, waited: None });
         }
         let Some(exit) = self.pending.get_mut(&key) else { return };
         let known = |begin: Option<Ns>| begin.is_some_and(|begin| begin >= op.begin);
@@ -172,6 +181,13 @@ impl Exits {
             exit.begun = exit.begun.saturating_add(1);
         }
         exit.first = exit.first.min(op.begin);
+        if let Some(last) = exit.last.as_ref().filter(|last| last.begin < op.begin)
+            && (exit.waited.is_some()
+                || (exit.begun == 2 && op.actor.g.is_some() && last.actor.is(&op.actor)))
+        {
+            // The first attempt has a goroutine of its own: what was seen first was a retry.
+            exit.waited = Some(op.begin.saturating_sub(last.at));
+        }
         if let Some(before) = exit.now.replace(op.clone()) {
             let at = op.begin.min(before.begin.saturating_add(TIMEOUT));
             exit.last = Some(Attempt { actor: before.actor, begin: before.begin, at, seen: false });

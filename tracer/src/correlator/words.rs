@@ -122,11 +122,15 @@ pub fn attempts(exit: &Attempts, now: Ns) -> Option<String> {
     };
     let failed = format!("after {}{why}", duration(failed.took));
     Some(match exit.next {
-        None => format!("attempt {}, the one before failed {failed}", exit.begun),
+        None => {
+            let more = if exit.more { " or later" } else { "" };
+            format!("attempt {}{more}, the one before failed {failed}", exit.begun)
+        }
         Some(next) => {
-            let count = match exit.begun {
-                1 => "1 attempt has failed,".to_owned(),
-                n => format!("{n} attempts have failed, the last"),
+            let count = match (exit.begun, exit.more) {
+                (1, _) => "1 attempt has failed,".to_owned(),
+                (n, false) => format!("{n} attempts have failed, the last"),
+                (n, true) => format!("at least {n} attempts have failed, the last"),
             };
             let when = match next.checked_sub(now) {
                 Some(left) if left > 0 => format!("the next in about {}", duration(left)),
