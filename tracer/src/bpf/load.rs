@@ -17,6 +17,7 @@ use aya::{
     },
 };
 use aya_obj::generated::bpf_insn;
+use serde::{Deserialize, Serialize};
 use std::{
     collections::{BTreeMap, HashSet},
     ffi::CString,
@@ -30,7 +31,7 @@ struct Aligned<T: ?Sized>(T);
 static OBJECT: &Aligned<[u8]> = &Aligned(*include_bytes!(concat!(env!("OUT_DIR"), "/plegscope.bpf.o")));
 
 /// Programs for sites in Go executables.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum GoProgram {
     /// `runtime.semacquire1` begins.
     LockWait,
@@ -77,7 +78,7 @@ impl GoProgram {
 }
 
 /// One site to probe.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SiteRequest {
     /// By which program.
     pub program: GoProgram,
@@ -87,7 +88,14 @@ pub struct SiteRequest {
     pub address: u64,
     /// What the site knows of itself.
     pub cookie: u64,
+    /// The file's bytes from there on, as they were when the site was chosen; zeros behind the file's end.
+    pub bytes: [u8; SITE_BYTES],
+    /// Whether the kernel single-steps the instruction.
+    pub stepped: bool,
 }
+
+/// Bytes of the file that the kernel reads for a site (`MAX_UINSN_BYTES`).
+pub const SITE_BYTES: usize = 16;
 
 /// Attached to one executable; dropping it detaches.
 pub enum Attached {
@@ -367,6 +375,7 @@ impl Kernel {
         for kind in Kind::RECORDED {
             map.set(crate::decode::number_of(kind), floor(kind), 0)?;
         }
+        map.set(tracer_common::op::kind::MEASURED, u64::MAX, 0)?;
         Ok(())
     }
 
@@ -380,6 +389,7 @@ impl Kernel {
             take("OPS")?,
             take("STATS")?,
             take("DURATIONS")?,
+            take("PASSES")?,
         )
     }
 
