@@ -66,6 +66,45 @@ pub fn lock() -> io::Result<()> {
     Ok(())
 }
 
+/// The GNU build id of this program, from memory.
+pub fn build_id() -> Option<String> {
+    /// # Safety
+    /// For `dl_iterate_phdr` with an `Option<String>` as `data`.
+    unsafe extern "C" fn first(info: *mut libc::dl_phdr_info, _: usize, data: *mut libc::c_void) -> i32 {
+        // SAFETY: valid for the call, as dl_iterate_phdr promises.
+        let info = unsafe { &*info };
+        // SAFETY: the program headers of an object that is loaded.
+        let headers = unsafe { std::slice::from_raw_parts(info.dlpi_phdr, usize::from(info.dlpi_phnum)) };
+        let notes = headers.iter().filter(|header| header.p_type == libc::PT_NOTE).map(|header| {
+            let start = (info.dlpi_addr + header.p_vaddr) as *const u8;
+            // SAFETY: a segment of notes is loaded, readable, and never changed.
+            unsafe { std::slice::from_raw_parts(start, header.p_memsz as usize) }
+        });
+        // SAFETY: what the caller below passes.
+        unsafe { *data.cast::<Option<String>>() = notes.filter_map(gnu_build_id).next() };
+        // The first object is the program itself: enough.
+        1
+    }
+    let mut found: Option<String> = None;
+    // SAFETY: the callback gets `found`, which lives through the call.
+    unsafe { libc::dl_iterate_phdr(Some(first), (&raw mut found).cast()) };
+    found
+}
+
+/// `NT_GNU_BUILD_ID` (3) of the owner `GNU` among ELF notes: lengths of name and content, type, then both, padded to 4.
+fn gnu_build_id(mut notes: &[u8]) -> Option<String> {
+    loop {
+        let word = |at: usize| Some(u32::from_le_bytes(notes.get(at..at + 4)?.try_into().ok()?) as usize);
+        let (name, content, kind) = (word(0)?, word(4)?, word(8)?);
+        let body = 12 + name.checked_next_multiple_of(4)?;
+        let end = body.checked_add(content)?;
+        if kind == 3 && notes.get(12..12 + name)? == b"GNU\0" {
+            return Some(notes.get(body..end)?.iter().map(|byte| format!("{byte:02x}")).collect());
+        }
+        notes = notes.get(end.checked_next_multiple_of(4)?..)?;
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -91,6 +130,29 @@ mod tests {
                 (0x7f00_0010_0000, false, 0x1c_3000)
             ]
         );
+    }
+
+    #[test]
+    fn the_build_id_is_found_among_other_notes() {
+        let note = |name: &[u8], kind: u32, content: &[u8]| {
+            let mut note = Vec::new();
+            [name.len() as u32, content.len() as u32, kind]
+                .iter()
+                .for_each(|word| note.extend(word.to_le_bytes()));
+            for part in [name, content] {
+                note.extend(part);
+                note.resize(note.len().next_multiple_of(4), 0);
+            }
+            note
+        };
+        let notes =
+            [note(b"GNU\0", 1, &[0; 16]), note(b"Go\0\0", 4, b"abcde"), note(b"GNU\0", 3, &[0xab, 1, 0xff])];
+        assert_eq!(gnu_build_id(&notes.concat()), Some("ab01ff".into()));
+        assert_eq!(gnu_build_id(&notes[..2].concat()), None);
+        let whole = notes.concat();
+        for cut in 0..whole.len() - 1 {
+            assert_eq!(gnu_build_id(&whole[..cut]), None, "{cut}");
+        }
     }
 
     #[test]

@@ -9,6 +9,7 @@ use super::{
     child::{Known, Shared, lock},
     cost::{Metered, Price, SHARED_METER},
     guard::Pace,
+    index::{Identity, Index},
     outbox::Outbox,
     price,
     protocol::{GoProgram, Level, Message, Survey},
@@ -21,7 +22,7 @@ use crate::{
         plan::{self, Probe, Sight, UNMOUNT_SIGHT},
         read::Reader,
     },
-    event::{Body, Event, Kind, Ns, Process, SeenBy},
+    event::{Body, Event, Kind, Ns, Process, Role, SeenBy},
     node::{
         clock,
         procs::{Exe, FileId, ProcessFacts, Processes},
@@ -66,6 +67,8 @@ pub struct Attacher {
     numbered: u32,
     readers: Workers,
     pace: Pace,
+    /// What earlier runs have found in program files.
+    index: Option<Index>,
     /// Why no program is probed on this kernel.
     known_bad: Option<String>,
     attached_after: Option<Ns>,
@@ -105,6 +108,9 @@ struct Ours {
 impl Attacher {
     /// Nothing is known and nothing attached yet.
     pub fn new(settings: Settings, outbox: Outbox, shared: Arc<Shared>) -> Attacher {
+        let index = Index::open()
+            .map_err(|why| outbox.log(Level::Debug, format!("what is found in programs is not kept: {why}")))
+            .ok();
         Attacher {
             settings,
             outbox,
@@ -119,6 +125,7 @@ impl Attacher {
             numbered: 0,
             readers: Workers::new(READERS),
             pace: Pace::default(),
+            index,
             known_bad: None,
             attached_after: None,
             told: None,
@@ -336,38 +343,83 @@ impl Attacher {
             Ok(_) => {}
             Err(error) => return unreadable(error.to_string()),
         }
+        let identity = Identity::of(&file);
+        let known = identity.as_ref().and_then(|identity| self.known(identity, other));
+        let kept = known.is_some();
         let pid = process.pid;
-        let reading = match file.try_clone() {
-            Ok(reading) => reading,
-            Err(error) => return unreadable(error.to_string()),
+        let read = match known {
+            Some(examined) => Ok(Ok(Some(examined))),
+            None => match file.try_clone() {
+                Ok(reading) => self.readers.run(PATIENCE, move || binaries::examine(&reading, pid, other)),
+                Err(error) => return unreadable(error.to_string()),
+            },
         };
-        match self.readers.run(PATIENCE, move || binaries::examine(&reading, pid, other)) {
-            Ok(Ok(None)) => Binary::Foreign,
-            Ok(Ok(Some(examined))) => {
-                self.numbered += 1;
-                let mut ours = Box::new(Ours {
-                    comm: process.comm.clone(),
-                    number: self.numbered,
-                    meter: self.free_meter(),
-                    pids: Vec::new(),
-                    probes: Vec::new(),
-                    attached: Vec::new(),
-                    pages: BTreeSet::new(),
-                    waiting: Vec::new(),
-                    blown: BTreeMap::new(),
-                    scans: 0,
-                    idle: 0,
-                    examined,
-                });
-                for target in &mut ours.examined.targets {
-                    target.note.clone_from(&ours.examined.note);
-                }
-                let targets = ours.examined.targets.clone();
-                self.attach(&mut ours, id, &file, targets);
-                Binary::Ours(ours)
+        let examined = match read {
+            Ok(Ok(None)) => return Binary::Foreign,
+            Ok(Ok(Some(examined))) => examined,
+            Ok(Err(why)) => return unreadable(why),
+            Err(error) => {
+                return unreadable(format!("reading its program file: {error}; its disk may be stuck"));
             }
-            Ok(Err(why)) => unreadable(why),
-            Err(error) => unreadable(format!("reading its program file: {error}; its disk may be stuck")),
+        };
+        if let (false, Some(identity)) = (kept, &identity) {
+            self.keep(identity, &examined);
+        }
+        self.numbered += 1;
+        let mut ours = Box::new(Ours {
+            comm: process.comm.clone(),
+            number: self.numbered,
+            meter: self.free_meter(),
+            pids: Vec::new(),
+            probes: Vec::new(),
+            attached: Vec::new(),
+            pages: BTreeSet::new(),
+            waiting: Vec::new(),
+            blown: BTreeMap::new(),
+            scans: 0,
+            idle: 0,
+            examined,
+        });
+        for target in &mut ours.examined.targets {
+            target.note.clone_from(&ours.examined.note);
+        }
+        let targets = ours.examined.targets.clone();
+        let differs = self.attach(&mut ours, id, &file, targets);
+        if let (true, true, Some(index), Some(identity)) = (differs, kept, &self.index, &identity) {
+            self.outbox
+                .log(Level::Warning, format!("what was kept of {} is not true; it is read again", ours.comm));
+            index.forget(identity);
+            drop(ours);
+            return self.examine(process, id, other);
+        }
+        Binary::Ours(ours)
+    }
+
+    /// What an earlier run has found in this file.
+    fn known(&self, identity: &Identity, other: bool) -> Option<Examined> {
+        let found = self.index.as_ref()?.find(identity).unwrap_or_else(|why| {
+            self.outbox.log(Level::Warning, why);
+            None
+        })?;
+        // An earlier run may have been told to trace any program.
+        if found.role == Role::Other && !other {
+            return None;
+        }
+        self.outbox
+            .log(Level::Debug, format!("{:?} {}: its table need not be read", found.role, found.go_version));
+        Some(found)
+    }
+
+    /// Keeps what was found in a file for later runs.
+    fn keep(&self, identity: &Identity, examined: &Examined) {
+        // A doubt about one process is no knowledge of the file; and a survey leaves nothing behind.
+        let (Some(index), true, false) = (&self.index, examined.note.is_empty(), self.settings.survey_only)
+        else {
+            return;
+        };
+        if let Err(why) = index.keep(identity, examined) {
+            self.outbox
+                .log(Level::Debug, format!("what was found in {:?} is not kept: {why}", examined.role));
         }
     }
 

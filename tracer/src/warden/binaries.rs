@@ -13,6 +13,7 @@ use crate::{
     },
     node::{ReadError, memory::ProcessMemory, procs},
 };
+use serde::{Deserialize, Serialize};
 use std::fs::File;
 use tracer_common::cookie::Cookie;
 
@@ -20,7 +21,7 @@ use tracer_common::cookie::Cookie;
 pub const SMALLEST: u64 = 4 << 20;
 
 /// What is kept of an executable.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Examined {
     /// What it is.
     pub role: Role,
@@ -39,7 +40,7 @@ pub struct Examined {
 }
 
 /// One function to probe.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Target {
     /// What it tells of.
     pub kind: Kind,

@@ -11,6 +11,7 @@ mod cost;
 mod events;
 mod fuse;
 mod guard;
+mod index;
 mod outbox;
 mod price;
 pub mod protocol;
