@@ -84,20 +84,22 @@ impl Index {
         let path = base.join(name);
         let told = |what: &str| format!("{} {what}", path.display());
         let failed = |error: rustix::io::Errno| told(&format!("cannot be used: {error}"));
+        let on_tmpfs = |folder: &OwnedFd| match rustix::fs::fstatfs(folder).map_err(failed)?.f_type as u64 {
+            TMPFS | RAMFS => Ok(()),
+            _ => Err(told("would not be on a tmpfs, and might wait for the disk itself")),
+        };
         if !rustix::process::geteuid().is_root() {
             return Err(told("is for root"));
         }
         let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let base = rustix::fs::open(base, flags, Mode::empty()).map_err(failed)?;
+        on_tmpfs(&base)?;
         match rustix::fs::mkdirat(&base, name, Mode::RWXU) {
             Ok(()) | Err(rustix::io::Errno::EXIST) => {}
             Err(error) => return Err(failed(error)),
         }
         let folder = rustix::fs::openat(&base, name, flags, Mode::empty()).map_err(failed)?;
-        let kind = rustix::fs::fstatfs(&folder).map_err(failed)?.f_type as u64;
-        if kind != TMPFS && kind != RAMFS {
-            return Err(told("is not on a tmpfs: it might wait for the disk itself"));
-        }
+        on_tmpfs(&folder)?;
         let facts = rustix::fs::fstat(&folder).map_err(failed)?;
         if facts.st_uid != 0 || facts.st_mode & 0o077 != 0 {
             return Err(told("does not belong to root alone, so it is not believed"));
@@ -355,7 +357,7 @@ mod tests {
         }
         assert!(Index::open_in(Path::new("/proc"), "nothing", String::new()).is_err());
         let why = Index::open_in(Path::new("/"), "proc", String::new()).unwrap_err();
-        assert!(why.contains("not on a tmpfs"), "{why}");
+        assert!(why.contains("not be on a tmpfs"), "{why}");
     }
 
     #[test]
