@@ -5,7 +5,7 @@
 
 mod attach;
 pub mod bpf;
-mod contend;
+pub mod contend;
 mod peer;
 mod probe_cost;
 mod table;

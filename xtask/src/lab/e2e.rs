@@ -28,13 +28,15 @@ pub enum Story {
     Kubelet,
     /// What users and operating systems do to it.
     Commands,
+    /// A program that pays more for its probes than is allowed.
+    Fuse,
 }
 
 impl Story {
     /// What blocks the unmount; the commands choose for themselves.
     fn block(self) -> Block {
         match self {
-            Story::None | Story::Commands => Block::None,
+            Story::None | Story::Commands | Story::Fuse => Block::None,
             Story::Disk | Story::Kubelet => Block::Disk,
             Story::Strace => Block::Strace,
         }
@@ -45,12 +47,12 @@ impl Story {
 #[derive(clap::Args)]
 pub struct Args {
     /// Only these stories: none (healthy), disk, strace, kubelet (a real one, see `cargo xtask kubelet`), commands (what
-    /// users and operating systems do to it)
+    /// users and operating systems do to it), fuse (a program that pays too much for its probes)
     #[arg(
         long,
         value_enum,
         value_delimiter = ',',
-        default_values = ["none", "disk", "strace", "kubelet", "commands"]
+        default_values = ["none", "disk", "strace", "kubelet", "commands", "fuse"]
     )]
     stories: Vec<Story>,
     /// About how long each stall shall be, in seconds
@@ -84,14 +86,17 @@ pub fn run(args: Args) -> Result<()> {
             println!("SKIPPED story {name}: {}", kubelet::NOT_BUILT);
             continue;
         }
-        if *story == Story::Commands && binary.is_none() {
+        if matches!(story, Story::Commands | Story::Fuse) && binary.is_none() {
             println!("SKIPPED story {name}: it is about plegscope alone");
             continue;
         }
         played += 1;
-        if let (Story::Commands, Some(binary)) = (story, &binary) {
+        if let (Story::Commands | Story::Fuse, Some(binary)) = (story, &binary) {
             let keep = args.keep.as_ref().map(|folder| folder.join(&name));
-            let verdict = super::commands::play(programs.clone(), binary, keep.as_deref());
+            let verdict = match story {
+                Story::Fuse => super::fuse::play(binary),
+                _ => super::commands::play(programs.clone(), binary, keep.as_deref()),
+            };
             let verdict = verdict.with_context(|| format!("playing the story `{name}`"))?;
             print!("{}", verdict.table());
             if verdict.failures() > 0 {
