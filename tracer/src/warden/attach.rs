@@ -95,6 +95,7 @@ impl Attacher {
     /// Nothing is known and nothing attached yet.
     pub fn new(settings: Settings, outbox: Outbox, shared: Arc<Shared>) -> Attacher {
         Attacher {
+            processes: Processes::with(settings.also.clone()),
             settings,
             outbox,
             shared,
@@ -103,7 +104,6 @@ impl Attacher {
             kernel: None,
             kernel_probes: Vec::new(),
             kernel_sees_unmounts: false,
-            processes: Processes::new(),
             binaries: BTreeMap::new(),
             numbered: 0,
             readers: Workers::new(READERS),
