@@ -1,0 +1,385 @@
+//! The worst moment to attach: containerd and its shims run from a disk that is stuck, and most of their pages have been
+//! evicted. A uprobe on such a page makes the kernel read it while it holds a lock that every `fork()` of the node needs.
+
+use super::forks::{Forker, Forks};
+use super::gone;
+use super::pages;
+use crate::bench::bpf::EmptyProbes;
+use crate::lab::cleanup::Ledger;
+use crate::lab::commands::look;
+use crate::lab::containerd::Programs;
+use crate::lab::disk::SlowDisk;
+use crate::lab::tracer::{Line, Tracer};
+use crate::lab::verdict::Verdict;
+use crate::lab::{Lab, cri, pods, sys};
+use anyhow::{Context, Result, ensure};
+use object::{Object as _, ObjectSection as _};
+use std::fs::{self, File};
+use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+/// Rates of the stuck disk, bytes per second.
+const WRITES: u64 = 1_000_000;
+const READS: u64 = 200_000;
+/// Longer than plegscope waits for a read of a program.
+const LOOKING: Duration = Duration::from_secs(13);
+/// No fork may take longer while plegscope attaches, ns. Generous: a machine that is busy otherwise is slow too.
+const FORK_WITHIN: u64 = 250_000_000;
+/// How long the control may hold up the forks of this machine.
+const CONTROL: Duration = Duration::from_millis(1500);
+
+/// containerd with its pods, running from the disk.
+struct OnDisk<'a> {
+    lab: Lab<'a>,
+    programs: [PathBuf; 2],
+}
+
+impl OnDisk<'_> {
+    fn processes(&self) -> Result<Vec<u32>> {
+        let mut pids = vec![self.lab.containerd.pid];
+        for pod in &self.lab.pods {
+            pids.push(self.lab.containerd.shim_of(&pod.container)?);
+        }
+        Ok(pids)
+    }
+
+    fn signal(&self, signal: libc::c_int) -> Result<()> {
+        self.processes()?.into_iter().for_each(|pid| sys::signal(pid, signal));
+        Ok(())
+    }
+
+    /// Whether each page of each program is in memory.
+    fn resident(&self) -> Result<[Vec<bool>; 2]> {
+        let [first, second] = &self.programs;
+        Ok([pages::resident(first)?, pages::resident(second)?])
+    }
+}
+
+/// Plays the part.
+pub async fn play(
+    ledger: &Ledger,
+    programs: Programs,
+    binary: &Path,
+    say: &mut impl FnMut(&str),
+) -> Result<Verdict> {
+    let node = prepare(ledger, programs, say).await?;
+    let mut verdict = Verdict::default();
+    // With all pages in memory: what it can attach to at best.
+    let mut tracer = Tracer::start(ledger, binary, &["live", "--plain"], |_, _| {})?;
+    verdict.note("attached with all pages in memory", "", tracer.ready().await?.text);
+    tracer.quit().await?;
+
+    // Stopped programs fault nothing in: whatever comes into memory from now on, they did not bring.
+    node.signal(libc::SIGSTOP)?;
+    node.programs.iter().try_for_each(|program| pages::evict(program))?;
+    let before = node.resident()?;
+    let out = before.each_ref().map(|pages| pages.iter().filter(|page| !**page).count());
+    say(&format!(
+        "evicted: {} of {} pages of containerd, {} of {} of the shim",
+        out[0],
+        before[0].len(),
+        out[1],
+        before[1].len()
+    ));
+    ensure!(out.iter().all(|pages| *pages > 100), "the pages of the programs stay in memory: {out:?}");
+    let busy = Busy::start(&node.lab.disk, ledger)?;
+    say("the disk is stuck");
+    let bare = Forker::during(Duration::from_secs(3)).await?;
+    verdict.note("fork() with the disk stuck, bare", "", bare.text());
+
+    let at_attach = attach(ledger, binary, &node, "stopped programs", &bare, &mut verdict).await?;
+    let after = node.resident()?;
+    for (at, name) in ["containerd", "the shim"].iter().enumerate() {
+        let came = pages::came(&before[at], &after[at]);
+        let code = text_pages(&node.programs[at], &before[at])?;
+        let code = came.iter().filter(|page| code.contains(page)).count();
+        verdict.check(
+            &format!("pages of {name} read from the stuck disk"),
+            "no page of its code",
+            format!("{code} of its code, {} in all", came.len()),
+            code == 0,
+        );
+    }
+    verdict.check(
+        "what could not be read is said",
+        "with the reason",
+        at_attach.clone(),
+        !at_attach.is_empty(),
+    );
+    busy.check("after attaching", &mut verdict);
+
+    // Now they run, and get stuck themselves, in the middle of calls.
+    node.signal(libc::SIGCONT)?;
+    let client = node.lab.client.clone();
+    let ids: Vec<String> = node.lab.pods.iter().map(|pod| pod.container.clone()).collect();
+    let calls: Vec<_> = ids
+        .into_iter()
+        .map(|id| {
+            let client = client.clone();
+            tokio::spawn(async move {
+                let request =
+                    cri::UpdateContainerResourcesRequest { container_id: id, linux: Some(pods::resources()) };
+                let _ = client.call::<_, cri::Empty>("UpdateContainerResources", request, cri::LONG).await;
+            })
+        })
+        .collect();
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let said = attach(ledger, binary, &node, "programs that hang themselves", &bare, &mut verdict).await?;
+    verdict.note("said then", "", said);
+    busy.check("at the end", &mut verdict);
+
+    control(&node, &mut verdict).await?;
+    drop(busy);
+    calls.into_iter().for_each(|call| call.abort());
+    node.lab.finish().await;
+    Ok(verdict)
+}
+
+/// A lab whose containerd and shims run from files on its disk.
+async fn prepare<'a>(
+    ledger: &'a Ledger,
+    programs: Programs,
+    say: &mut impl FnMut(&str),
+) -> Result<OnDisk<'a>> {
+    // The lab's disk will be there; until the copies are, the machine's own are found in PATH.
+    let folder = Path::new("/run").join(&ledger.name).join("disk/bin");
+    let shim = "containerd-shim-runc-v2";
+    let from = [
+        programs.containerd.clone(),
+        programs
+            .folder
+            .iter()
+            .map(|folder| folder.join(shim))
+            .find(|path| path.is_file())
+            .or_else(|| sys::which(shim))
+            .context("no shim")?,
+    ];
+    let programs = Programs { containerd: programs.containerd, folder: Some(folder.clone()) };
+    let mut lab = Lab::without_pods(ledger, programs, say).await?;
+    fs::create_dir_all(&folder).with_context(|| format!("creating {}", folder.display()))?;
+    let copies = [folder.join("containerd"), folder.join(shim)];
+    for (from, to) in from.iter().zip(&copies) {
+        fs::copy(from, to).with_context(|| format!("copying to {}", to.display()))?;
+    }
+    sys::run("sync", &["-f", &folder.to_string_lossy()])?;
+    lab.containerd.restart(ledger, &copies[0]).await?;
+    lab.client = cri::Client::connect(&lab.containerd.socket, cri::SHORT).await?;
+    for name in ["one", "two", "three"] {
+        let pod = pods::start(&lab.client, name, 0, Path::new(&ledger.name), &lab.run).await?;
+        lab.pods.push(pod);
+    }
+    let node = OnDisk { lab, programs: copies };
+    for (at, pid) in node.processes()?.into_iter().enumerate() {
+        let exe = fs::read_link(format!("/proc/{pid}/exe")).context("reading a program's name")?;
+        let should = &node.programs[usize::from(at > 0)];
+        ensure!(exe == *should, "{} runs instead of {}", exe.display(), should.display());
+    }
+    say("containerd and its shims run from the disk");
+    Ok(node)
+}
+
+/// One plegscope from start to end, with forks beside it. What it said about what it cannot read.
+async fn attach(
+    ledger: &Ledger,
+    binary: &Path,
+    node: &OnDisk<'_>,
+    which: &str,
+    bare: &Forks,
+    verdict: &mut Verdict,
+) -> Result<String> {
+    let forker = Forker::start();
+    let tracer = Tracer::start(ledger, binary, &["live", "--json", "--verbose"], |_, _| {})?;
+    let ran = async {
+        tokio::time::sleep(LOOKING).await;
+        let warden = look::warden(tracer.pid()).context("plegscope has no child")?;
+        let links = look::links(warden);
+        let lines = tracer.lines();
+        let (code, took, _, messages) = tracer.quit().await?;
+        // It detaches behind the prompt.
+        let detached = gone(warden, &links).await;
+        Ok::<_, anyhow::Error>((links.len(), code, took, detached, lines, messages))
+    };
+    let ran = ran.await;
+    let forks = tokio::task::spawn_blocking(|| forker.finish()).await.context("waiting for the forks")??;
+    let (links, code, took, detached, lines, messages) = ran?;
+    verdict.check(
+        &format!("fork() while attaching to {which}, and detaching"),
+        format!("none longer than {} (bare: {})", sys::seconds(FORK_WITHIN), sys::seconds(bare.longest())),
+        forks.text(),
+        forks.longest() <= FORK_WITHIN,
+    );
+    let running = node.processes()?.len();
+    verdict.check(
+        &format!("{which}: end"),
+        "exit code 0 within 300 ms, and all is detached",
+        format!(
+            "exit code {code:?} after {}, {links} links {}; {running} programs",
+            sys::seconds(took),
+            detached.map_or("are left".to_owned(), |ns| format!("gone after {}", sys::seconds(ns))),
+        ),
+        code == Some(0) && took <= crate::lab::e2e::QUIT_WITHIN && detached.is_some(),
+    );
+    Ok(reasons(&lines, &messages))
+}
+
+/// What plegscope said about pages and files that it did not read.
+fn reasons(lines: &[Line], messages: &[Line]) -> String {
+    let mut said = std::collections::BTreeSet::new();
+    let words = ["not in memory", "stuck", "no answer within", "still waiting"];
+    for line in messages.iter().filter(|line| words.iter().any(|word| line.text.contains(word))) {
+        said.insert(line.text.clone());
+    }
+    let newest =
+        lines.iter().rev().find_map(|line| serde_json::from_str::<serde_json::Value>(&line.text).ok());
+    let spots =
+        newest.as_ref().and_then(|frame| frame["blind_spots"].as_array().cloned()).unwrap_or_default();
+    for spot in spots {
+        let reason = spot["reason"].as_str().unwrap_or_default().to_owned();
+        if words.iter().any(|word| reason.contains(word)) {
+            said.insert(format!("{}: {reason}", spot["what"].as_str().unwrap_or_default()));
+        }
+    }
+    let count = said.len();
+    let shown: Vec<String> = said.into_iter().take(2).collect();
+    if count > 2 { format!("{} … and {} more", shown.join("; "), count - 2) } else { shown.join("; ") }
+}
+
+/// The pages of a program that hold its code.
+fn text_pages(program: &Path, all: &[bool]) -> Result<std::ops::Range<usize>> {
+    // The copy is not read: what it was made from is the same.
+    let name = program.file_name().context("a program without a name")?;
+    let twin = sys::which(&name.to_string_lossy()).context("the program's twin")?;
+    let bytes = fs::read(&twin).with_context(|| format!("reading {}", twin.display()))?;
+    let file = object::File::parse(&*bytes).context("reading a program")?;
+    let (start, size) =
+        file.section_by_name(".text").and_then(|text| text.file_range()).context("no .text")?;
+    let end = ((start + size).div_ceil(pages::PAGE) as usize).min(all.len());
+    Ok((start / pages::PAGE) as usize..end)
+}
+
+/// That forks are measured rightly: an empty uprobe on a page that is not in memory does hold them up.
+async fn control(node: &OnDisk<'_>, verdict: &mut Verdict) -> Result<()> {
+    node.signal(libc::SIGSTOP)?;
+    let shim = node.programs[1].clone();
+    let resident = pages::resident(&shim)?;
+    let code = text_pages(&shim, &resident)?;
+    let Some(page) = code.clone().rev().find(|page| !resident[*page]) else {
+        verdict.note(
+            "control: a uprobe on a page that is not in memory",
+            "",
+            "every page is in memory by now",
+        );
+        return node.signal(libc::SIGCONT);
+    };
+    let forker = Forker::start();
+    let attaching =
+        std::thread::spawn(move || EmptyProbes::attach(&shim, &[page as u64 * pages::PAGE + 64]).is_ok());
+    tokio::time::sleep(CONTROL).await;
+    node.lab.disk.speed_up()?;
+    let forks = tokio::task::spawn_blocking(|| forker.finish()).await.context("waiting for the forks")??;
+    let attached = tokio::task::spawn_blocking(|| attaching.join().unwrap_or(false)).await.unwrap_or(false);
+    node.signal(libc::SIGCONT)?;
+    verdict.check(
+        "control: a uprobe on a page that is not in memory",
+        "holds up fork(), as long as the disk is stuck",
+        format!("{}{}", forks.text(), if attached { "" } else { "; it could not be attached" }),
+        forks.longest() > FORK_WITHIN,
+    );
+    Ok(())
+}
+
+/// Readers and writers that keep the disk busy, and one whose reads are timed.
+struct Busy<'a> {
+    disk: &'a SlowDisk,
+    stop: Arc<AtomicBool>,
+    threads: Vec<JoinHandle<()>>,
+    timed: JoinHandle<()>,
+    began: u64,
+    done: Arc<std::sync::Mutex<Vec<u64>>>,
+}
+
+impl<'a> Busy<'a> {
+    fn start(disk: &'a SlowDisk, ledger: &Ledger) -> Result<Busy<'a>> {
+        const SIZE: usize = 32 << 20;
+        let ballast = disk.mounted.join("ballast");
+        fs::write(&ballast, vec![7u8; SIZE]).context("writing the ballast")?;
+        pages::evict(&ballast)?;
+        disk.slow_down(ledger, WRITES)?;
+        disk.slow_reads(ledger, READS)?;
+        let stop = Arc::new(AtomicBool::new(false));
+        let mut threads = Vec::new();
+        for reader in 0..4u64 {
+            let (path, end) = (ballast.clone(), stop.clone());
+            threads.push(std::thread::spawn(move || {
+                let Ok(file) = File::options().read(true).custom_flags(libc::O_DIRECT).open(path) else {
+                    return;
+                };
+                let mut room = vec![0u8; (256 << 10) + 4096];
+                let start = room.as_ptr().align_offset(4096);
+                for round in 0.. {
+                    if end.load(Ordering::Relaxed) {
+                        return;
+                    }
+                    let at = ((reader * 31 + round) % 100) * (256 << 10);
+                    let _ = file.read_at(&mut room[start..start + (256 << 10)], at);
+                }
+            }));
+        }
+        let (path, end) = (disk.mounted.join("writes"), stop.clone());
+        threads.push(std::thread::spawn(move || {
+            while !end.load(Ordering::Relaxed) {
+                let _ = fs::write(&path, vec![7u8; 1 << 20]);
+                let _ = pages::evict(&path);
+            }
+        }));
+        std::thread::sleep(Duration::from_millis(500));
+        let (end, done) = (stop.clone(), Arc::new(std::sync::Mutex::new(Vec::new())));
+        let into = done.clone();
+        let timed = std::thread::spawn(move || {
+            let Ok(file) = File::open(&ballast) else { return };
+            for page in 0.. {
+                if end.load(Ordering::Relaxed) {
+                    return;
+                }
+                let begin = sys::monotonic();
+                // Far behind what the others read, and far from the last.
+                let _ = file.read_at(&mut [0; 1], (28 << 20) + page * (512 << 10) % (4 << 20));
+                into.lock().unwrap_or_else(std::sync::PoisonError::into_inner).push(sys::monotonic() - begin);
+            }
+        });
+        Ok(Busy { disk, stop, threads, timed, began: sys::monotonic(), done })
+    }
+
+    /// Reads from the disk take seconds.
+    fn check(&self, when: &str, verdict: &mut Verdict) {
+        let done = self.done.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone();
+        let longest = done.iter().max().copied();
+        let time = sys::monotonic() - self.began;
+        verdict.check(
+            &format!("a read of one page from that disk, {when}"),
+            "takes seconds",
+            match longest {
+                Some(took) => {
+                    format!("{} reads came back, the slowest after {}", done.len(), sys::seconds(took))
+                }
+                None => format!("none has come back after {}", sys::seconds(time)),
+            },
+            longest.unwrap_or(time) > 2_000_000_000,
+        );
+    }
+}
+
+impl Drop for Busy<'_> {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        let _ = self.disk.speed_up();
+        for thread in self.threads.drain(..) {
+            let _ = thread.join();
+        }
+        let _ = &self.timed;
+    }
+}
