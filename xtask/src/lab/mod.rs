@@ -101,7 +101,8 @@ impl<'a> Lab<'a> {
         self.pods.push(pod);
     }
 
-    async fn without_pods(
+    /// The same, still without pods.
+    pub async fn without_pods(
         ledger: &'a Ledger,
         programs: Programs,
         say: &mut impl FnMut(&str),

@@ -91,6 +91,23 @@ pub fn kilobytes(pid: u32, field: &str) -> u64 {
         .unwrap_or(0)
 }
 
+/// Memory that the code of a process's program takes apart from its file, kB: each page with a breakpoint is a copy.
+pub fn own_code(pid: u32) -> Result<u64> {
+    let text = fs::read_to_string(format!("/proc/{pid}/smaps")).context("reading the memory map")?;
+    let target = fs::read_link(format!("/proc/{pid}/exe")).context("reading the program's name")?;
+    let target = target.to_string_lossy().into_owned();
+    let (mut code, mut sum) = (false, 0);
+    for line in text.lines() {
+        let first = line.split_whitespace().next().unwrap_or_default();
+        if !first.ends_with(':') {
+            code = line.contains("r-x") && line.ends_with(&target);
+        } else if code && first == "Anonymous:" {
+            sum += line.split_whitespace().nth(1).and_then(|kb| kb.parse::<u64>().ok()).unwrap_or(0);
+        }
+    }
+    Ok(sum)
+}
+
 /// CPU time of all threads of a process so far, ns.
 pub fn cpu_time(pid: u32) -> u64 {
     let Ok(threads) = fs::read_dir(format!("/proc/{pid}/task")) else { return 0 };

@@ -2,14 +2,13 @@
 //! evicted. A uprobe on such a page makes the kernel read it while it holds a lock that every `fork()` of the node needs.
 
 use super::forks::{Forker, Forks};
-use super::gone;
-use super::pages;
+use super::{gone, pages, reasons};
 use crate::bench::bpf::EmptyProbes;
 use crate::lab::cleanup::Ledger;
 use crate::lab::commands::look;
 use crate::lab::containerd::Programs;
 use crate::lab::disk::SlowDisk;
-use crate::lab::tracer::{Line, Tracer};
+use crate::lab::tracer::Tracer;
 use crate::lab::verdict::Verdict;
 use crate::lab::{Lab, cri, pods, sys};
 use anyhow::{Context, Result, ensure};
@@ -25,17 +24,19 @@ use std::time::Duration;
 /// Rates of the stuck disk, bytes per second.
 const WRITES: u64 = 1_000_000;
 const READS: u64 = 200_000;
-/// Longer than plegscope waits for a read of a program.
-const LOOKING: Duration = Duration::from_secs(13);
+/// Longer than plegscope waits for the reads of two programs.
+const LOOKING: Duration = Duration::from_secs(24);
 /// No fork may take longer while plegscope attaches, ns. Generous: a machine that is busy otherwise is slow too.
 const FORK_WITHIN: u64 = 250_000_000;
 /// How long the control may hold up the forks of this machine.
 const CONTROL: Duration = Duration::from_millis(1500);
 
 /// containerd with its pods, running from the disk.
-struct OnDisk<'a> {
-    lab: Lab<'a>,
-    programs: [PathBuf; 2],
+pub struct OnDisk<'a> {
+    /// Its node.
+    pub lab: Lab<'a>,
+    /// The files of containerd and of the shim.
+    pub programs: [PathBuf; 2],
 }
 
 impl OnDisk<'_> {
@@ -53,7 +54,7 @@ impl OnDisk<'_> {
     }
 
     /// Whether each page of each program is in memory.
-    fn resident(&self) -> Result<[Vec<bool>; 2]> {
+    pub fn resident(&self) -> Result<[Vec<bool>; 2]> {
         let [first, second] = &self.programs;
         Ok([pages::resident(first)?, pages::resident(second)?])
     }
@@ -140,7 +141,7 @@ pub async fn play(
 }
 
 /// A lab whose containerd and shims run from files on its disk.
-async fn prepare<'a>(
+pub async fn prepare<'a>(
     ledger: &'a Ledger,
     programs: Programs,
     say: &mut impl FnMut(&str),
@@ -192,7 +193,7 @@ async fn attach(
     verdict: &mut Verdict,
 ) -> Result<String> {
     let forker = Forker::start();
-    let tracer = Tracer::start(ledger, binary, &["live", "--json", "--verbose"], |_, _| {})?;
+    let tracer = Tracer::start(ledger, binary, &["live", "--plain", "--verbose"], |_, _| {})?;
     let ran = async {
         tokio::time::sleep(LOOKING).await;
         let warden = look::warden(tracer.pid()).context("plegscope has no child")?;
@@ -223,29 +224,7 @@ async fn attach(
         ),
         code == Some(0) && took <= crate::lab::e2e::QUIT_WITHIN && detached.is_some(),
     );
-    Ok(reasons(&lines, &messages))
-}
-
-/// What plegscope said about pages and files that it did not read.
-fn reasons(lines: &[Line], messages: &[Line]) -> String {
-    let mut said = std::collections::BTreeSet::new();
-    let words = ["not in memory", "stuck", "no answer within", "still waiting"];
-    for line in messages.iter().filter(|line| words.iter().any(|word| line.text.contains(word))) {
-        said.insert(line.text.clone());
-    }
-    let newest =
-        lines.iter().rev().find_map(|line| serde_json::from_str::<serde_json::Value>(&line.text).ok());
-    let spots =
-        newest.as_ref().and_then(|frame| frame["blind_spots"].as_array().cloned()).unwrap_or_default();
-    for spot in spots {
-        let reason = spot["reason"].as_str().unwrap_or_default().to_owned();
-        if words.iter().any(|word| reason.contains(word)) {
-            said.insert(format!("{}: {reason}", spot["what"].as_str().unwrap_or_default()));
-        }
-    }
-    let count = said.len();
-    let shown: Vec<String> = said.into_iter().take(2).collect();
-    if count > 2 { format!("{} … and {} more", shown.join("; "), count - 2) } else { shown.join("; ") }
+    Ok(reasons(&lines, &messages).join("; "))
 }
 
 /// The pages of a program that hold its code.
@@ -293,7 +272,7 @@ async fn control(node: &OnDisk<'_>, verdict: &mut Verdict) -> Result<()> {
 }
 
 /// Readers and writers that keep the disk busy, and one whose reads are timed.
-struct Busy<'a> {
+pub struct Busy<'a> {
     disk: &'a SlowDisk,
     stop: Arc<AtomicBool>,
     threads: Vec<JoinHandle<()>>,
@@ -303,7 +282,8 @@ struct Busy<'a> {
 }
 
 impl<'a> Busy<'a> {
-    fn start(disk: &'a SlowDisk, ledger: &Ledger) -> Result<Busy<'a>> {
+    /// Makes the disk slow and keeps it busy until dropped.
+    pub fn start(disk: &'a SlowDisk, ledger: &Ledger) -> Result<Busy<'a>> {
         const SIZE: usize = 32 << 20;
         let ballast = disk.mounted.join("ballast");
         fs::write(&ballast, vec![7u8; SIZE]).context("writing the ballast")?;
@@ -352,6 +332,12 @@ impl<'a> Busy<'a> {
             }
         });
         Ok(Busy { disk, stop, threads, timed, began: sys::monotonic(), done })
+    }
+
+    /// How long the slowest read of one page took that has come back; before, how long it has waited. ns.
+    pub fn slowest(&self) -> u64 {
+        let done = self.done.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        done.iter().copied().max().unwrap_or_else(|| sys::monotonic() - self.began)
     }
 
     /// Reads from the disk take seconds.

@@ -7,9 +7,9 @@ use fuser::{
     Config, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation, INodeNo, LockOwner,
     MountOption, OpenFlags, ReplyAttr, ReplyData, ReplyEntry, ReplyOpen, Request, SessionACL,
 };
-use std::ffi::OsStr;
+use std::ffi::{CString, OsStr};
 use std::fs;
-use std::os::unix::fs::MetadataExt as _;
+use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -24,8 +24,7 @@ const PROGRAM: INodeNo = INodeNo(2);
 pub struct Hanging {
     /// The program in it.
     pub program: PathBuf,
-    /// `/sys/fs/fuse/connections/N/abort`.
-    abort: PathBuf,
+    folder: CString,
     hangs: Arc<AtomicBool>,
     waiting: Arc<AtomicUsize>,
     session: Option<fuser::BackgroundSession>,
@@ -53,15 +52,8 @@ impl Hanging {
         config.acl = SessionACL::All;
         let session = fuser::spawn_mount(files, folder, &config)
             .with_context(|| format!("mounting a FUSE file system at {}", folder.display()))?;
-        let device = fs::metadata(folder).context("asking the new file system")?.dev();
-        let connection = format!("/sys/fs/fuse/connections/{}/abort", libc::minor(device));
-        Ok(Hanging {
-            program: folder.join(name),
-            abort: connection.into(),
-            hangs,
-            waiting,
-            session: Some(session),
-        })
+        let path = CString::new(folder.as_os_str().as_bytes()).context("path with a zero byte")?;
+        Ok(Hanging { program: folder.join(name), folder: path, hangs, waiting, session: Some(session) })
     }
 
     /// From now on nothing is answered.
@@ -74,15 +66,17 @@ impl Hanging {
         self.waiting.load(Ordering::SeqCst)
     }
 
-    /// Ends the connection: all who wait get an error.
-    pub fn abort(&self) -> Result<()> {
-        fs::write(&self.abort, "1").with_context(|| format!("writing {}", self.abort.display()))
+    /// Ends the connection: all who wait get an error. What a forced unmount does first, also when somebody still uses the
+    /// mount and it stays.
+    pub fn abort(&self) {
+        // SAFETY: a path that outlives the call.
+        unsafe { libc::umount2(self.folder.as_ptr(), libc::MNT_FORCE) };
     }
 }
 
 impl Drop for Hanging {
     fn drop(&mut self) {
-        let _ = self.abort();
+        self.abort();
         // Its thread ends by itself now; the mount is the ledger's, as processes may still run from it.
         std::mem::forget(self.session.take());
     }

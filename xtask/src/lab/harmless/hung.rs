@@ -2,7 +2,7 @@
 //! looks at the rest, and can be ended and killed like any other program. What hangs is the warden.
 
 use super::fuse::Hanging;
-use super::pages;
+use super::{REASONS, pages, reasons};
 use crate::lab::cleanup::{Ledger, Leftover};
 use crate::lab::commands::look;
 use crate::lab::containerd::Programs;
@@ -20,9 +20,6 @@ use std::time::Duration;
 const DOCTOR: Duration = Duration::from_secs(45);
 /// Longest until the rest is attached.
 const REST: Duration = Duration::from_secs(30);
-/// Words for a program that cannot be read because its file system does not answer.
-const REASONS: [&str; 4] = ["no answer within", "has not answered", "stuck", "not in memory"];
-
 /// Plays the part.
 pub async fn play(
     ledger: &Ledger,
@@ -68,7 +65,7 @@ pub async fn play(
     let mut wardens = Vec::new();
     for kill in [false, true] {
         let begin = sys::monotonic();
-        let mut tracer = Tracer::start(ledger, binary, &["live", "--json", "--verbose"], |_, _| {})?;
+        let mut tracer = Tracer::start(ledger, binary, &["live", "--plain", "--verbose"], |_, _| {})?;
         let pid = tracer.pid();
         let ready = tokio::time::timeout(REST, tracer.ready()).await.ok().and_then(Result::ok);
         let said = ready.as_ref().map_or("nothing is attached".to_owned(), |line| line.text.clone());
@@ -83,9 +80,9 @@ pub async fn play(
                 probed && ready.is_some(),
             );
             // Blind spots are told within a scan or two.
-            let told = || !reasons(&tracer).is_empty();
+            let told = || !reasons(&tracer.lines(), &tracer.messages()).is_empty();
             sys::until(Duration::from_secs(15), told).await;
-            let told = reasons(&tracer);
+            let told = reasons(&tracer.lines(), &tracer.messages());
             verdict.check(
                 "what cannot be read is said",
                 "with the reason",
@@ -131,7 +128,7 @@ pub async fn play(
     }
     doctor(ledger, binary, &mut verdict).await?;
 
-    hanging.abort()?;
+    hanging.abort();
     for (warden, links) in &wardens {
         let over = super::gone(*warden, links).await;
         verdict.check(
@@ -184,25 +181,6 @@ async fn second_containerd(ledger: &Ledger, lab: &Lab<'_>, hanging: &Hanging) ->
     ensure!(up && sys::state(child.id()) != Some('Z'), "the second containerd does not come up");
     tokio::time::sleep(Duration::from_secs(1)).await;
     Ok(child.id())
-}
-
-/// What was said that names the reason.
-fn reasons(tracer: &Tracer) -> Vec<String> {
-    let known = |text: &str| REASONS.iter().any(|word| text.contains(word));
-    let mut said: Vec<String> =
-        tracer.messages().into_iter().map(|line| line.text).filter(|text| known(text)).collect();
-    let frames = tracer.lines();
-    let newest =
-        frames.iter().rev().find_map(|line| serde_json::from_str::<serde_json::Value>(&line.text).ok());
-    for spot in newest.iter().filter_map(|frame| frame["blind_spots"].as_array()).flatten() {
-        let reason = spot["reason"].as_str().unwrap_or_default();
-        if known(reason) {
-            said.push(format!("{}: {reason}", spot["what"].as_str().unwrap_or_default()));
-        }
-    }
-    said.dedup();
-    said.truncate(3);
-    said
 }
 
 /// `doctor` in the same situation comes back and says it too.

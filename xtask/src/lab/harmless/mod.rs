@@ -1,7 +1,7 @@
 //! The story of what plegscope does to the node: nothing. Each part has a node in a box of its own, and judges by what
 //! the kernel tells of plegscope and of its targets, never by what plegscope tells of itself.
 
-mod evicted;
+pub mod evicted;
 pub mod forks;
 mod fuse;
 mod hung;
@@ -11,6 +11,7 @@ mod rootfs;
 mod text;
 
 use super::containerd::Programs;
+use super::tracer::Line;
 use super::verdict::Verdict;
 use super::{run_interruptible, sys};
 use anyhow::{Context, Result};
@@ -60,4 +61,18 @@ async fn gone(warden: u32, links: &BTreeSet<u32>) -> Option<u64> {
     let begin = sys::monotonic();
     let over = || matches!(sys::state(warden), None | Some('Z')) && look::left(links) == 0;
     sys::until(Duration::from_secs(20), over).await.then(|| sys::monotonic() - begin)
+}
+
+/// Words for what is not read, because it is not in memory or whoever holds it does not answer.
+const REASONS: [&str; 4] = ["not in memory", "no answer within", "has not answered", "stuck"];
+
+/// What a plegscope said about that: the first few different lines.
+fn reasons(lines: &[Line], messages: &[Line]) -> Vec<String> {
+    const MOST: usize = 3;
+    let all: BTreeSet<&str> = lines.iter().chain(messages).map(|line| line.text.as_str()).collect();
+    let told: Vec<&str> =
+        all.into_iter().filter(|text| REASONS.iter().any(|word| text.contains(word))).collect();
+    let more = told.len().saturating_sub(MOST);
+    let rest = (more > 0).then(|| format!("and {more} more"));
+    told.into_iter().take(MOST).map(str::to_owned).chain(rest).collect()
 }
