@@ -171,6 +171,7 @@ fn write_text(out: &mut String, survey: &Survey, findings: &[Finding]) -> std::f
     if survey.programs.is_empty() {
         writeln!(out, "  none; {}", super::no_containerd(survey))?;
     }
+    write_costs(out, survey)?;
     writeln!(out, "\nprobes")?;
     for probe in &survey.probes {
         match probe.how {
@@ -188,9 +189,45 @@ fn write_text(out: &mut String, survey: &Survey, findings: &[Finding]) -> std::f
     Ok(())
 }
 
+/// What attaching would put into the programs. What a hit costs is measured when something is attached, so not here.
+fn write_costs(out: &mut String, survey: &Survey) -> std::fmt::Result {
+    let probed = || survey.programs.iter().filter(|program| program.pages > 0);
+    if probed().next().is_none() {
+        return Ok(());
+    }
+    writeln!(
+        out,
+        "\nmemory that probes would put into them (each page with a probe is copied into each process)"
+    )?;
+    let mut all = 0;
+    for program in probed() {
+        let (each, processes) = (u64::from(program.pages) * 4, program.pids.len() as u64);
+        all += each * processes;
+        let comm = sanitise(&program.comm);
+        writeln!(out, "  {comm:<24} {} pages, {each} kB in each of {processes} processes", program.pages)?;
+    }
+    writeln!(out, "  {:<24} {all} kB", "in all")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_it_would_cost_is_told_by_program() {
+        let program = crate::warden::protocol::GoProgram {
+            role: Role::Shim,
+            comm: "containerd-shim".into(),
+            go_version: "go1.19.8".into(),
+            pids: (1..=250).collect(),
+            build_id: None,
+            pages: 20,
+        };
+        let survey = Survey { programs: vec![program], ..Survey::default() };
+        let told = text(&survey, &[]);
+        assert!(told.contains("20 pages, 80 kB in each of 250 processes"), "{told}");
+        assert!(told.contains("20000 kB"), "{told}");
+    }
 
     #[test]
     fn a_node_without_containerd_is_a_finding_with_a_cure() {

@@ -15,6 +15,7 @@ pub mod disk;
 pub mod locks;
 pub mod memory;
 pub mod mounts;
+pub mod own;
 pub mod procs;
 pub mod residency;
 pub mod threads;

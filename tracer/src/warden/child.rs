@@ -1,7 +1,11 @@
 //! The warden's own main function: its threads and its end.
 
 use super::{
-    Ladder, Settings, attach, context, events, leave_all_but, lock_memory,
+    Ladder, Settings, attach, context,
+    cost::{Metered, Price},
+    events,
+    fuse::{Blown, Fuse},
+    leave_all_but, lock_memory,
     outbox::Outbox,
     protocol::{Level, Message},
     return_memory_early,
@@ -22,6 +26,15 @@ pub struct Known {
     pub offsets: Option<crate::golang::offsets::Offsets>,
 }
 
+/// Something that is attached or detached in this moment.
+#[derive(Clone, Debug)]
+pub struct Attaching {
+    /// What, in words.
+    pub what: String,
+    /// Since when.
+    pub since: crate::event::Ns,
+}
+
 /// What the threads share. Every lock is held for moments only, never across a read or a system call that can hang.
 #[derive(Default)]
 pub struct Shared {
@@ -29,6 +42,14 @@ pub struct Shared {
     pub known: RwLock<BTreeMap<u32, Known>>,
     /// Operations in flight above their floor, as of the last poll.
     pub in_flight: Mutex<Vec<crate::event::Operation>>,
+    /// What the attaching thread does in the kernel right now.
+    pub attaching: Mutex<Option<Attaching>>,
+    /// Executables whose hits are counted.
+    pub metered: Mutex<Vec<Metered>>,
+    /// What a hit costs, once it was measured.
+    pub price: Mutex<Option<Price>>,
+    /// What the fuse wants taken off and the attaching thread has not yet.
+    pub blown: Mutex<Vec<Blown>>,
     /// Pids that the kernel half has seen exit or exec since the attaching thread last looked.
     pub recheck: Mutex<Vec<u32>>,
 }
@@ -93,6 +114,7 @@ fn start(mut socket: UnixStream, settings: Settings) -> std::io::Result<()> {
 /// Attaches, and keeps looking for new programs. Other threads start when there is something for them.
 fn attach(settings: Settings, outbox: &Outbox, shared: &Arc<Shared>) {
     let (ladder, survey_only) = (settings.ladder, settings.survey_only);
+    let fuse = Fuse::new(settings.max_target_cost);
     let mut attacher = attach::Attacher::new(settings, outbox.clone(), Arc::clone(shared));
     if survey_only {
         attacher.survey();
@@ -103,7 +125,7 @@ fn attach(settings: Settings, outbox: &Outbox, shared: &Arc<Shared>) {
             let (outbox, shared) = (outbox.clone(), Arc::clone(shared));
             std::thread::Builder::new()
                 .name("events".into())
-                .spawn(move || events::run(reader, &outbox, &shared))?;
+                .spawn(move || events::run(reader, &outbox, &shared, fuse))?;
             Ok(())
         });
         if let Err(error) = started {

@@ -5,7 +5,7 @@
 
 mod attach;
 pub mod bpf;
-mod contend;
+pub mod contend;
 mod forks;
 mod idle;
 mod peer;

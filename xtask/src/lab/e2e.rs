@@ -28,15 +28,17 @@ pub enum Story {
     Kubelet,
     /// What users and operating systems do to it.
     Commands,
+    /// A program that pays more for its probes than is allowed.
+    Fuse,
     /// What it does to the node: nothing.
     Harmless,
 }
 
 impl Story {
-    /// What blocks the unmount; the last two choose for themselves.
+    /// What blocks the unmount; the last three choose for themselves.
     fn block(self) -> Block {
         match self {
-            Story::None | Story::Commands | Story::Harmless => Block::None,
+            Story::None | Story::Commands | Story::Fuse | Story::Harmless => Block::None,
             Story::Disk | Story::Kubelet => Block::Disk,
             Story::Strace => Block::Strace,
         }
@@ -47,12 +49,13 @@ impl Story {
 #[derive(clap::Args)]
 pub struct Args {
     /// Only these stories: none (healthy), disk, strace, kubelet (a real one, see `cargo xtask kubelet`), commands (what
-    /// users and operating systems do to it), harmless (what it does to the node: nothing)
+    /// users and operating systems do to it), fuse (a program that pays too much for its probes), harmless (what it does
+    /// to the node: nothing)
     #[arg(
         long,
         value_enum,
         value_delimiter = ',',
-        default_values = ["none", "disk", "strace", "kubelet", "commands", "harmless"]
+        default_values = ["none", "disk", "strace", "kubelet", "commands", "fuse", "harmless"]
     )]
     stories: Vec<Story>,
     /// About how long each stall shall be, in seconds
@@ -89,7 +92,7 @@ pub fn run(args: Args) -> Result<()> {
             println!("SKIPPED story {name}: {}", kubelet::NOT_BUILT);
             continue;
         }
-        let alone = matches!(story, Story::Commands | Story::Harmless);
+        let alone = matches!(story, Story::Commands | Story::Fuse | Story::Harmless);
         if alone && binary.is_none() {
             println!("SKIPPED story {name}: it is about plegscope alone");
             continue;
@@ -97,10 +100,10 @@ pub fn run(args: Args) -> Result<()> {
         played += 1;
         if let (true, Some(binary)) = (alone, &binary) {
             let keep = args.keep.as_ref().map(|folder| folder.join(&name));
-            let verdict = if *story == Story::Commands {
-                super::commands::play(programs.clone(), binary, keep.as_deref())
-            } else {
-                super::harmless::play(&programs, kubelet.as_deref(), binary, &args.parts)
+            let verdict = match story {
+                Story::Fuse => super::fuse::play(binary),
+                Story::Harmless => super::harmless::play(&programs, kubelet.as_deref(), binary, &args.parts),
+                _ => super::commands::play(programs.clone(), binary, keep.as_deref()),
             };
             let verdict = verdict.with_context(|| format!("playing the story `{name}`"))?;
             print!("{}", verdict.table());

@@ -13,6 +13,7 @@ pub mod containerd;
 pub mod cri;
 pub mod disk;
 pub mod e2e;
+pub mod fuse;
 pub mod harmless;
 pub mod image;
 pub mod kubelet;

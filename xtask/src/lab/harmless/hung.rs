@@ -1,7 +1,7 @@
 //! A containerd runs from a file system that does not answer any more. plegscope cannot read its program; it says so,
 //! looks at the rest, and can be ended and killed like any other program. What hangs is the warden.
 
-use super::fuse::Hanging;
+use super::hanging::Hanging;
 use super::{REASONS, pages, reasons};
 use crate::lab::cleanup::{Ledger, Leftover};
 use crate::lab::commands::look;

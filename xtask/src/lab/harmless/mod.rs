@@ -3,7 +3,7 @@
 
 pub mod evicted;
 pub mod forks;
-mod fuse;
+mod hanging;
 mod hung;
 mod opens;
 pub mod pages;
