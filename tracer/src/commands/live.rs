@@ -10,7 +10,7 @@ use crate::{
     correlator::{EndsIn, Frame},
     event::{Ns, OperationId},
     exit::Exit,
-    sinks::text,
+    sinks::{json, text},
     thresholds::{MILLISECOND, SECOND, Thresholds},
 };
 use anyhow::Context;
@@ -110,8 +110,7 @@ impl Follower for Teller {
         if let Some(copy) = &self.copy
             && (shape != self.told || (!frame.diagnoses.is_empty() && elapsed(self.file_at) >= REMIND_JSON))
         {
-            let mut line = serde_json::to_vec(&frame)?;
-            line.push(b'\n');
+            let line = json::line(&frame)?;
             copy.check().context("writing the JSON objects")?;
             copy.write(line);
             self.file_at = frame.now;
@@ -128,8 +127,7 @@ impl Follower for Teller {
         }
         let mut out = Vec::new();
         if self.json {
-            serde_json::to_writer(&mut out, &frame)?;
-            writeln!(out)?;
+            out = json::line(&frame)?;
         } else {
             let clock = wall_clock();
             for line in frame.incidents.iter().filter_map(text::change) {

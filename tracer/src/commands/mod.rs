@@ -98,7 +98,7 @@ async fn listen(
                 Some(Message::Events(events)) => pipeline.push(events),
                 Some(Message::Survey(survey)) => {
                     for line in watched.news(&survey) {
-                        streams.messages.line(format_args!("plegscope: {line}"));
+                        streams.messages.line(format_args!("plegscope: {}", crate::sinks::sanitise(&line)));
                     }
                 }
                 Some(Message::Cost(latest)) => begun = latest,
@@ -108,7 +108,7 @@ async fn listen(
                     }
                 }
                 Some(Message::Fatal(reason)) => {
-                    streams.messages.line(format_args!("plegscope: {reason}"));
+                    streams.messages.line(format_args!("plegscope: {}", crate::sinks::sanitise(&reason)));
                     break Exit::NotAllowed;
                 }
                 None => anyhow::bail!("the warden process ended; run plegscope again with --verbose and report it"),
