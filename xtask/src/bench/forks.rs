@@ -8,9 +8,8 @@ use crate::lab::commands::look;
 use crate::lab::containerd::Programs;
 use crate::lab::harmless::evicted::{self, Busy};
 use crate::lab::harmless::forks::{Forker, Forks};
-use crate::lab::harmless::pages;
+use crate::lab::harmless::{pages, start_with_index};
 use crate::lab::sys;
-use crate::lab::tracer::Tracer;
 use anyhow::{Context, Result, ensure};
 use std::collections::VecDeque;
 use std::ffi::CString;
@@ -158,9 +157,10 @@ pub async fn measure(
         goals: Vec::new(),
         notes: Vec::new(),
     };
+    let index = node.lab.run.join("index");
     let mut idle_disk = Seen::default();
     for round in 0..rounds {
-        turn(ledger, scope, &shims, &mut idle_disk).await?;
+        turn(ledger, scope, &index, &shims, &mut idle_disk).await?;
         println!("disk idle: round {} of {rounds}", round + 1);
     }
     tell(&mut table, "disk idle", &idle_disk);
@@ -170,7 +170,7 @@ pub async fn measure(
     let busy = Busy::start(&node.lab.disk, ledger)?;
     let mut stuck = Seen::default();
     for round in 0..rounds {
-        turn(ledger, scope, &shims, &mut stuck).await?;
+        turn(ledger, scope, &index, &shims, &mut stuck).await?;
         println!("disk stuck: round {} of {rounds}", round + 1);
     }
     let slowest = busy.slowest();
@@ -190,11 +190,17 @@ pub async fn measure(
 }
 
 /// One turn: bare, attaching, detaching.
-async fn turn(ledger: &Ledger, scope: Option<&Path>, shims: &Shims, seen: &mut Seen) -> Result<()> {
+async fn turn(
+    ledger: &Ledger,
+    scope: Option<&Path>,
+    index: &Path,
+    shims: &Shims,
+    seen: &mut Seen,
+) -> Result<()> {
     seen.add(0, &Forker::during(TIME).await?);
     let Some(scope) = scope else { return Ok(()) };
     let forker = Forker::start();
-    let mut tracer = Tracer::start(ledger, scope, &["live", "--plain"], |_, _| {})?;
+    let mut tracer = start_with_index(ledger, scope, index, &["live", "--plain"])?;
     // With a stuck disk the programs may not be readable: it may never have attached all it wants.
     if let Ok(Ok(ready)) = tokio::time::timeout(TIME, tracer.ready()).await {
         seen.said = ready.text;

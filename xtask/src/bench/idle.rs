@@ -1,6 +1,5 @@
 //! B4: memory and CPU time of plegscope on an idle node, and the memory it puts into the programs it looks at.
 
-use super::bpf;
 use super::peer::{self, Bpftrace};
 use super::table::Table;
 use crate::lab::cleanup::Ledger;
@@ -47,11 +46,7 @@ pub async fn measure(
     let warden = look::warden(tracer.pid()).context("plegscope has no child")?;
     let own = watch(&[tracer.pid(), warden], rounds, window).await;
     let during = memory(&targets)?;
-    let mut script = String::new();
-    for pid in targets.iter().take(2) {
-        let path = std::fs::read_link(format!("/proc/{pid}/exe")).context("reading a program's name")?;
-        script.push_str(&peer::sites_script(&path, &bpf::uprobes_of(&[warden], &path)));
-    }
+    let script = peer::functions_script(warden, &targets[..2])?;
     let links = look::links(warden);
     tracer.quit().await?;
     gone(warden, &links).await?;
@@ -69,9 +64,9 @@ pub async fn measure(
     table.row("plegscope: CPU of the warden", &own.cpu[1], "% of a core");
     let total: Vec<f64> = own.cpu[0].iter().zip(&own.cpu[1]).map(|(a, b)| a + b).collect();
     let cpu = table.row("plegscope: CPU of both", &total, "% of a core");
-    table.row("bpftrace at the same sites: steady RSS", &peer.rss, "kB");
-    table.row("bpftrace at the same sites: peak RSS", &[peer.peak], "kB");
-    table.row("bpftrace at the same sites: CPU", &peer.cpu[0], "% of a core");
+    table.row("bpftrace at the begins of the same functions: steady RSS", &peer.rss, "kB");
+    table.row("bpftrace at the begins of the same functions: peak RSS", &[peer.peak], "kB");
+    table.row("bpftrace at the begins of the same functions: CPU", &peer.cpu[0], "% of a core");
     let added = |with: &[f64]| -> Vec<f64> { with.iter().zip(&before).map(|(a, b)| a - b).collect() };
     table.row("memory put into containerd", &added(&during)[..1], "kB");
     let shims = table.row("memory put into each shim", &added(&during)[1..], "kB");

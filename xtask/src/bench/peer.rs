@@ -102,22 +102,21 @@ uprobe:{path}:{ready:#x} {{ @woken[pid, reg("r14")] = nsecs; }}
     Ok(script)
 }
 
-/// A script that stores a time at every other of these sites, and takes it away and counts the duration at the next:
-/// what a tracer of calls does, at sites chosen by somebody who knows which are cheap.
-pub fn sites_script(path: &Path, offsets: &[u64]) -> String {
-    let path = path.display();
+/// A script for the programs in which plegscope has sites, by the kernel's list: a time is stored and a count kept at the
+/// begin of each function. The ends are left out: bpftrace refuses sites inside functions that the file names, and its
+/// own way to see returns breaks Go's stacks.
+pub fn functions_script(warden: u32, targets: &[u32]) -> Result<String> {
     let mut script = String::new();
-    for (index, offset) in offsets.iter().enumerate() {
-        let key = format!(r#"@begin[pid, reg("r14"), {}]"#, index / 2);
-        let _ = if index % 2 == 0 {
-            writeln!(script, "uprobe:{path}:{offset:#x} {{ {key} = nsecs; }}")
-        } else {
-            writeln!(
+    for pid in targets {
+        let path = std::fs::read_link(format!("/proc/{pid}/exe")).context("reading a program's name")?;
+        let sites = super::bpf::uprobes_of(&[warden], &path);
+        for address in super::attach::functions_of(&path, &sites)? {
+            let path = path.display();
+            let _ = writeln!(
                 script,
-                "uprobe:{path}:{offset:#x} /{key}/ {{ @took[{}] = hist(nsecs - {key}); delete({key}); }}",
-                index / 2
-            )
-        };
+                r#"uprobe:{path}:{address:#x} {{ @begin[pid, reg("r14"), {address}] = nsecs; @calls[{address}] = count(); }}"#
+            );
+        }
     }
-    script
+    Ok(script)
 }

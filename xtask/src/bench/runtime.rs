@@ -1,9 +1,9 @@
 //! B2: what looking costs the container runtime, and everybody else. A client calls a real containerd that has many
 //! containers; an unrelated process makes system calls.
 
+use super::idle;
 use super::peer::{self, Bpftrace};
 use super::table::{Spread, Table};
-use super::{bpf, idle};
 use crate::lab::cleanup::Ledger;
 use crate::lab::commands::look;
 use crate::lab::containerd::Programs;
@@ -61,21 +61,14 @@ pub async fn measure(
         let ready = tracer.ready().await?;
         let warden = look::warden(tracer.pid()).context("plegscope has no child")?;
         if script.is_none() {
-            // The peer gets the very sites that plegscope chose, which are cheaper than those a user would take.
-            let mut text = String::new();
-            for pid in targets.iter().take(2) {
-                let path =
-                    std::fs::read_link(format!("/proc/{pid}/exe")).context("reading a program's name")?;
-                text.push_str(&peer::sites_script(&path, &bpf::uprobes_of(&[warden], &path)));
-            }
             notes.push(format!("plegscope said: {}", ready.text));
-            script = Some(text);
+            script = Some(peer::functions_script(warden, &targets[..2])?);
         }
         turn(&lab, &targets, &mut own).await?;
         let links = look::links(warden);
         tracer.quit().await?;
         idle::gone(warden, &links).await?;
-        if let Some(text) = &script {
+        if let Some(text) = script.as_ref().filter(|text| !text.is_empty()) {
             match Bpftrace::start(ledger, text, &lab.run).await {
                 Ok(running) => {
                     turn(&lab, &targets, &mut peer).await?;
@@ -98,7 +91,7 @@ pub async fn measure(
         goals: Vec::new(),
         notes,
     };
-    table.notes.push("bpftrace: the same sites, a time stored at one and taken away at the next".to_owned());
+    table.notes.push("bpftrace: a time and a count at the begin of each function in which plegscope has sites, and no ends".to_owned());
     let all = [("bare", &bare), ("plegscope", &own), ("bpftrace", &peer)];
     let mut medians = Vec::new();
     for (who, turns) in all.into_iter().filter(|(_, turns)| !turns.rate.is_empty()) {

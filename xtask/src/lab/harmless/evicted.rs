@@ -2,13 +2,12 @@
 //! evicted. A uprobe on such a page makes the kernel read it while it holds a lock that every `fork()` of the node needs.
 
 use super::forks::{Forker, Forks};
-use super::{gone, pages, reasons};
-use crate::bench::bpf::EmptyProbes;
+use super::{gone, pages, reasons, start_with_index};
+use crate::bench::bpf::{EmptyProbes, uprobes_of};
 use crate::lab::cleanup::Ledger;
 use crate::lab::commands::look;
 use crate::lab::containerd::Programs;
 use crate::lab::disk::SlowDisk;
-use crate::lab::tracer::Tracer;
 use crate::lab::verdict::Verdict;
 use crate::lab::{Lab, cri, pods, sys};
 use anyhow::{Context, Result, ensure};
@@ -40,6 +39,24 @@ pub struct OnDisk<'a> {
 }
 
 impl OnDisk<'_> {
+    async fn add_pods(&mut self, ledger: &Ledger, names: &[&str]) -> Result<()> {
+        for name in names {
+            let pod = pods::start(&self.lab.client, name, 0, Path::new(&ledger.name), &self.lab.run).await?;
+            self.lab.pods.push(pod);
+        }
+        Ok(())
+    }
+
+    /// Replaces all processes by new ones of the same files: these have touched what they need and nothing else.
+    async fn renew(&mut self, ledger: &Ledger) -> Result<()> {
+        for pod in std::mem::take(&mut self.lab.pods) {
+            pods::remove(&self.lab.client, &pod).await;
+        }
+        self.lab.containerd.restart(ledger, &self.programs[0]).await?;
+        self.lab.client = cri::Client::connect(&self.lab.containerd.socket, cri::SHORT).await?;
+        self.add_pods(ledger, &["four", "five", "six"]).await
+    }
+
     fn processes(&self) -> Result<Vec<u32>> {
         let mut pids = vec![self.lab.containerd.pid];
         for pod in &self.lab.pods {
@@ -67,12 +84,17 @@ pub async fn play(
     binary: &Path,
     say: &mut impl FnMut(&str),
 ) -> Result<Verdict> {
-    let node = prepare(ledger, programs, say).await?;
+    let mut node = prepare(ledger, programs, say).await?;
     let mut verdict = Verdict::default();
-    // With all pages in memory: what it can attach to at best.
-    let mut tracer = Tracer::start(ledger, binary, &["live", "--plain"], |_, _| {})?;
+    // With all pages in memory: what it can attach to at best. It keeps what it has found in the programs.
+    let (empty, filled) = (node.lab.run.join("index-empty"), node.lab.run.join("index-filled"));
+    let mut tracer = start_with_index(ledger, binary, &filled, &["live", "--plain"])?;
     verdict.note("attached with all pages in memory", "", tracer.ready().await?.text);
+    let warden = look::warden(tracer.pid()).context("plegscope has no child")?;
+    let links = look::links(warden);
     tracer.quit().await?;
+    ensure!(gone(warden, &links).await.is_some(), "the first plegscope does not detach");
+    node.renew(ledger).await?;
 
     // Stopped programs fault nothing in: whatever comes into memory from now on, they did not bring.
     node.signal(libc::SIGSTOP)?;
@@ -92,25 +114,40 @@ pub async fn play(
     let bare = Forker::during(Duration::from_secs(3)).await?;
     verdict.note("fork() with the disk stuck, bare", "", bare.text());
 
-    let at_attach = attach(ledger, binary, &node, "stopped programs", &bare, &mut verdict).await?;
-    let after = node.resident()?;
-    for (at, name) in ["containerd", "the shim"].iter().enumerate() {
-        let came = pages::came(&before[at], &after[at]);
-        let code = text_pages(&node.programs[at], &before[at])?;
-        let code = came.iter().filter(|page| code.contains(page)).count();
+    for (index, which) in [(&empty, "never seen programs"), (&filled, "known programs")] {
+        let attached = attach(ledger, binary, index, &node, which, &bare, &mut verdict).await?;
+        let after = node.resident()?;
+        for (at, name) in ["containerd", "the shim"].iter().enumerate() {
+            let came = pages::came(&before[at], &after[at]);
+            let code = text_pages(&node.programs[at], &before[at])?;
+            let read = came.iter().filter(|page| code.contains(page)).count();
+            verdict.check(
+                &format!("{which}: pages of {name} read from the stuck disk"),
+                "no page of its code",
+                format!("{read} of its code, {} in all", came.len()),
+                read == 0,
+            );
+            let sites = &attached.sites[at];
+            let absent = sites.iter().filter(|site| !before[at][(**site / pages::PAGE) as usize]).count();
+            verdict.check(
+                &format!("{which}: sites in {name}"),
+                if index == &filled {
+                    "some, none on a page that was out"
+                } else {
+                    "none on a page that was out"
+                },
+                format!("{}, {absent} of them on such a page", sites.len()),
+                absent == 0 && (index == &empty || !sites.is_empty()),
+            );
+        }
+        let said = attached.said.join("; ");
         verdict.check(
-            &format!("pages of {name} read from the stuck disk"),
-            "no page of its code",
-            format!("{code} of its code, {} in all", came.len()),
-            code == 0,
+            &format!("{which}: what could not be read is said"),
+            "with the reason",
+            said.clone(),
+            !said.is_empty(),
         );
     }
-    verdict.check(
-        "what could not be read is said",
-        "with the reason",
-        at_attach.clone(),
-        !at_attach.is_empty(),
-    );
     busy.check("after attaching", &mut verdict);
 
     // Now they run, and get stuck themselves, in the middle of calls.
@@ -129,7 +166,8 @@ pub async fn play(
         })
         .collect();
     tokio::time::sleep(Duration::from_secs(1)).await;
-    let said = attach(ledger, binary, &node, "programs that hang themselves", &bare, &mut verdict).await?;
+    let which = "programs that hang themselves";
+    let said = attach(ledger, binary, &filled, &node, which, &bare, &mut verdict).await?.said.join("; ");
     verdict.note("said then", "", said);
     busy.check("at the end", &mut verdict);
 
@@ -169,11 +207,8 @@ pub async fn prepare<'a>(
     sys::run("sync", &["-f", &folder.to_string_lossy()])?;
     lab.containerd.restart(ledger, &copies[0]).await?;
     lab.client = cri::Client::connect(&lab.containerd.socket, cri::SHORT).await?;
-    for name in ["one", "two", "three"] {
-        let pod = pods::start(&lab.client, name, 0, Path::new(&ledger.name), &lab.run).await?;
-        lab.pods.push(pod);
-    }
-    let node = OnDisk { lab, programs: copies };
+    let mut node = OnDisk { lab, programs: copies };
+    node.add_pods(ledger, &["one", "two", "three"]).await?;
     for (at, pid) in node.processes()?.into_iter().enumerate() {
         let exe = fs::read_link(format!("/proc/{pid}/exe")).context("reading a program's name")?;
         let should = &node.programs[usize::from(at > 0)];
@@ -183,30 +218,40 @@ pub async fn prepare<'a>(
     Ok(node)
 }
 
-/// One plegscope from start to end, with forks beside it. What it said about what it cannot read.
+/// What one plegscope did.
+struct Attached {
+    /// File offsets at which it had probes in containerd and in the shim, by the kernel's list.
+    sites: [Vec<u64>; 2],
+    /// What it said about what it cannot read.
+    said: Vec<String>,
+}
+
+/// One plegscope from start to end, with forks beside it.
 async fn attach(
     ledger: &Ledger,
     binary: &Path,
+    index: &Path,
     node: &OnDisk<'_>,
     which: &str,
     bare: &Forks,
     verdict: &mut Verdict,
-) -> Result<String> {
+) -> Result<Attached> {
     let forker = Forker::start();
-    let tracer = Tracer::start(ledger, binary, &["live", "--plain", "--verbose"], |_, _| {})?;
+    let tracer = start_with_index(ledger, binary, index, &["live", "--plain", "--verbose"])?;
     let ran = async {
         tokio::time::sleep(LOOKING).await;
         let warden = look::warden(tracer.pid()).context("plegscope has no child")?;
         let links = look::links(warden);
+        let sites = node.programs.each_ref().map(|program| uprobes_of(&[warden], program));
         let lines = tracer.lines();
         let (code, took, _, messages) = tracer.quit().await?;
         // It detaches behind the prompt.
         let detached = gone(warden, &links).await;
-        Ok::<_, anyhow::Error>((links.len(), code, took, detached, lines, messages))
+        Ok::<_, anyhow::Error>((links.len(), code, took, detached, sites, reasons(&lines, &messages)))
     };
     let ran = ran.await;
     let forks = tokio::task::spawn_blocking(|| forker.finish()).await.context("waiting for the forks")??;
-    let (links, code, took, detached, lines, messages) = ran?;
+    let (links, code, took, detached, sites, said) = ran?;
     verdict.check(
         &format!("fork() while attaching to {which}, and detaching"),
         format!("none longer than {} (bare: {})", sys::seconds(FORK_WITHIN), sys::seconds(bare.longest())),
@@ -224,7 +269,7 @@ async fn attach(
         ),
         code == Some(0) && took <= crate::lab::e2e::QUIT_WITHIN && detached.is_some(),
     );
-    Ok(reasons(&lines, &messages).join("; "))
+    Ok(Attached { sites, said })
 }
 
 /// The pages of a program that hold its code.
@@ -271,6 +316,11 @@ async fn control(node: &OnDisk<'_>, verdict: &mut Verdict) -> Result<()> {
     Ok(())
 }
 
+/// Opens a file for reads that always ask the disk.
+fn direct(path: &Path) -> std::io::Result<File> {
+    File::options().read(true).custom_flags(libc::O_DIRECT).open(path)
+}
+
 /// Readers and writers that keep the disk busy, and one whose reads are timed.
 pub struct Busy<'a> {
     disk: &'a SlowDisk,
@@ -295,9 +345,7 @@ impl<'a> Busy<'a> {
         for reader in 0..4u64 {
             let (path, end) = (ballast.clone(), stop.clone());
             threads.push(std::thread::spawn(move || {
-                let Ok(file) = File::options().read(true).custom_flags(libc::O_DIRECT).open(path) else {
-                    return;
-                };
+                let Ok(file) = direct(&path) else { return };
                 let mut room = vec![0u8; (256 << 10) + 4096];
                 let start = room.as_ptr().align_offset(4096);
                 for round in 0.. {
@@ -320,15 +368,14 @@ impl<'a> Busy<'a> {
         let (end, done) = (stop.clone(), Arc::new(std::sync::Mutex::new(Vec::new())));
         let into = done.clone();
         let timed = std::thread::spawn(move || {
-            let Ok(file) = File::open(&ballast) else { return };
-            for page in 0.. {
-                if end.load(Ordering::Relaxed) {
-                    return;
-                }
+            let Ok(file) = direct(&ballast) else { return };
+            let mut room = vec![0u8; 2 * pages::PAGE as usize];
+            let start = room.as_ptr().align_offset(pages::PAGE as usize);
+            while !end.load(Ordering::Relaxed) {
                 let begin = sys::monotonic();
-                // Far behind what the others read, and far from the last.
-                let _ = file.read_at(&mut [0; 1], (28 << 20) + page * (512 << 10) % (4 << 20));
-                into.lock().unwrap_or_else(std::sync::PoisonError::into_inner).push(sys::monotonic() - begin);
+                let _ = file.read_at(&mut room[start..start + pages::PAGE as usize], 28 << 20);
+                let took = sys::monotonic() - begin;
+                into.lock().unwrap_or_else(std::sync::PoisonError::into_inner).push(took);
             }
         });
         Ok(Busy { disk, stop, threads, timed, began: sys::monotonic(), done })

@@ -10,8 +10,9 @@ pub mod pages;
 mod rootfs;
 mod text;
 
+use super::cleanup::Ledger;
 use super::containerd::Programs;
-use super::tracer::Line;
+use super::tracer::{Line, Tracer};
 use super::verdict::Verdict;
 use super::{run_interruptible, sys};
 use anyhow::{Context, Result};
@@ -61,6 +62,18 @@ async fn gone(warden: u32, links: &BTreeSet<u32>) -> Option<u64> {
     let begin = sys::monotonic();
     let over = || matches!(sys::state(warden), None | Some('Z')) && look::left(links) == 0;
     sys::until(Duration::from_secs(20), over).await.then(|| sys::monotonic() - begin)
+}
+
+/// Starts a plegscope that finds `folder` where `/run` is otherwise: what it keeps of program files between its runs lies
+/// below, and nothing that other runs on this machine have kept.
+pub fn start_with_index(ledger: &Ledger, binary: &Path, folder: &Path, args: &[&str]) -> Result<Tracer> {
+    std::fs::create_dir_all(folder).with_context(|| format!("creating {}", folder.display()))?;
+    let script = r#"mount --bind "$0" /run && exec "$@""#;
+    let folder = folder.to_string_lossy();
+    let binary = binary.to_string_lossy();
+    let unshare = ["--mount", "--propagation", "private", "sh", "-c", script, &folder, &binary];
+    let all: Vec<&str> = unshare.into_iter().chain(args.iter().copied()).collect();
+    Tracer::start(ledger, Path::new("unshare"), &all, |_, _| {})
 }
 
 /// Words for what is not read, because it is not in memory or whoever holds it does not answer.
