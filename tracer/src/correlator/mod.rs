@@ -228,6 +228,12 @@ impl Correlator {
         self.health.bad = Some((first, f.at));
     }
 
+    /// Whether nothing is in flight, blocked or about to be told: a tick would say what the last one has said.
+    pub fn is_quiet(&self) -> bool {
+        let settling = self.operations.sizes()[3];
+        self.operations.len() + settling + self.incidents.len() + self.failed.len() + self.unseen.len() == 0
+    }
+
     /// Says what is known at `now`.
     pub fn tick(&mut self, now: Ns) -> Frame {
         for f in self.operations.settle(now) {

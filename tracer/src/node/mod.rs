@@ -9,6 +9,7 @@
 
 pub mod bundle;
 pub mod clock;
+pub mod contained;
 pub mod containers;
 pub mod disk;
 pub mod locks;

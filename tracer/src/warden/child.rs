@@ -72,6 +72,9 @@ pub fn run(socket: UnixStream, settings: Settings) -> ! {
         Ok(()) => 0,
         Err(_) => 1,
     };
+    // Detaches now. A thread that hangs in the kernel keeps the process, and would keep its probes with it.
+    // SAFETY: nothing of this process uses a descriptor after this; a kernel before 5.9 refuses and changes nothing.
+    unsafe { libc::syscall(libc::SYS_close_range, 3, u32::MAX, 0) };
     // SAFETY: ends this process without running exit handlers that belong to the parent's copy of memory.
     unsafe { libc::_exit(code) }
 }

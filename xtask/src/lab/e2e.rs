@@ -30,13 +30,15 @@ pub enum Story {
     Commands,
     /// A program that pays more for its probes than is allowed.
     Fuse,
+    /// What it does to the node: nothing.
+    Harmless,
 }
 
 impl Story {
-    /// What blocks the unmount; the commands choose for themselves.
+    /// What blocks the unmount; the last three choose for themselves.
     fn block(self) -> Block {
         match self {
-            Story::None | Story::Commands | Story::Fuse => Block::None,
+            Story::None | Story::Commands | Story::Fuse | Story::Harmless => Block::None,
             Story::Disk | Story::Kubelet => Block::Disk,
             Story::Strace => Block::Strace,
         }
@@ -47,12 +49,13 @@ impl Story {
 #[derive(clap::Args)]
 pub struct Args {
     /// Only these stories: none (healthy), disk, strace, kubelet (a real one, see `cargo xtask kubelet`), commands (what
-    /// users and operating systems do to it), fuse (a program that pays too much for its probes)
+    /// users and operating systems do to it), fuse (a program that pays too much for its probes), harmless (what it does
+    /// to the node: nothing)
     #[arg(
         long,
         value_enum,
         value_delimiter = ',',
-        default_values = ["none", "disk", "strace", "kubelet", "commands", "fuse"]
+        default_values = ["none", "disk", "strace", "kubelet", "commands", "fuse", "harmless"]
     )]
     stories: Vec<Story>,
     /// About how long each stall shall be, in seconds
@@ -64,6 +67,9 @@ pub struct Args {
     /// Folder with another containerd, its shim and ctr
     #[arg(long, value_name = "FOLDER")]
     containerd: Option<PathBuf>,
+    /// Only these parts of the story harmless
+    #[arg(long, value_enum, value_delimiter = ',', default_values_t = super::harmless::Part::ALL)]
+    parts: Vec<super::harmless::Part>,
     /// Only play the stories and compare the lab's own clocks with each other
     #[arg(long)]
     without_plegscope: bool,
@@ -86,15 +92,17 @@ pub fn run(args: Args) -> Result<()> {
             println!("SKIPPED story {name}: {}", kubelet::NOT_BUILT);
             continue;
         }
-        if matches!(story, Story::Commands | Story::Fuse) && binary.is_none() {
+        let alone = matches!(story, Story::Commands | Story::Fuse | Story::Harmless);
+        if alone && binary.is_none() {
             println!("SKIPPED story {name}: it is about plegscope alone");
             continue;
         }
         played += 1;
-        if let (Story::Commands | Story::Fuse, Some(binary)) = (story, &binary) {
+        if let (true, Some(binary)) = (alone, &binary) {
             let keep = args.keep.as_ref().map(|folder| folder.join(&name));
             let verdict = match story {
                 Story::Fuse => super::fuse::play(binary),
+                Story::Harmless => super::harmless::play(&programs, kubelet.as_deref(), binary, &args.parts),
                 _ => super::commands::play(programs.clone(), binary, keep.as_deref()),
             };
             let verdict = verdict.with_context(|| format!("playing the story `{name}`"))?;

@@ -14,6 +14,7 @@ pub mod cri;
 pub mod disk;
 pub mod e2e;
 pub mod fuse;
+pub mod harmless;
 pub mod image;
 pub mod kubelet;
 pub mod kubelet_like;
@@ -101,7 +102,8 @@ impl<'a> Lab<'a> {
         self.pods.push(pod);
     }
 
-    async fn without_pods(
+    /// The same, still without pods.
+    pub async fn without_pods(
         ledger: &'a Ledger,
         programs: Programs,
         say: &mut impl FnMut(&str),

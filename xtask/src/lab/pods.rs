@@ -70,8 +70,17 @@ pub fn script(megabytes: u64) -> String {
     )
 }
 
+/// Starts a pod that only sleeps.
+pub async fn start_idle(client: &Client, name: &str, cgroup: &Path, run: &Path) -> Result<Pod> {
+    start_with(client, name, "exec sleep 2147483647".to_owned(), cgroup, run).await
+}
+
 /// Starts a pod. Its cgroups lie below `cgroup`, its log and signals below `run`.
 pub async fn start(client: &Client, name: &str, megabytes: u64, cgroup: &Path, run: &Path) -> Result<Pod> {
+    start_with(client, name, script(megabytes), cgroup, run).await
+}
+
+async fn start_with(client: &Client, name: &str, script: String, cgroup: &Path, run: &Path) -> Result<Pod> {
     let namespace = NAMESPACE.to_owned();
     let container_name = CONTAINER.to_owned();
     // The same name never runs twice in one lab.
@@ -114,7 +123,7 @@ pub async fn start(client: &Client, name: &str, megabytes: u64, cgroup: &Path, r
         config: Some(cri::ContainerConfig {
             metadata: Some(cri::ContainerMetadata { name: container_name.clone(), attempt: 0 }),
             image: Some(cri::ImageSpec { image: image::NAME.to_owned() }),
-            command: vec!["/bin/sh".to_owned(), "-c".to_owned(), script(megabytes)],
+            command: vec!["/bin/sh".to_owned(), "-c".to_owned(), script],
             mounts: vec![cri::Mount {
                 container_path: "/lab".to_owned(),
                 host_path: signals.to_string_lossy().into_owned(),
