@@ -8,6 +8,7 @@
 //! and anything below a container's rootfs or an overlay's upper folder (it would pin what is to be unmounted).
 
 pub mod bundle;
+pub mod cgroups;
 pub mod clock;
 pub mod containers;
 pub mod disk;
@@ -16,8 +17,10 @@ pub mod memory;
 pub mod mounts;
 pub mod procs;
 pub mod residency;
+// stalls
 pub mod threads;
 pub mod worker;
+// writers
 
 use std::fs::File;
 use std::io::{self, Read};
