@@ -20,7 +20,7 @@ pub mod residency;
 // stalls
 pub mod threads;
 pub mod worker;
-// writers
+pub mod writers;
 
 use std::fs::File;
 use std::io::{self, Read};
