@@ -17,7 +17,7 @@ pub mod memory;
 pub mod mounts;
 pub mod procs;
 pub mod residency;
-// stalls
+pub mod stalls;
 pub mod threads;
 pub mod worker;
 pub mod writers;

@@ -343,7 +343,10 @@ mod tests {
         }
     }
 
-    fn brief(writers: &Writers) -> Vec<(String, Option<&str>, bool, u64, u64, Option<u64>)> {
+    /// Last part of its path, container, gone, MiB dirty, under writeback and written.
+    type Brief = (String, Option<&'static str>, bool, u64, u64, Option<u64>);
+
+    fn brief(writers: &Writers) -> Vec<Brief> {
         let brief = |w: &Writer| {
             let written = w.written.first().map(|(_, bytes)| bytes / MIB);
             let name = w.cgroup.rsplit('/').next().unwrap_or("").to_owned();
