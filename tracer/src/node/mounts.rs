@@ -71,6 +71,11 @@ impl Mounts {
         mounts
     }
 
+    /// All of them, in the kernel's order.
+    pub fn iter(&self) -> impl Iterator<Item = &Mount> {
+        self.mounts.iter()
+    }
+
     /// The mount that is visible at exactly `point`: the topmost one, if several are stacked there.
     pub fn at(&self, point: &Path) -> Option<&Mount> {
         self.holding(point).filter(|mount| mount.point == point)
