@@ -450,7 +450,7 @@ pub fn summaries(frames: &[Seen]) -> Vec<String> {
 }
 
 /// Name and content of an enum value in serde's form.
-fn variant(value: &Value) -> (&str, &Value) {
+pub fn variant(value: &Value) -> (&str, &Value) {
     match value {
         Value::String(name) => (name, &Value::Null),
         Value::Object(map) => {

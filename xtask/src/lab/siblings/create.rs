@@ -1,0 +1,92 @@
+//! An unmount in the daemon itself: for an image with a `VOLUME` it mounts the new container's file system for a moment,
+//! copies what the image has there, and unmounts it. On a disk with much to write that unmount waits like any other, and
+//! with it the creation of the container. No shim takes part.
+
+use super::{Played, RATE, SECOND, Stage};
+use crate::lab::states::{self, States};
+use crate::lab::sys::{self, seconds};
+use crate::lab::unmounts::{Stay, Watch};
+use crate::lab::verdict::{Seen, Verdict};
+use crate::lab::{image, pods};
+use anyhow::Result;
+use serde::Serialize;
+use std::path::Path;
+use std::time::Duration;
+
+/// What is dirty when the container is created.
+const MEGABYTES: u64 = 28;
+
+/// What happened, by the lab's own clocks (ns of CLOCK_MONOTONIC).
+#[derive(Clone, Debug, Serialize)]
+pub struct Truth {
+    containerd: u32,
+    pod: String,
+    container: String,
+    device: String,
+    /// Begin and end of the call to create the container.
+    call: (u64, u64),
+    /// Stays of the daemon's threads in umount2.
+    unmounts: Vec<Stay>,
+    states: States,
+}
+
+/// Plays it.
+pub async fn play(stage: &mut Stage<'_>) -> Result<Truth> {
+    stage.lab.containerd.import_image(&stage.lab.run, image::WITH_VOLUME)?;
+    let writer = stage.pod("writer", MEGABYTES).await?;
+    let cgroup = Path::new(&stage.ledger.name);
+    let sandbox = pods::sandbox(&stage.lab.client, "with-volume", cgroup, &stage.lab.run).await?;
+    let states = states::Watch::start(&stage.lab.containerd.socket)?;
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    stage.slow_down()?;
+    stage.write(&writer).await?;
+    stage.say(&format!("pod writer has written {MEGABYTES} MB; a container with a volume is created"));
+    let containerd = stage.lab.containerd.pid;
+    let unmounts = Watch::start(containerd);
+    let begin = sys::monotonic();
+    let pod = pods::create(&stage.lab.client, &sandbox, image::WITH_VOLUME, 0).await?;
+    let call = (begin, sys::monotonic());
+    stage.say("it is created");
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    stage.lab.pods.push(pod.clone());
+    Ok(Truth {
+        containerd,
+        pod: pod.name,
+        container: pod.container,
+        device: stage.lab.disk.device.clone(),
+        call,
+        unmounts: unmounts.stays(),
+        states: states.states(),
+    })
+}
+
+impl Played for Truth {
+    fn truth(&self, verdict: &mut Verdict) {
+        let takes = MEGABYTES * (1 << 20) * SECOND / RATE;
+        let took = self.call.1 - self.call.0;
+        let stays: Vec<String> = self
+            .unmounts
+            .iter()
+            .map(|stay| {
+                format!(
+                    "{} to {}",
+                    seconds(stay.begin.saturating_sub(self.call.0)),
+                    stay.end.map_or("-".to_owned(), |end| seconds(end.saturating_sub(self.call.0)))
+                )
+            })
+            .collect();
+        let inside: u64 =
+            self.unmounts.iter().filter_map(|stay| Some(stay.end? - stay.begin)).max().unwrap_or(0);
+        verdict.check(
+            "CreateContainer",
+            format!("about {}, in the daemon's unmount", seconds(takes)),
+            format!("{}; in umount2: {}", seconds(took), stays.join(", ")),
+            inside > takes / 3 && took > takes / 2,
+        );
+        verdict.note("lists meanwhile", format!("longest {}", seconds(self.states.longest)), "");
+    }
+
+    fn said(&self, frames: &[Seen], verdict: &mut Verdict) {
+        let _ = (frames, verdict);
+    }
+}

@@ -1,0 +1,103 @@
+//! Not this chain: all of the daemon's files lie on the slow disk, and what it writes down of a container under that
+//! container's Status lock waits behind a pod's data. The relist hangs at the same lock as ever, but no container exits,
+//! nothing is unmounted, and no shim takes part.
+
+use super::{Played, SECOND, Stage, UPDATE_EVERY};
+use crate::lab::kubelet_like::{Call, KubeletLike};
+use crate::lab::sys::{self, seconds};
+use crate::lab::unmounts::{Stay, WRITES, Watch};
+use crate::lab::verdict::{Seen, Verdict};
+use anyhow::{Result, ensure};
+use serde::Serialize;
+use std::time::Duration;
+
+/// What the pod writes.
+const MEGABYTES: u64 = 28;
+
+/// What happened, by the lab's own clocks (ns of CLOCK_MONOTONIC).
+#[derive(Clone, Debug, Serialize)]
+pub struct Truth {
+    containerd: u32,
+    device: String,
+    calls: Vec<Call>,
+    /// Stays of the daemon's threads in calls that write, 100 ms and more.
+    writes: Vec<Stay>,
+    /// The same in umount2: none.
+    unmounts: Vec<Stay>,
+}
+
+/// Plays it.
+pub async fn play(stage: &mut Stage<'_>) -> Result<Truth> {
+    let writer = stage.pod("writer", MEGABYTES).await?;
+    stage.pod("bystander", 0).await?;
+    let log = stage.lab.run.join("client.jsonl");
+    let like = KubeletLike::start(&stage.lab.containerd.socket, &log, UPDATE_EVERY)?;
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    let containerd = stage.lab.containerd.pid;
+    let writes = Watch::of(containerd, WRITES);
+    let unmounts = Watch::start(containerd);
+    stage.slow_down()?;
+    stage.write(&writer).await?;
+    stage.say(&format!("pod writer has written {MEGABYTES} MB and runs on"));
+    let hangs = || {
+        like.log.calls().into_iter().any(|call| {
+            call.method == "ListContainers" && call.end.is_none() && call.age(sys::monotonic()) > SECOND
+        })
+    };
+    let came = sys::until(Duration::from_secs(20), hangs).await;
+    ensure!(came, "no ListContainers hangs; containerd's log ends:\n{}", stage.lab.containerd.log_tail(8));
+    stage.say("the relist hangs in ListContainers");
+    ensure!(sys::until(Duration::from_secs(90), || !hangs()).await, "the stall does not end");
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    stage.say("the stall is over");
+    let long = |watch: &Watch| -> Vec<Stay> {
+        let long = |stay: &Stay| stay.end.is_some_and(|end| end - stay.begin > SECOND / 10);
+        watch.stays().into_iter().filter(long).collect()
+    };
+    Ok(Truth {
+        containerd,
+        device: stage.lab.disk.device.clone(),
+        calls: like.log.calls(),
+        writes: long(&writes),
+        unmounts: long(&unmounts),
+    })
+}
+
+impl Truth {
+    fn longest(&self, method: &str) -> Option<&Call> {
+        self.calls.iter().filter(|call| call.method == method).max_by_key(|call| call.age(call.begin))
+    }
+}
+
+impl Played for Truth {
+    fn truth(&self, verdict: &mut Verdict) {
+        let longest = |method| self.longest(method).map_or(0, |call| call.age(call.begin));
+        verdict.check(
+            "relist",
+            "slow",
+            format!("longest {}", seconds(longest("relist"))),
+            longest("relist") > 3 * SECOND,
+        );
+        verdict.check(
+            "update",
+            "at least as long",
+            format!("longest {}", seconds(longest("UpdateContainerResources"))),
+            longest("UpdateContainerResources") > 3 * SECOND,
+        );
+        let waits: Vec<String> = self
+            .writes
+            .iter()
+            .map(|stay| format!("call {} for {}", stay.call, seconds(stay.end.unwrap_or(0) - stay.begin)))
+            .collect();
+        verdict.check(
+            "the daemon's threads",
+            "wait in calls that write, in no unmount",
+            format!("{}; {} unmounts", waits.join(", "), self.unmounts.len()),
+            !self.writes.is_empty() && self.unmounts.is_empty(),
+        );
+    }
+
+    fn said(&self, frames: &[Seen], verdict: &mut Verdict) {
+        let _ = (frames, verdict);
+    }
+}
