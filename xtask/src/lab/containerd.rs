@@ -78,6 +78,13 @@ impl Containerd {
         for leftover in folders_not_there(&OUTSIDE) {
             ledger.record(leftover)?;
         }
+        // Where the snapshotter looks that knows no `root_path` (containerd 1.4).
+        let default = scratch.join("root/io.containerd.snapshotter.v1.overlayfs");
+        for folder in [snapshots, &default] {
+            fs::create_dir_all(folder).with_context(|| format!("creating {}", folder.display()))?;
+        }
+        ledger.record(Leftover::Mounts { below: default.clone() })?;
+        sys::run("mount", &["--bind", &snapshots.to_string_lossy(), &default.to_string_lossy()])?;
         ledger.record(Leftover::ShimSockets { state: state.clone() })?;
         ledger.record(Leftover::ProcessesWith { argument: socket.clone() })?;
         File::create(&log).with_context(|| format!("creating {}", log.display()))?;

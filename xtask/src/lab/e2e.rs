@@ -115,6 +115,10 @@ pub fn run(args: Args) -> Result<()> {
             println!("SKIPPED story {name}: it is about plegscope alone");
             continue;
         }
+        if let Some(because) = story.sibling().map(siblings::cannot).transpose()?.flatten() {
+            println!("SKIPPED story {name}: {because}");
+            continue;
+        }
         played += 1;
         if let (Story::Commands, Some(binary)) = (story, &binary) {
             let keep = args.keep.as_ref().map(|folder| folder.join(&name));

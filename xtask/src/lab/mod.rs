@@ -73,7 +73,9 @@ impl<'a> Lab<'a> {
     ) -> Result<Lab<'a>> {
         let mut lab = Lab::without_pods(ledger, programs, Root::Fast, say).await?;
         for (pod, megabytes) in pods_of(megabytes) {
-            let started = pods::start(&lab.client, pod, megabytes, Path::new(&ledger.name), &lab.run).await;
+            let started =
+                pods::start(&lab.client, pod, &pods::script(megabytes), Path::new(&ledger.name), &lab.run)
+                    .await;
             let started =
                 started.with_context(|| format!("containerd's log ends:\n{}", lab.containerd.log_tail(8)))?;
             lab.add(started, say);

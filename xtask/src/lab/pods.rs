@@ -62,9 +62,18 @@ pub fn uid(of: &str) -> String {
 
 /// What a pod's container does: it writes `megabytes` when told to, and exits when told to.
 pub fn script(megabytes: u64) -> String {
+    with_dd(megabytes, "")
+}
+
+/// The same for a workload that wants its data on the disk before it says that it has written.
+pub fn script_that_syncs(megabytes: u64) -> String {
+    with_dd(megabytes, "conv=fsync")
+}
+
+fn with_dd(megabytes: u64, how: &str) -> String {
     let wait = |step: &str| format!("while [ ! -e /lab/{step} ]; do sleep 0.05; done");
     format!(
-        "{}; dd if=/dev/zero of=/scratch.bin bs=1M count={megabytes} 2>/dev/null; : > /lab/written; {}; exit 0",
+        "{}; dd if=/dev/zero of=/scratch.bin bs=1M count={megabytes} {how} 2>/dev/null; : > /lab/written; {}; exit 0",
         wait("write"),
         wait("exit"),
     )
@@ -80,10 +89,10 @@ pub struct Sandbox {
     config: cri::PodSandboxConfig,
 }
 
-/// Starts a pod. Its cgroups lie below `cgroup`, its log and signals below `run`.
-pub async fn start(client: &Client, name: &str, megabytes: u64, cgroup: &Path, run: &Path) -> Result<Pod> {
+/// Starts a pod that runs this [`script`]. Its cgroups lie below `cgroup`, its log and signals below `run`.
+pub async fn start(client: &Client, name: &str, script: &str, cgroup: &Path, run: &Path) -> Result<Pod> {
     let sandbox = sandbox(client, name, cgroup, run).await?;
-    let pod = create(client, &sandbox, image::NAME, megabytes).await?;
+    let pod = create(client, &sandbox, image::NAME, script).await?;
     client
         .call::<_, cri::Empty>("StartContainer", cri::Id { id: pod.container.clone() }, cri::LONG)
         .await
@@ -131,13 +140,13 @@ pub async fn sandbox(client: &Client, name: &str, cgroup: &Path, run: &Path) -> 
 }
 
 /// Creates the container of a pod, without starting it.
-pub async fn create(client: &Client, sandbox: &Sandbox, image: &str, megabytes: u64) -> Result<Pod> {
+pub async fn create(client: &Client, sandbox: &Sandbox, image: &str, script: &str) -> Result<Pod> {
     let request = cri::CreateContainerRequest {
         pod_sandbox_id: sandbox.id.clone(),
         config: Some(cri::ContainerConfig {
             metadata: Some(cri::ContainerMetadata { name: CONTAINER.to_owned(), attempt: 0 }),
             image: Some(cri::ImageSpec { image: image.to_owned() }),
-            command: vec!["/bin/sh".to_owned(), "-c".to_owned(), script(megabytes)],
+            command: vec!["/bin/sh".to_owned(), "-c".to_owned(), script.to_owned()],
             mounts: vec![cri::Mount {
                 container_path: "/lab".to_owned(),
                 host_path: sandbox.signals.to_string_lossy().into_owned(),

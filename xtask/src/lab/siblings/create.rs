@@ -1,6 +1,9 @@
-//! An unmount in the daemon itself: for an image with a `VOLUME` it mounts the new container's file system for a moment,
-//! copies what the image has there, and unmounts it. On a disk with much to write that unmount waits like any other, and
-//! with it the creation of the container. No shim takes part.
+//! An unmount in the daemon itself: when it creates a container it mounts the new file system for a moment, to read
+//! users and groups and to copy what the image has in a `VOLUME`, and unmounts it. On a disk with much to write that
+//! unmount waits like any other, and with it the creation of the container. No shim takes part.
+//!
+//! Since 1.6.2 containerd mounts it read-only, and the kernel does not sync what could not be written: with 1.6.20 the
+//! same story creates the container in 10 ms. So it is played with 1.4.
 
 use super::{Played, RATE, SECOND, Stage};
 use crate::lab::states::{self, States};
@@ -13,6 +16,8 @@ use serde::Serialize;
 use std::path::Path;
 use std::time::Duration;
 
+/// The version that is played with.
+pub const VERSION: &str = "1.4";
 /// What is dirty when the container is created.
 const MEGABYTES: u64 = 28;
 
@@ -44,7 +49,7 @@ pub async fn play(stage: &mut Stage<'_>) -> Result<Truth> {
     let containerd = stage.lab.containerd.pid;
     let unmounts = Watch::start(containerd);
     let begin = sys::monotonic();
-    let pod = pods::create(&stage.lab.client, &sandbox, image::WITH_VOLUME, 0).await?;
+    let pod = pods::create(&stage.lab.client, &sandbox, image::WITH_VOLUME, &pods::script(0)).await?;
     let call = (begin, sys::monotonic());
     stage.say("it is created");
     tokio::time::sleep(Duration::from_secs(1)).await;

@@ -17,6 +17,7 @@ use super::story::{Block, Script};
 use super::tracer::{Line, Tracer};
 use super::verdict::{self, Seen, Verdict};
 use super::{Lab, Root, e2e, run_interruptible, sys};
+use crate::binaries;
 use anyhow::{Context, Result};
 use serde::Serialize;
 use std::fs;
@@ -70,8 +71,13 @@ impl Stage<'_> {
 
     /// Starts a pod that writes so much when it is told to.
     async fn pod(&mut self, name: &str, megabytes: u64) -> Result<Pod> {
+        self.pod_that(name, &pods::script(megabytes)).await
+    }
+
+    /// Starts a pod that runs this script.
+    async fn pod_that(&mut self, name: &str, script: &str) -> Result<Pod> {
         let cgroup = Path::new(&self.ledger.name);
-        let pod = pods::start(&self.lab.client, name, megabytes, cgroup, &self.lab.run).await;
+        let pod = pods::start(&self.lab.client, name, script, cgroup, &self.lab.run).await;
         let pod =
             pod.with_context(|| format!("containerd's log ends:\n{}", self.lab.containerd.log_tail(8)))?;
         self.say(&format!("pod {}/{}, container {}", pod.namespace, pod.name, &pod.container[..12]));
@@ -98,6 +104,14 @@ impl Stage<'_> {
     }
 }
 
+/// Why a story cannot be played on this machine, if it cannot.
+pub fn cannot(which: Sibling) -> Result<Option<String>> {
+    let version = create::VERSION;
+    let missing = which == Sibling::Create && binaries::containerd(version)?.is_none();
+    Ok(missing
+        .then(|| format!("no containerd {version} is in the cache; `cargo xtask binaries` fetches one")))
+}
+
 /// Plays one and judges it; without plegscope only whether it was what it should be.
 pub fn play(
     which: Sibling,
@@ -106,85 +120,99 @@ pub fn play(
     binary: Option<&Path>,
     keep: Option<&Path>,
 ) -> Result<Vec<Verdict>> {
+    let set = Set { programs: programs.clone(), root: Root::Fast, kubelet: None, binary, keep };
     match which {
-        Sibling::LateExit => play_as(late_exit::play, Root::Fast, programs, None, binary, keep),
-        Sibling::Busy => play_as(busy::play, Root::Fast, programs, None, binary, keep),
-        Sibling::Create => play_as(create::play, Root::Fast, programs, None, binary, keep),
-        Sibling::Stalled => play_as(stalled::play, Root::Fast, programs, kubelet, binary, keep),
-        Sibling::StatusWrite => play_as(status_write::play, Root::Slow, programs, None, binary, keep),
-        Sibling::Restart => play_as(restart::play, Root::Fast, programs, None, binary, keep),
+        Sibling::LateExit => set.play(late_exit::play),
+        Sibling::Busy => set.play(busy::play),
+        Sibling::Create => {
+            let older = binaries::containerd(create::VERSION)?;
+            Set { programs: Programs::find(older.as_deref())?, ..set }.play(create::play)
+        }
+        Sibling::Stalled => Set { kubelet, ..set }.play(stalled::play),
+        Sibling::StatusWrite => Set { root: Root::Slow, ..set }.play(status_write::play),
+        Sibling::Restart => set.play(restart::play),
     }
 }
 
-fn play_as<P: Played>(
-    story: impl AsyncFnOnce(&mut Stage<'_>) -> Result<P>,
+/// What a story is played with.
+struct Set<'a> {
+    programs: Programs,
     root: Root,
-    programs: &Programs,
-    kubelet: Option<&Path>,
-    binary: Option<&Path>,
-    keep: Option<&Path>,
-) -> Result<Vec<Verdict>> {
-    let begin = sys::monotonic();
-    let mut say = move |text: &str| println!("{:>6.1} s  {text}", (sys::monotonic() - begin) as f64 / 1e9);
-    let (played, output) = run_interruptible(async |ledger| {
-        let lab = match kubelet {
-            Some(kubelet) => {
-                let script = Script {
-                    block: Block::None,
-                    stall: Duration::ZERO,
-                    rate: RATE,
-                    update_every: UPDATE_EVERY,
-                    calm: Duration::ZERO,
-                };
-                Lab::prepare_with_kubelet(ledger, programs.clone(), kubelet, &script, &mut say).await?
+    /// A real kubelet that is to run the pods.
+    kubelet: Option<&'a Path>,
+    /// plegscope.
+    binary: Option<&'a Path>,
+    /// Folder for what was seen.
+    keep: Option<&'a Path>,
+}
+
+impl Set<'_> {
+    fn play<P: Played>(self, story: impl AsyncFnOnce(&mut Stage<'_>) -> Result<P>) -> Result<Vec<Verdict>> {
+        let Set { programs, root, kubelet, binary, keep } = self;
+        let begin = sys::monotonic();
+        let mut say =
+            move |text: &str| println!("{:>6.1} s  {text}", (sys::monotonic() - begin) as f64 / 1e9);
+        let (played, output) = run_interruptible(async |ledger| {
+            let lab = match kubelet {
+                Some(kubelet) => {
+                    let script = Script {
+                        block: Block::None,
+                        stall: Duration::ZERO,
+                        rate: RATE,
+                        update_every: UPDATE_EVERY,
+                        calm: Duration::ZERO,
+                    };
+                    Lab::prepare_with_kubelet(ledger, programs, kubelet, &script, &mut say).await?
+                }
+                None => Lab::without_pods(ledger, programs, root, &mut say).await?,
+            };
+            let mut scope = None;
+            if let Some(binary) = binary {
+                let mut started = Tracer::start(ledger, binary, &["live", "--json"], |_, _| {})?;
+                let ready = started.ready().await?;
+                say(&format!("plegscope after {}: {}", sys::seconds(ready.at - started.started), ready.text));
+                scope = Some(started);
             }
-            None => Lab::without_pods(ledger, programs.clone(), root, &mut say).await?,
-        };
-        let mut scope = None;
-        if let Some(binary) = binary {
-            let mut started = Tracer::start(ledger, binary, &["live", "--json"], |_, _| {})?;
-            let ready = started.ready().await?;
-            say(&format!("plegscope after {}: {}", sys::seconds(ready.at - started.started), ready.text));
-            scope = Some(started);
+            let mut stage = Stage { ledger, lab, say: Box::new(say) };
+            let played = story(&mut stage).await?;
+            let mut output = None;
+            if let Some(scope) = scope {
+                // What is over is said at the next ticks.
+                tokio::time::sleep(Duration::from_secs(2)).await;
+                output = Some(scope.quit().await?);
+            }
+            stage.say("cleaning up");
+            stage.lab.finish().await;
+            Ok((played, output))
+        })?;
+        if let Some(folder) = keep {
+            fs::create_dir_all(folder).with_context(|| format!("creating {}", folder.display()))?;
+            let write = |name: &str, text: String| {
+                let file = folder.join(name);
+                fs::write(&file, text).with_context(|| format!("writing {}", file.display()))
+            };
+            write("truth.json", serde_json::to_string_pretty(&played)?)?;
+            if let Some((.., lines, messages)) = &output {
+                let join = |lines: &[Line]| {
+                    lines.iter().map(|line| format!("{}\t{}\n", line.at, line.text)).collect()
+                };
+                write("frames.tsv", join(lines))?;
+                write("messages.tsv", join(messages))?;
+            }
         }
-        let mut stage = Stage { ledger, lab, say: Box::new(say) };
-        let played = story(&mut stage).await?;
-        let mut output = None;
-        if let Some(scope) = scope {
-            // What is over is said at the next ticks.
-            tokio::time::sleep(Duration::from_secs(2)).await;
-            output = Some(scope.quit().await?);
+        let mut verdicts = vec![Verdict::default()];
+        played.truth(&mut verdicts[0]);
+        if let Some((exit, took, lines, messages)) = output {
+            let mut verdict = Verdict::default();
+            played.said(&verdict::frames(&lines), &mut verdict);
+            for line in messages.iter().filter(|line| line.text.contains("defect")) {
+                verdict.check("no defect is told", "", line.text.as_str(), false);
+            }
+            verdict.ended(exit, took, e2e::QUIT_WITHIN);
+            verdicts.push(verdict);
         }
-        stage.say("cleaning up");
-        stage.lab.finish().await;
-        Ok((played, output))
-    })?;
-    if let Some(folder) = keep {
-        fs::create_dir_all(folder).with_context(|| format!("creating {}", folder.display()))?;
-        let write = |name: &str, text: String| {
-            let file = folder.join(name);
-            fs::write(&file, text).with_context(|| format!("writing {}", file.display()))
-        };
-        write("truth.json", serde_json::to_string_pretty(&played)?)?;
-        if let Some((.., lines, messages)) = &output {
-            let join =
-                |lines: &[Line]| lines.iter().map(|line| format!("{}\t{}\n", line.at, line.text)).collect();
-            write("frames.tsv", join(lines))?;
-            write("messages.tsv", join(messages))?;
-        }
+        Ok(verdicts)
     }
-    let mut verdicts = vec![Verdict::default()];
-    played.truth(&mut verdicts[0]);
-    if let Some((exit, took, lines, messages)) = output {
-        let mut verdict = Verdict::default();
-        played.said(&verdict::frames(&lines), &mut verdict);
-        for line in messages.iter().filter(|line| line.text.contains("defect")) {
-            verdict.check("no defect is told", "", line.text.as_str(), false);
-        }
-        verdict.ended(exit, took, e2e::QUIT_WITHIN);
-        verdicts.push(verdict);
-    }
-    Ok(verdicts)
 }
 
 /// Notes when a process exits (a zombie has exited), to 5 ms.

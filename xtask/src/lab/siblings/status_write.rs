@@ -1,9 +1,10 @@
 //! Not this chain: all of the daemon's files lie on the slow disk, and what it writes down of a container under that
-//! container's Status lock waits behind a pod's data. The relist hangs at the same lock as ever, but no container exits,
+//! container's Status lock waits behind the data that a pod syncs. The relist hangs at the same lock as ever, but no container exits,
 //! nothing is unmounted, and no shim takes part.
 
 use super::{Played, SECOND, Stage, UPDATE_EVERY};
 use crate::lab::kubelet_like::{Call, KubeletLike};
+use crate::lab::pods;
 use crate::lab::sys::{self, seconds};
 use crate::lab::unmounts::{Stay, WRITES, Watch};
 use crate::lab::verdict::{Seen, Verdict};
@@ -28,7 +29,7 @@ pub struct Truth {
 
 /// Plays it.
 pub async fn play(stage: &mut Stage<'_>) -> Result<Truth> {
-    let writer = stage.pod("writer", MEGABYTES).await?;
+    let writer = stage.pod_that("writer", &pods::script_that_syncs(MEGABYTES)).await?;
     stage.pod("bystander", 0).await?;
     let log = stage.lab.run.join("client.jsonl");
     let like = KubeletLike::start(&stage.lab.containerd.socket, &log, UPDATE_EVERY)?;
@@ -37,8 +38,8 @@ pub async fn play(stage: &mut Stage<'_>) -> Result<Truth> {
     let writes = Watch::of(containerd, WRITES);
     let unmounts = Watch::start(containerd);
     stage.slow_down()?;
-    stage.write(&writer).await?;
-    stage.say(&format!("pod writer has written {MEGABYTES} MB and runs on"));
+    writer.tell("write")?;
+    stage.say(&format!("pod writer writes {MEGABYTES} MB and syncs its file"));
     let hangs = || {
         like.log.calls().into_iter().any(|call| {
             call.method == "ListContainers" && call.end.is_none() && call.age(sys::monotonic()) > SECOND
