@@ -62,18 +62,19 @@ pub fn uid(of: &str) -> String {
 
 /// What a pod's container does: it writes `megabytes` when told to, and exits when told to.
 pub fn script(megabytes: u64) -> String {
-    with_dd(megabytes, "")
+    and_then(megabytes, "")
 }
 
-/// The same for a workload that wants its data on the disk before it says that it has written.
+/// The same for a workload that wants its data on the disk before it says that it has written. It syncs the file system:
+/// what a process writes out by itself would be charged to its own group, where cgroup v1 knows no limit.
 pub fn script_that_syncs(megabytes: u64) -> String {
-    with_dd(megabytes, "conv=fsync")
+    and_then(megabytes, "sync -f /scratch.bin;")
 }
 
-fn with_dd(megabytes: u64, how: &str) -> String {
+fn and_then(megabytes: u64, then: &str) -> String {
     let wait = |step: &str| format!("while [ ! -e /lab/{step} ]; do sleep 0.05; done");
     format!(
-        "{}; dd if=/dev/zero of=/scratch.bin bs=1M count={megabytes} {how} 2>/dev/null; : > /lab/written; {}; exit 0",
+        "{}; dd if=/dev/zero of=/scratch.bin bs=1M count={megabytes} 2>/dev/null; {then} : > /lab/written; {}; exit 0",
         wait("write"),
         wait("exit"),
     )

@@ -39,7 +39,7 @@ pub async fn play(stage: &mut Stage<'_>) -> Result<Truth> {
     let unmounts = Watch::start(containerd);
     stage.slow_down()?;
     writer.tell("write")?;
-    stage.say(&format!("pod writer writes {MEGABYTES} MB and syncs its file"));
+    stage.say(&format!("pod writer writes {MEGABYTES} MB and syncs"));
     let hangs = || {
         like.log.calls().into_iter().any(|call| {
             call.method == "ListContainers" && call.end.is_none() && call.age(sys::monotonic()) > SECOND
