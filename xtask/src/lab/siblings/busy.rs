@@ -1,6 +1,7 @@
 //! An unmount that fails because somebody is in there: a process that works in the container's root file system, one
 //! that has a file of it open, a mount below it. The runtime tries fifty times in 2.5 s, gives up, tries the exit again.
 
+use super::said::{between, list, now};
 use super::{Played, SECOND, Stage, exit_of, noted};
 use crate::lab::containerd_log::{self, Attempt};
 use crate::lab::states::{self, States};
@@ -8,6 +9,7 @@ use crate::lab::sys::{self, seconds};
 use crate::lab::verdict::{Seen, Verdict};
 use anyhow::{Context, Result, ensure};
 use serde::Serialize;
+use serde_json::Value;
 use std::fs::{self, File};
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
@@ -16,6 +18,9 @@ use std::time::Duration;
 
 /// How long the mounts are kept busy after the exits.
 const KEPT: Duration = Duration::from_secs(14);
+
+/// How often the runtime calls umount2 in one attempt.
+const CALLS: u64 = 50;
 
 /// How a root file system is kept busy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -161,6 +166,72 @@ impl Played for Truth {
     }
 
     fn said(&self, frames: &[Seen], verdict: &mut Verdict) {
-        let _ = (frames, verdict);
+        for one in &self.kept {
+            one.said(self.released, frames, verdict);
+        }
+        let after = self.kept.iter().map(|one| one.reported).max().unwrap_or(0) + SECOND;
+        let left = between(frames, after, u64::MAX)
+            .filter(|(_, diagnosis)| self.kept.iter().any(|one| one.is_of(diagnosis)))
+            .count();
+        verdict.check("when all are reported", "nothing is stuck", format!("{left} diagnoses"), left == 0);
+    }
+}
+
+impl Kept {
+    fn is_of(&self, diagnosis: &Value) -> bool {
+        list(diagnosis, "stuck_calls").any(|call| call["subject"]["id"] == self.container.as_str())
+    }
+
+    fn said(&self, released: u64, frames: &[Seen], verdict: &mut Verdict) {
+        let busy: Vec<(&Seen, &Value)> = between(frames, self.exited, released)
+            .filter(|(_, diagnosis)| self.is_of(diagnosis))
+            .map(|(seen, diagnosis)| (seen, &diagnosis["ends_in"]["MountBusy"]))
+            .filter(|(_, busy)| !busy.is_null())
+            .collect();
+        let first = busy.first().map(|(seen, _)| now(seen).saturating_sub(self.exited));
+        verdict.check(
+            &format!("{}: the mount is busy", self.pod),
+            "said within 2 s of the exit",
+            first.map_or("never".to_owned(), |after| format!("{} after it", seconds(after))),
+            first.is_some_and(|after| after <= 2 * SECOND),
+        );
+        // Fifty calls make an attempt; those in flight are not in the log yet.
+        let most = |at: u64| {
+            let begun = self.attempts.iter().filter(|one| one.begin.unwrap_or(0) <= at).count() as u64;
+            begun * CALLS
+        };
+        let wrong = busy.iter().find(|(seen, busy)| {
+            let failures = busy["failures"].as_u64().unwrap_or(0);
+            failures < 3 || failures > most(now(seen))
+        });
+        verdict.check(
+            "failures in a row",
+            format!("at most {CALLS} for each of {} attempts", self.attempts.len()),
+            match wrong {
+                Some((seen, busy)) => {
+                    format!("{} at {}", busy["failures"], seconds(now(seen).saturating_sub(self.exited)))
+                }
+                None => {
+                    format!("up to {:?}", busy.iter().filter_map(|(_, one)| one["failures"].as_u64()).max())
+                }
+            },
+            wrong.is_none() && !busy.is_empty(),
+        );
+        let pins: Vec<&Value> = busy.last().map(|(_, busy)| list(busy, "pins").collect()).unwrap_or_default();
+        let how = |pin: &Value| pin["how"].as_str().unwrap_or_default().to_owned();
+        let right = pins.iter().any(|pin| match (self.how, self.by) {
+            (How::WorksIn, Some(pid)) => pin["pid"] == pid && how(pin).contains("works in"),
+            (How::HasOpen, Some(pid)) => pin["pid"] == pid && how(pin).contains("open"),
+            _ => how(pin).contains("mount below"),
+        });
+        verdict.check(
+            "by whom",
+            format!("{:?}, process {:?}", self.how, self.by),
+            pins.iter()
+                .map(|pin| format!("{} {} {}", pin["pid"], pin["comm"], how(pin)))
+                .collect::<Vec<_>>()
+                .join(", "),
+            right,
+        );
     }
 }

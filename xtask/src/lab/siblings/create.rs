@@ -5,14 +5,16 @@
 //! Since 1.6.2 containerd mounts it read-only, and the kernel does not sync what could not be written: with 1.6.20 the
 //! same story creates the container in 10 ms. So it is played with 1.4.
 
+use super::said::{self, between, kind, links, now};
 use super::{Played, RATE, SECOND, Stage};
 use crate::lab::states::{self, States};
 use crate::lab::sys::{self, seconds};
 use crate::lab::unmounts::{Stay, Watch};
-use crate::lab::verdict::{Seen, Verdict};
+use crate::lab::verdict::{self, Seen, Verdict};
 use crate::lab::{image, pods};
 use anyhow::Result;
 use serde::Serialize;
+use serde_json::Value;
 use std::path::Path;
 use std::time::Duration;
 
@@ -92,6 +94,60 @@ impl Played for Truth {
     }
 
     fn said(&self, frames: &[Seen], verdict: &mut Verdict) {
-        let _ = (frames, verdict);
+        let (begin, end) = self.call;
+        let is_ours = |diagnosis: &Value| {
+            links(diagnosis).next().is_some_and(|head| {
+                kind(head) == "CriCall"
+                    && head["operation"]["method"] == "CreateContainer"
+                    && head["who"]["pid"] == self.containerd
+            })
+        };
+        let ours: Vec<(&Seen, &Value)> =
+            between(frames, begin, end).filter(|(_, diagnosis)| is_ours(diagnosis)).collect();
+        let first = ours.first().map(|(seen, _)| now(seen).saturating_sub(begin));
+        verdict.check(
+            "shown while it lasts",
+            "within 1.5 s",
+            first.map_or("never".to_owned(), |after| format!("{} after its begin", seconds(after))),
+            first.is_some_and(|after| after <= SECOND + SECOND / 2),
+        );
+        let Some((seen, diagnosis)) = ours.last() else { return };
+        let unmount = links(diagnosis).find(|link| kind(link) == "Unmount");
+        let shims = links(diagnosis).any(|link| link["who"]["pid"] != self.containerd);
+        verdict.check(
+            "chain",
+            format!("CreateContainer > Unmount, all in containerd {}", self.containerd),
+            verdict::words(diagnosis),
+            unmount.is_some() && !shims,
+        );
+        verdict.duration(
+            "age of the call",
+            Some(now(seen) - begin),
+            links(diagnosis).next().and_then(|link| link["age"].as_u64()),
+        );
+        let since = self.unmounts.iter().find(|stay| stay.end.is_none_or(|end| end > now(seen)));
+        verdict.duration(
+            "age of the unmount",
+            since.map(|stay| now(seen) - stay.begin),
+            unmount.and_then(|link| link["age"].as_u64()),
+        );
+        let (name, detail) = verdict::variant(&diagnosis["ends_in"]);
+        let device = said::device(detail);
+        verdict.check(
+            "ends in",
+            format!("UnmountSync or Unmount {}", self.device),
+            format!("{name} {device:?}"),
+            ["UnmountSync", "Unmount"].contains(&name)
+                && device.as_ref().is_none_or(|device| *device == self.device),
+        );
+        let because = diagnosis["not_this_chain"].as_str();
+        verdict.check(
+            "not this chain",
+            "no shim takes part",
+            because.unwrap_or("-"),
+            because.is_some_and(|because| because.contains("containerd")),
+        );
+        let left = between(frames, end + SECOND, u64::MAX).filter(|(_, one)| is_ours(one)).count();
+        verdict.check("when it is created", "nothing is stuck", format!("{left} diagnoses"), left == 0);
     }
 }

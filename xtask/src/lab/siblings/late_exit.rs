@@ -2,14 +2,16 @@
 //! waits, tries again. Nobody updates containers, so no lock makes a list call wait: only the exits are late. One pod has
 //! written the data and stays; another one exits and pays; a third exits beside it and waits as well.
 
+use super::said::{self, between, consequences, kind, links, list, now};
 use super::{Played, RATE, SECOND, Stage, exit_of, noted};
 use crate::lab::containerd_log::{self, Attempt};
 use crate::lab::states::{self, States};
 use crate::lab::sys::{self, seconds};
 use crate::lab::unmounts::{Stay, Watch};
-use crate::lab::verdict::{Seen, Verdict};
+use crate::lab::verdict::{Seen, Verdict, variant};
 use anyhow::{Result, ensure};
 use serde::Serialize;
+use serde_json::Value;
 use std::fs;
 use std::path::Path;
 use std::time::Duration;
@@ -18,6 +20,9 @@ use std::time::Duration;
 const MEGABYTES: u64 = 70;
 /// How long containerd gives one attempt (`handleEventTimeout`).
 const ATTEMPT: u64 = 10 * SECOND;
+
+/// So late may plegscope be with a begin or an end.
+const LAG: u64 = SECOND / 2;
 
 /// A container that exits.
 #[derive(Clone, Debug, Serialize)]
@@ -182,6 +187,189 @@ impl Played for Truth {
     }
 
     fn said(&self, frames: &[Seen], verdict: &mut Verdict) {
-        let _ = (frames, verdict);
+        for (exit, other) in [(&self.payer, &self.bystander), (&self.bystander, &self.payer)] {
+            exit.shown(frames, verdict);
+            exit.counted(frames, verdict);
+            exit.behind(other, frames, verdict);
+            exit.told(frames, verdict);
+        }
+        self.leaf(frames, verdict);
+        self.dirtied(frames, verdict);
+        let unexplained = frames.last().and_then(|seen| seen.frame["relists"]["unexplained"].as_u64());
+        let waiting = between(frames, self.payer.exited, self.payer.reported)
+            .filter(|(_, diagnosis)| !diagnosis["not_ready"].is_null() || diagnosis["head"] == "ListCall")
+            .count();
+        verdict.check(
+            "relists",
+            "none is slow, the node stays ready",
+            format!("{unexplained:?} unexplained, {waiting} diagnoses with one that waits"),
+            unexplained == Some(0) && waiting == 0,
+        );
+    }
+}
+
+impl Exit {
+    fn stuck<'d>(&self, diagnosis: &'d Value) -> Option<&'d Value> {
+        list(diagnosis, "stuck_calls")
+            .find(|call| call["head"] == "LateExit" && call["subject"]["id"] == self.container.as_str())
+    }
+
+    /// During its attempts and between them, with its age.
+    fn shown(&self, frames: &[Seen], verdict: &mut Verdict) {
+        let within = |from: u64, to: u64| {
+            between(frames, from, to).filter(|(_, diagnosis)| self.stuck(diagnosis).is_some()).count()
+        };
+        let (mut during, mut between_them) = (0, 0);
+        for (one, next) in self.attempts.iter().zip(self.attempts.iter().skip(1)) {
+            let Some(failed) = one.failed else { continue };
+            during += within(one.begin.unwrap_or(self.exited), failed);
+            between_them += within(failed + LAG, next.begin.unwrap_or(failed));
+        }
+        verdict.check(
+            &format!("exit of {} shown", self.pod),
+            "during the attempts, and between them",
+            format!("in {during} frames, in {between_them}"),
+            during > 0 && between_them > 0,
+        );
+        let last = between(frames, self.exited, self.reported)
+            .filter_map(|(seen, diagnosis)| Some((seen, self.stuck(diagnosis)?)))
+            .last();
+        verdict.duration(
+            "its age, when seen last",
+            last.map(|(seen, _)| now(seen).saturating_sub(self.exited)),
+            last.and_then(|(_, call)| call["age"].as_u64()),
+        );
+    }
+
+    /// The attempts, where its chain is drawn; a moment after each begin and end is left to plegscope.
+    fn counted(&self, frames: &[Seen], verdict: &mut Verdict) {
+        let mut compared = 0;
+        let mut wrong = Vec::new();
+        for (seen, diagnosis) in between(frames, self.exited, self.reported) {
+            let Some(head) = links(diagnosis).next() else { continue };
+            let exit = &head["exit"];
+            if kind(head) != "ExitHandling" || head["subject"]["id"] != self.container.as_str() {
+                continue;
+            }
+            let at = now(seen);
+            let moments = self.attempts.iter().flat_map(|one| [one.begin, one.failed]);
+            if moments.flatten().any(|moment| at.abs_diff(moment) < LAG) {
+                continue;
+            }
+            compared += 1;
+            let begun = self.attempts.iter().filter(|one| one.begin.unwrap_or(0) <= at).count() as u64;
+            let in_flight = self.failed_by(at) < begun as usize;
+            if exit["begun"] != begun || exit["in_flight"] != in_flight {
+                wrong.push(format!("{exit} at {}, not {begun}", seconds(at - self.exited)));
+            }
+        }
+        verdict.check(
+            "its attempts",
+            format!("{} in the daemon's log", self.attempts.len()),
+            match wrong.last() {
+                None => format!("the same in {compared} frames"),
+                Some(last) => format!("otherwise in {} of {compared} frames: {last}", wrong.len()),
+            },
+            compared > 0 && wrong.is_empty(),
+        );
+    }
+
+    /// While one is due and the other's attempt lasts, it waits behind that.
+    fn behind(&self, other: &Exit, frames: &[Seen], verdict: &mut Verdict) {
+        let (mut due, mut said) = (0, 0);
+        for (failures, (one, next)) in self.attempts.iter().zip(self.attempts.iter().skip(1)).enumerate() {
+            let (Some(failed), Some(begin)) = (one.failed, next.begin) else { continue };
+            // The back-off begins with a second and doubles; it is looked at once a second.
+            let from = failed + (SECOND << failures) + SECOND;
+            let held = |at: u64| {
+                other.attempts.iter().skip(1).any(|attempt| {
+                    let begin = attempt.begin.unwrap_or(u64::MAX);
+                    begin + LAG < at && at + LAG < attempt.failed.unwrap_or(other.reported)
+                })
+            };
+            for (seen, diagnosis) in between(frames, from, begin.saturating_sub(LAG)) {
+                if !held(now(seen)) || self.stuck(diagnosis).is_none() {
+                    continue;
+                }
+                due += 1;
+                let joins = links(diagnosis).any(|link| {
+                    link["edge"]["kind"] == "Behind" && link["subject"]["id"] == other.container.as_str()
+                });
+                // Where the other's chain is drawn, this one is among those that wait there.
+                let drawn = links(diagnosis)
+                    .next()
+                    .is_some_and(|head| head["subject"]["id"] == other.container.as_str());
+                said += usize::from(joins || drawn);
+            }
+        }
+        verdict.check(
+            "behind the other's attempt",
+            if due > 0 { "while it is due and that lasts" } else { "never due while that lasts" },
+            format!("in {said} of {due} frames"),
+            said == due,
+        );
+    }
+
+    /// What has come of it, when all is over.
+    fn told(&self, frames: &[Seen], verdict: &mut Verdict) {
+        let told = frames
+            .iter()
+            .rev()
+            .flat_map(|seen| consequences(&seen.frame, "ExitLate"))
+            .find(|late| late["of"]["id"] == self.container.as_str() && late["reported"] == true);
+        verdict.duration(
+            "its exit reported late by",
+            Some(self.late()),
+            told.and_then(|late| late["late"].as_u64()),
+        );
+        verdict.check(
+            "after attempts",
+            self.attempts.len().to_string(),
+            told.map_or("-".to_owned(), |late| late["attempts"].to_string()),
+            told.is_some_and(|late| late["attempts"] == self.attempts.len()),
+        );
+    }
+}
+
+impl Truth {
+    /// What it all ends in.
+    fn leaf(&self, frames: &[Seen], verdict: &mut Verdict) {
+        let mut named: Vec<(String, usize)> = Vec::new();
+        for (_, diagnosis) in between(frames, self.payer.exited + SECOND, self.payer.reported)
+            .filter(|(_, diagnosis)| self.payer.stuck(diagnosis).is_some())
+        {
+            let (name, detail) = variant(&diagnosis["ends_in"]);
+            let name = format!("{name} {}", said::device(detail).unwrap_or_default());
+            match named.iter_mut().find(|(known, _)| *known == name) {
+                Some((_, count)) => *count += 1,
+                None => named.push((name, 1)),
+            }
+        }
+        let right = [format!("UnmountSync {}", self.device), format!("Unmount {}", self.device)];
+        let total: usize = named.iter().map(|(_, count)| count).sum();
+        let agreed: usize =
+            named.iter().filter(|(name, _)| right.contains(name)).map(|(_, count)| count).sum();
+        verdict.check(
+            "ends in",
+            right[0].as_str(),
+            named.iter().map(|(name, count)| format!("{name}: {count}")).collect::<Vec<_>>().join(", "),
+            // An attempt that has just begun something else may show no more for a poll.
+            total > 0 && agreed * 10 >= total * 9,
+        );
+    }
+
+    /// Who has written what the payer pays for.
+    fn dirtied(&self, frames: &[Seen], verdict: &mut Verdict) {
+        let said = between(frames, self.payer.exited, self.payer.reported)
+            .filter_map(|(_, diagnosis)| list(diagnosis, "dirtied_by").next())
+            .max_by_key(|first| first["bytes"].as_u64());
+        let pod = said.map_or("-", |first| first["source"]["Container"]["pod"].as_str().unwrap_or("-"));
+        let bytes = said.and_then(|first| first["bytes"].as_u64()).unwrap_or(0);
+        verdict.check(
+            "dirtied by, first",
+            format!("{}, {} MB at the exit", self.writer, self.dirty[0] >> 20),
+            format!("{pod}, {} MB", bytes >> 20),
+            pod == self.writer && bytes > self.dirty[0] / 2 && bytes <= self.dirty[0] + self.dirty[0] / 20,
+        );
     }
 }

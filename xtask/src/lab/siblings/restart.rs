@@ -2,6 +2,7 @@
 //! containers afterwards is asked of it. While it is away, the bundle of another container is removed: its shim runs on
 //! and nobody knows it any more, as the daemons of the field leave them behind.
 
+use super::said::{consequences, list, now};
 use super::{Played, RATE, SECOND, Stage, UPDATE_EVERY, exit_of, noted};
 use crate::lab::cleanup::Leftover;
 use crate::lab::kubelet_like::{Call, KubeletLike};
@@ -11,6 +12,7 @@ use crate::lab::unmounts::{Stay, Watch};
 use crate::lab::verdict::{Seen, Verdict};
 use anyhow::{Context, Result, ensure};
 use serde::Serialize;
+use serde_json::Value;
 use std::fs;
 use std::time::Duration;
 
@@ -34,7 +36,9 @@ pub struct Truth {
     up: u64,
     /// The container whose bundle was removed, its shim, and when.
     forgotten: (String, u32, u64),
-    /// Shims of this lab that have no bundle at the end of the story, with their container.
+    /// All shims of this lab at the end of the story.
+    shims: Vec<u32>,
+    /// Those that have no bundle then, with their container.
     leaked: Vec<(u32, String)>,
     states: States,
     calls: Vec<Call>,
@@ -91,7 +95,11 @@ pub async fn play(stage: &mut Stage<'_>) -> Result<Truth> {
         pids: (old, stage.lab.containerd.pid),
         up,
         forgotten: (forgotten.container.clone(), leaked_shim, forgotten_at),
-        leaked: without_bundle(stage),
+        shims: shims(stage).into_iter().map(|(pid, _)| pid).collect(),
+        leaked: shims(stage)
+            .into_iter()
+            .filter(|(_, id)| !stage.lab.containerd.bundle(id).exists())
+            .collect(),
         states: states.states(),
         calls: like.log.calls(),
     })
@@ -114,8 +122,8 @@ fn forget(stage: &Stage<'_>, sandbox: &str, container: &str) -> Result<()> {
     Ok(())
 }
 
-/// Shims of this lab whose bundle is gone.
-fn without_bundle(stage: &Stage<'_>) -> Vec<(u32, String)> {
+/// The shims of this lab, each with the container or sandbox it was started for.
+fn shims(stage: &Stage<'_>) -> Vec<(u32, String)> {
     let argument = |pid: u32, name: &str| -> Option<String> {
         let cmdline = fs::read_to_string(format!("/proc/{pid}/cmdline")).ok()?;
         let mut arguments = cmdline.split('\0');
@@ -168,6 +176,53 @@ impl Played for Truth {
     }
 
     fn said(&self, frames: &[Seen], verdict: &mut Verdict) {
-        let _ = (frames, verdict);
+        let told = |what: &'static str| -> Vec<&Value> {
+            frames.iter().flat_map(|seen| consequences(&seen.frame, what)).collect()
+        };
+        let restarted = told("Restarted");
+        verdict.check(
+            "restarted",
+            format!("containerd is {} now", self.pids.1),
+            restarted.last().map_or("-".to_owned(), |one| one.to_string()),
+            !restarted.is_empty() && restarted.iter().all(|one| one["pid"] == self.pids.1),
+        );
+        // What the runtime itself calls Unknown must be called so, and nothing else.
+        let unknown: Vec<&str> = self
+            .states
+            .changes
+            .iter()
+            .filter(|one| one.state == "UNKNOWN")
+            .map(|one| one.container.as_str())
+            .collect();
+        let mut said: Vec<&str> = told("Unknown").iter().filter_map(|one| one["of"]["id"].as_str()).collect();
+        said.sort_unstable();
+        said.dedup();
+        let short = |ids: &[&str]| ids.iter().map(|id| &id[..12]).collect::<Vec<_>>().join(", ");
+        verdict.check(
+            "Unknown",
+            short(&unknown),
+            short(&said),
+            said.len() == unknown.len() && said.iter().all(|id| unknown.contains(id)),
+        );
+        let last = frames.last().map_or(&Value::Null, |seen| &seen.frame);
+        let leaked: Vec<(u64, &str)> = list(last, "leaked_shims")
+            .filter_map(|one| Some((one[0].as_u64()?, one[1]["id"].as_str()?)))
+            .collect();
+        let right = self
+            .leaked
+            .iter()
+            .all(|(pid, id)| leaked.iter().any(|(said, of)| *said == u64::from(*pid) && of == id));
+        verdict.check(
+            "shims left over",
+            format!("{:?}", self.leaked.iter().map(|(pid, id)| (pid, &id[..12])).collect::<Vec<_>>()),
+            format!("{:?}", leaked.iter().map(|(pid, id)| (pid, &id[..12])).collect::<Vec<_>>()),
+            right
+                && leaked.iter().all(|(pid, _)| self.leaked.iter().any(|(ours, _)| u64::from(*ours) == *pid)),
+        );
+        let early = frames
+            .iter()
+            .filter(|seen| now(seen) < self.forgotten.2)
+            .any(|seen| list(&seen.frame, "leaked_shims").next().is_some());
+        verdict.check("before that", "none", if early { "some" } else { "none" }, !early);
     }
 }

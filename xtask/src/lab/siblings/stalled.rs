@@ -1,6 +1,7 @@
 //! The daemon does not run: first its group is frozen, later it gets next to no CPU. Nothing is unmounted, no lock is
 //! held; the relist is slow all the same.
 
+use super::said::{kind, links, list, now};
 use super::{Played, SECOND, Stage, UPDATE_EVERY};
 use crate::lab::cri::{self, Client};
 use crate::lab::group::Group;
@@ -9,6 +10,7 @@ use crate::lab::sys::{self, seconds};
 use crate::lab::verdict::{Seen, Verdict};
 use anyhow::{Result, ensure};
 use serde::Serialize;
+use serde_json::Value;
 use std::time::Duration;
 
 /// How long the daemon is frozen.
@@ -130,6 +132,81 @@ impl Played for Truth {
     }
 
     fn said(&self, frames: &[Seen], verdict: &mut Verdict) {
-        let _ = (frames, verdict);
+        self.stall("Frozen", self.frozen, 2 * SECOND, "Proven", frames, verdict);
+        self.stall("Starved", self.starved, 6 * SECOND, "Inferred", frames, verdict);
+    }
+}
+
+impl Truth {
+    /// That it was called by its name in time, for what it is, and no longer than it was so.
+    fn stall(
+        &self,
+        name: &str,
+        (from, to): (u64, u64),
+        within: u64,
+        confidence: &str,
+        frames: &[Seen],
+        verdict: &mut Verdict,
+    ) {
+        // Frames of a moment before a freeze is over may come after it.
+        let all: Vec<(&Seen, &Value)> = frames
+            .iter()
+            .flat_map(|seen| list(&seen.frame, "diagnoses").map(move |one| (seen, one)))
+            .collect();
+        let named = |diagnosis: &Value| {
+            !diagnosis["ends_in"][name].is_null()
+                && links(diagnosis).any(|link| link["who"]["pid"] == self.containerd)
+        };
+        let during: Vec<&(&Seen, &Value)> = all
+            .iter()
+            .filter(|(seen, diagnosis)| (from..=to).contains(&now(seen)) && named(diagnosis))
+            .collect();
+        let first = during.first().map(|(seen, _)| now(seen) - from);
+        verdict.check(
+            &format!("{name}: said"),
+            format!("within {}", seconds(within)),
+            first.map_or("never".to_owned(), |after| format!("{} after it began", seconds(after))),
+            first.is_some_and(|after| after <= within),
+        );
+        let after = all.iter().filter(|(seen, one)| now(seen) > to + 3 * SECOND && named(one));
+        let outside = after.count() + all.iter().filter(|(seen, one)| now(seen) < from && named(one)).count();
+        verdict.check(
+            &format!("{name}: at other times"),
+            "never",
+            format!("in {outside} diagnoses"),
+            outside == 0,
+        );
+        let Some((seen, diagnosis)) =
+            during.iter().rev().find(|(_, one)| self.kubelet.is_none() || one["head"] == "Relist")
+        else {
+            verdict.check(&format!("{name}: whose relist"), "the kubelet's", "of nobody", false);
+            return;
+        };
+        if let Some(kubelet) = self.kubelet {
+            let head = links(diagnosis).next().unwrap_or(&Value::Null);
+            verdict.check(
+                &format!("{name}: whose relist"),
+                format!("of kubelet {kubelet}"),
+                format!("{} of {}", kind(head), head["who"]["pid"]),
+                kind(head) == "Relist" && head["who"]["pid"] == kubelet,
+            );
+            let truth = self
+                .relist((now(seen), now(seen)))
+                .map(|call| call.age(now(seen)).min(now(seen) - call.begin));
+            verdict.duration(&format!("{name}: age of the relist"), truth, head["age"].as_u64());
+        }
+        verdict.check(
+            &format!("{name}: how sure"),
+            confidence,
+            format!("{}: {}", diagnosis["confidence"], diagnosis["evidence"]),
+            diagnosis["confidence"] == confidence,
+        );
+        let because = diagnosis["not_this_chain"].as_str();
+        verdict.check(
+            &format!("{name}: not this chain"),
+            "says why",
+            because.unwrap_or("-"),
+            because.is_some_and(|because| !because.is_empty()),
+        );
     }
 }

@@ -2,14 +2,16 @@
 //! container's Status lock waits behind the data that a pod syncs. The relist hangs at the same lock as ever, but no container exits,
 //! nothing is unmounted, and no shim takes part.
 
+use super::said::{between, kind, links, now};
 use super::{Played, SECOND, Stage, UPDATE_EVERY};
 use crate::lab::kubelet_like::{Call, KubeletLike};
 use crate::lab::pods;
 use crate::lab::sys::{self, seconds};
 use crate::lab::unmounts::{Stay, WRITES, Watch};
-use crate::lab::verdict::{Seen, Verdict};
+use crate::lab::verdict::{self, Seen, Verdict};
 use anyhow::{Result, ensure};
 use serde::Serialize;
+use serde_json::Value;
 use std::time::Duration;
 
 /// What the pod writes.
@@ -99,6 +101,55 @@ impl Played for Truth {
     }
 
     fn said(&self, frames: &[Seen], verdict: &mut Verdict) {
-        let _ = (frames, verdict);
+        let Some(list_call) = self.longest("ListContainers") else { return };
+        let (begin, end) = (list_call.begin, list_call.end.unwrap_or(u64::MAX));
+        let is_ours = |diagnosis: &Value| {
+            links(diagnosis).next().is_some_and(|head| {
+                head["operation"]["method"] == "ListContainers" && head["who"]["pid"] == self.containerd
+            })
+        };
+        let ours: Vec<(&Seen, &Value)> =
+            between(frames, begin, end).filter(|(_, diagnosis)| is_ours(diagnosis)).collect();
+        let first = ours.first().map(|(seen, _)| now(seen).saturating_sub(begin));
+        verdict.check(
+            "shown while it lasts",
+            "within 1 s of the block",
+            first.map_or("never".to_owned(), |after| format!("{} after it", seconds(after))),
+            first.is_some_and(|after| after <= SECOND),
+        );
+        let Some((seen, diagnosis)) = ours.last() else { return };
+        let status = links(diagnosis).any(|link| link["lock"]["name"] == "Status");
+        let unmount = links(diagnosis).any(|link| kind(link) == "Unmount");
+        verdict.check(
+            "chain",
+            "ListContainers > Status lock > UpdateContainerResources, no unmount",
+            verdict::words(diagnosis),
+            status && !unmount,
+        );
+        verdict.duration(
+            "age of ListContainers",
+            Some(now(seen) - begin),
+            links(diagnosis).next().and_then(|link| link["age"].as_u64()),
+        );
+        verdict.check(
+            "ends in",
+            "StatusWrite",
+            diagnosis["ends_in"].to_string(),
+            diagnosis["ends_in"] == "StatusWrite",
+        );
+        let because = diagnosis["not_this_chain"].as_str();
+        verdict.check(
+            "not this chain",
+            "says why",
+            because.unwrap_or("-"),
+            because.is_some_and(|because| !because.is_empty()),
+        );
+        let relists = frames.last().map_or(&Value::Null, |seen| &seen.frame["relists"]);
+        verdict.check(
+            "slow relists",
+            "all explained",
+            format!("{} explained, {} not", relists["explained"], relists["unexplained"]),
+            relists["explained"].as_u64() > Some(0) && relists["unexplained"] == 0,
+        );
     }
 }
