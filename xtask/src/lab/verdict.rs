@@ -527,7 +527,7 @@ mod tests {
                 call("UpdateContainerResources", Some("c1"), 12, 30),
                 call("ListContainers", None, 13, 30),
             ],
-            unmounts: vec![Stay { tid: 71, begin: 10 * SECOND, end: Some(30 * SECOND) }],
+            unmounts: vec![Stay { tid: 71, call: 166, begin: 10 * SECOND, end: Some(30 * SECOND) }],
             traced: Vec::new(),
         }
     }
