@@ -251,8 +251,10 @@ fn end_cookie(number: u8, entry: &catalog::Entry, site: Site, abi: Abi) -> Cooki
     match (entry.error_result, abi) {
         (Some(result), Abi::Register) => cookie.with_error_result(result.register),
         // The first word above the return address is word 0.
-        (Some(result), Abi::Stack) => cookie.with_error_result(result.stack / 8 - 1),
-        (None, _) => cookie,
+        (Some(catalog::ErrorResult { stack: Some(stack), .. }), Abi::Stack) => {
+            cookie.with_error_result(stack / 8 - 1)
+        }
+        (_, _) => cookie,
     }
 }
 
