@@ -202,7 +202,7 @@ impl Kept {
         };
         let wrong = busy.iter().find(|(seen, busy)| {
             let failures = busy["failures"].as_u64().unwrap_or(0);
-            failures < 3 || failures > most(now(seen))
+            failures < 1 || failures > most(now(seen))
         });
         verdict.check(
             "failures in a row",
