@@ -6,7 +6,7 @@ use super::siblings::{self, Sibling};
 use super::story::{Block, Script, Truth};
 use super::tracer::{self, Line, Tracer};
 use super::verdict::{self, Verdict};
-use super::{Lab, cleanup, packages, run_interruptible, sys};
+use super::{Lab, cleanup, harm, packages, run_interruptible, sys};
 use crate::kubelet;
 use anyhow::{Context, Result, bail};
 use std::fs;
@@ -224,6 +224,9 @@ fn judge(truth: &Truth, output: Option<&Output>) -> Vec<Verdict> {
             Block::None => verdict::healthy(truth, &frames),
             Block::Disk | Block::Strace => verdict::incident(truth, &frames),
         };
+        if truth.block == Block::Disk {
+            harm::updates(truth, &frames, &mut verdict);
+        }
         verdict.ended(output.exit, output.quit_took, QUIT_WITHIN);
         verdicts.push(verdict);
     }

@@ -11,7 +11,8 @@ use std::path::Path;
 /// Its name; `localhost/` so that nothing is ever pulled for it.
 pub const NAME: &str = "localhost/plegscope-lab:1";
 
-/// The same with a `VOLUME`, which the runtime fills from the image when it creates a container.
+/// The same with a `VOLUME`, which the runtime fills from the image when it creates a container, and with a user by name,
+/// whom it looks up in the image.
 pub const WITH_VOLUME: &str = "localhost/plegscope-lab-volume:1";
 /// Where that volume is.
 const VOLUME: &str = "/bin";
@@ -30,6 +31,7 @@ pub fn write(path: &Path, name: &str) -> Result<()> {
             "Entrypoint": ["/bin/sleep"],
             "Cmd": ["2147483647"],
             "Env": ["PATH=/bin"],
+            "User": if name == WITH_VOLUME { "root" } else { "" },
             "Volumes": volumes,
         },
         "rootfs": { "type": "layers", "diff_ids": [digest(&layer)] },
@@ -63,6 +65,8 @@ fn layer() -> Result<Vec<u8>> {
     }
     let mut tar = tar::Builder::new(Vec::new());
     append(&mut tar, "bin/busybox", 0o755, &busybox)?;
+    append(&mut tar, "etc/passwd", 0o644, b"root:x:0:0:root:/:/bin/sh\n")?;
+    append(&mut tar, "etc/group", 0o644, b"root:x:0:\n")?;
     for applet in APPLETS {
         let mut header = header(0o777, 0);
         header.set_entry_type(tar::EntryType::Symlink);

@@ -15,6 +15,7 @@ pub mod cri;
 pub mod disk;
 pub mod e2e;
 pub mod group;
+pub mod harm;
 pub mod image;
 pub mod kubelet;
 pub mod kubelet_like;

@@ -241,34 +241,41 @@ impl Exit {
         );
     }
 
-    /// The attempts, where its chain is drawn; a moment after each begin and end is left to plegscope.
+    /// The attempts, where its chain is drawn and where they are told as a consequence; a moment after each begin and
+    /// end is left to plegscope.
     fn counted(&self, frames: &[Seen], verdict: &mut Verdict) {
         let mut compared = 0;
         let mut wrong = Vec::new();
-        for (seen, diagnosis) in between(frames, self.exited, self.reported) {
-            let Some(head) = links(diagnosis).next() else { continue };
-            let exit = &head["exit"];
-            if kind(head) != "ExitHandling" || head["subject"]["id"] != self.container.as_str() {
-                continue;
-            }
+        for seen in frames.iter().filter(|seen| (self.exited..self.reported).contains(&now(seen))) {
             let at = now(seen);
             let moments = self.attempts.iter().flat_map(|one| [one.begin, one.failed]);
-            if moments.flatten().any(|moment| at.abs_diff(moment) < LAG) {
+            if at < self.exited + LAG || moments.flatten().any(|moment| at.abs_diff(moment) < LAG) {
                 continue;
             }
-            compared += 1;
-            let begun = self.attempts.iter().filter(|one| one.begin.unwrap_or(0) <= at).count() as u64;
-            let in_flight = self.failed_by(at) < begun as usize;
-            if exit["begun"] != begun || exit["in_flight"] != in_flight {
-                wrong.push(format!("{exit} at {}, not {begun}", seconds(at - self.exited)));
+            let begun = self.attempts.iter().filter(|one| one.begin.unwrap_or(0) <= at).count();
+            let in_flight = self.failed_by(at) < begun;
+            let mine = |of: &Value| of["id"] == self.container.as_str();
+            let drawn = list(&seen.frame, "diagnoses")
+                .filter_map(|diagnosis| links(diagnosis).next())
+                .filter(|head| kind(head) == "ExitHandling" && mine(&head["subject"]))
+                .map(|head| &head["exit"])
+                .map(|exit| (exit, exit["begun"] == begun && exit["in_flight"] == in_flight));
+            let told = consequences(&seen.frame, "ExitLate")
+                .filter(|late| mine(&late["of"]))
+                .map(|late| (late, late["attempts"] == begun));
+            for (said, right) in drawn.chain(told) {
+                compared += 1;
+                if !right {
+                    wrong.push(format!("{said} at {}, not {begun}", seconds(at - self.exited)));
+                }
             }
         }
         verdict.check(
             "its attempts",
             format!("{} in the daemon's log", self.attempts.len()),
             match wrong.last() {
-                None => format!("the same in {compared} frames"),
-                Some(last) => format!("otherwise in {} of {compared} frames: {last}", wrong.len()),
+                None => format!("the same in {compared} places"),
+                Some(last) => format!("otherwise in {} of {compared} places: {last}", wrong.len()),
             },
             compared > 0 && wrong.is_empty(),
         );

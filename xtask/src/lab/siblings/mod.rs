@@ -6,7 +6,7 @@ mod busy;
 mod create;
 mod late_exit;
 mod restart;
-mod said;
+pub mod said;
 mod stalled;
 mod status_write;
 

@@ -140,9 +140,9 @@ impl Played for Truth {
         let because = diagnosis["not_this_chain"].as_str();
         verdict.check(
             "not this chain",
-            "says why",
+            "no unmount is in flight",
             because.unwrap_or("-"),
-            because.is_some_and(|because| !because.is_empty()),
+            because.is_some_and(|because| because.contains("no unmount")),
         );
         let relists = frames.last().map_or(&Value::Null, |seen| &seen.frame["relists"]);
         verdict.check(
