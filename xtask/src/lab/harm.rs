@@ -38,3 +38,55 @@ pub fn updates(truth: &Truth, frames: &[Seen], verdict: &mut Verdict) {
         right,
     );
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::lab::kubelet_like::Call;
+    use crate::lab::story::Block;
+    use serde_json::json;
+
+    fn truth(error: Option<&str>) -> Truth {
+        let update = Call {
+            method: "UpdateContainerResources".to_owned(),
+            container: Some("victim-container".to_owned()),
+            begin: 10 * WAITED,
+            end: Some(20 * WAITED),
+            error: error.map(str::to_owned),
+        };
+        Truth {
+            block: Block::Disk,
+            container: "victim-container".to_owned(),
+            pod: "victim".to_owned(),
+            namespace: "ns".to_owned(),
+            container_name: "worker".to_owned(),
+            shim: 7,
+            own: vec!["victim-container".to_owned(), "other-container".to_owned()],
+            kubelet: None,
+            device: "7:0".to_owned(),
+            told_to_exit: 0,
+            calls: vec![update],
+            unmounts: Vec::new(),
+            traced: Vec::new(),
+        }
+    }
+
+    fn failures(error: Option<&str>, of: &str, count: u64) -> usize {
+        let what = json!({"UpdatesFailed": {"of": {"id": of}, "count": count}});
+        let frame = json!({"diagnoses": [], "incidents": [{"consequences": [{"what": what}]}]});
+        let mut verdict = Verdict::default();
+        updates(&truth(error), &[Seen { at: 0, frame }], &mut verdict);
+        verdict.failures()
+    }
+
+    #[test]
+    fn updates_that_failed_are_counted_and_are_the_victims() {
+        let error = Some("cannot update a deleted process");
+        assert_eq!(failures(error, "victim-container", 1), 0);
+        assert_eq!(failures(error, "victim-container", 2), 1);
+        assert_eq!(failures(error, "other-container", 1), 1);
+        assert_eq!(failures(None, "victim-container", 1), 1);
+        // What another node in a box on the same machine makes of its own is not judged.
+        assert_eq!(failures(None, "somebody-elses", 1), 0);
+    }
+}

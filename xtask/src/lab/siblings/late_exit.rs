@@ -370,3 +370,147 @@ impl Truth {
         );
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn attempt(begin: Option<u64>, failed: Option<u64>) -> Attempt {
+        let ns = |at: u64| at * SECOND;
+        Attempt {
+            container: String::new(),
+            begin: begin.map(ns),
+            failed: failed.map(ns),
+            error: failed.map(|_| "context deadline exceeded".to_owned()),
+        }
+    }
+
+    fn exit(name: &str, exited: u64, attempts: Vec<Attempt>, reported: u64) -> Exit {
+        Exit {
+            pod: name.to_owned(),
+            container: name.to_owned(),
+            shim: 7,
+            exited: exited * SECOND,
+            reported: reported * SECOND,
+            attempts,
+            unmounts: Vec::new(),
+        }
+    }
+
+    /// As it really went: the retries of one wait behind those of the other.
+    fn truth() -> Truth {
+        let payer = vec![attempt(None, Some(110)), attempt(Some(112), Some(122)), attempt(Some(132), None)];
+        let bystander =
+            vec![attempt(None, Some(113)), attempt(Some(122), Some(132)), attempt(Some(137), None)];
+        Truth {
+            writer: "writer".to_owned(),
+            writer_container: "writer".to_owned(),
+            dirty: [70 << 20, 0],
+            payer: exit("payer", 100, payer, 137),
+            bystander: exit("bystander", 103, bystander, 138),
+            device: "7:0".to_owned(),
+            states: States::default(),
+        }
+    }
+
+    fn frame(truth: &Truth, at: u64) -> Seen {
+        let at = at * SECOND;
+        let open = |exit: &&Exit| at > exit.exited && at < exit.reported;
+        let exits = [&truth.payer, &truth.bystander];
+        let begun = |exit: &Exit| exit.attempts.iter().filter(|one| one.begin.unwrap_or(0) <= at).count();
+        let calls: Vec<Value> = exits
+            .into_iter()
+            .filter(open)
+            .map(|exit| {
+                json!({"head": "LateExit", "subject": {"id": exit.container}, "age": at - exit.exited})
+            })
+            .collect();
+        let late: Vec<Value> = exits
+            .into_iter()
+            .filter(|exit| at > exit.exited)
+            .map(|exit| {
+                let late = at.min(exit.reported) - exit.exited;
+                let reported = at >= exit.reported;
+                let of = json!({"id": exit.container});
+                let attempts = begun(exit);
+                json!({"what": {"ExitLate": {"of": of, "late": late, "attempts": attempts, "reported": reported}}})
+            })
+            .collect();
+        let device = json!({"device": {"major": 7, "minor": 0}});
+        let diagnosis = json!({
+            "stuck_calls": calls,
+            "chain": {"links": []},
+            "ends_in": {"UnmountSync": {"device": device}},
+            "dirtied_by": [{"source": {"Container": {"pod": "writer"}}, "bytes": 69 << 20}],
+            "head": "LateExit",
+            "not_ready": null,
+        });
+        let diagnoses = if calls.is_empty() { json!([]) } else { json!([diagnosis]) };
+        let frame = json!({
+            "now": at, "diagnoses": diagnoses, "incidents": [{"consequences": late}],
+            "relists": {"unexplained": 0},
+        });
+        Seen { at, frame }
+    }
+
+    fn judged(change: impl Fn(&mut Value)) -> Verdict {
+        let truth = truth();
+        let frames: Vec<Seen> = (101..140)
+            .map(|at| {
+                let mut seen = frame(&truth, at);
+                change(&mut seen.frame);
+                seen
+            })
+            .collect();
+        let mut verdict = Verdict::default();
+        truth.said(&frames, &mut verdict);
+        verdict
+    }
+
+    fn wrong(change: impl Fn(&mut Value)) -> Vec<String> {
+        let wrong = judged(change).0.into_iter().filter(|check| check.agree == Some(false));
+        wrong.map(|check| check.what).collect()
+    }
+
+    #[test]
+    fn what_went_as_it_was_said_passes() {
+        let verdict = judged(|_| {});
+        assert_eq!(verdict.failures(), 0, "\n{}", verdict.table());
+    }
+
+    #[test]
+    fn an_exit_that_is_forgotten_between_attempts_fails() {
+        let wrong = wrong(|frame| {
+            let at = frame["now"].as_u64().unwrap_or(0) / SECOND;
+            let between = (110..=112).contains(&at) || (122..=132).contains(&at);
+            if let Some(first) = frame["diagnoses"].get_mut(0).filter(|_| between)
+                && let Some(calls) = first["stuck_calls"].as_array_mut()
+            {
+                calls.retain(|call| call["subject"]["id"] != "payer");
+            }
+        });
+        assert!(wrong.contains(&"exit of payer shown".to_owned()), "{wrong:?}");
+        assert!(wrong.contains(&"behind the other's attempt".to_owned()), "{wrong:?}");
+    }
+
+    #[test]
+    fn a_wrong_count_a_wrong_pod_and_a_wrong_device_fail() {
+        let count = |frame: &mut Value| {
+            frame["incidents"][0]["consequences"][0]["what"]["ExitLate"]["attempts"] = json!(7);
+        };
+        assert_eq!(wrong(count), ["its attempts", "after attempts"]);
+        let pod = |frame: &mut Value| {
+            if let Some(first) = frame["diagnoses"].get_mut(0) {
+                first["dirtied_by"][0]["source"]["Container"]["pod"] = json!("payer");
+            }
+        };
+        assert_eq!(wrong(pod), ["dirtied by, first"]);
+        let device = |frame: &mut Value| {
+            if let Some(first) = frame["diagnoses"].get_mut(0) {
+                first["ends_in"]["UnmountSync"]["device"]["device"]["minor"] = json!(1);
+            }
+        };
+        assert_eq!(wrong(device), ["ends in"]);
+    }
+}

@@ -213,3 +213,82 @@ impl Truth {
         );
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn wrong(change: impl Fn(&mut Value)) -> Vec<String> {
+        let relist = |begin: u64, end: u64| Call {
+            method: "relist".to_owned(),
+            container: None,
+            begin: begin * SECOND,
+            end: Some(end * SECOND),
+            error: None,
+        };
+        let truth = Truth {
+            containerd: 100,
+            kubelet: Some(50),
+            frozen: (10 * SECOND, 18 * SECOND),
+            starved: (30 * SECOND, 42 * SECOND),
+            throttled: (100, SECOND),
+            calls: vec![relist(10, 18), relist(31, 43)],
+        };
+        let frames: Vec<Seen> = (5..50)
+            .map(|at| {
+                let stall = match at {
+                    11..18 => Some(("Frozen", "Proven", "frozen", 10)),
+                    33..42 => Some(("Starved", "Inferred", "starved", 31)),
+                    _ => None,
+                };
+                let diagnoses = stall.map_or(json!([]), |(name, confidence, word, begin)| {
+                    let links = json!([
+                        {"operation": {"kind": "Relist"}, "who": {"pid": 50}, "age": (at - begin) * SECOND},
+                        {"operation": {"kind": "Stalled"}, "who": {"pid": 100}},
+                    ]);
+                    json!([{
+                        "head": "Relist", "ends_in": {name: {"by": word}}, "confidence": confidence,
+                        "evidence": "", "chain": {"links": links},
+                        "not_this_chain": format!("containerd itself is {word}"),
+                    }])
+                });
+                let mut frame = json!({"now": at * SECOND, "diagnoses": diagnoses});
+                change(&mut frame);
+                Seen { at: at * SECOND, frame }
+            })
+            .collect();
+        let mut verdict = Verdict::default();
+        truth.said(&frames, &mut verdict);
+        verdict.0.into_iter().filter(|check| check.agree == Some(false)).map(|check| check.what).collect()
+    }
+
+    #[test]
+    fn both_stalls_by_their_names_pass() {
+        assert!(wrong(|_| {}).is_empty());
+    }
+
+    #[test]
+    fn another_name_another_process_and_another_time_fail() {
+        let starved = wrong(|frame| {
+            let frozen = frame["diagnoses"][0]["ends_in"]["Frozen"].is_object();
+            if frozen {
+                frame["diagnoses"][0]["ends_in"] = json!({"NotVisible": {"because": ""}});
+            }
+        });
+        assert_eq!(starved, ["Frozen: said", "Frozen: whose relist"]);
+        let of_another = wrong(|frame| {
+            if frame["diagnoses"][0].is_object() {
+                frame["diagnoses"][0]["chain"]["links"][0]["who"]["pid"] = json!(51);
+            }
+        });
+        assert_eq!(of_another, ["Frozen: whose relist", "Starved: whose relist"]);
+        let always = wrong(|frame| {
+            if frame["diagnoses"][0].is_null() {
+                let links = json!([{"operation": {"kind": "Stalled"}, "who": {"pid": 100}}]);
+                frame["diagnoses"] = json!([{"ends_in": {"Frozen": {"by": ""}}, "chain": {"links": links}}]);
+            }
+        });
+        assert_eq!(always, ["Frozen: at other times"]);
+    }
+}
