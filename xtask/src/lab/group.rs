@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// Length of the periods in which CPU time is given out, microseconds.
-const PERIOD: u64 = 100_000;
+const PERIOD: u64 = 500_000;
 
 /// A control file with what switches it on and off.
 struct Switch {
@@ -36,6 +36,8 @@ impl Group {
         let group = match (v1("cpu.cfs_quota_us").or(v1("cpu.shares")), freezer(&roots)) {
             (Some(cpu), Some(freezer)) => {
                 let (cpu, freezer) = (join(cpu, &below, pid)?, join(freezer, &below, pid)?);
+                fs::write(cpu.join("cpu.cfs_period_us"), PERIOD.to_string())
+                    .context("setting the period in which CPU time is given out")?;
                 Group {
                     frozen: Switch::new(freezer.join("freezer.state"), "FROZEN", "THAWED"),
                     starved: Switch::new(cpu.join("cpu.cfs_quota_us"), &quota.to_string(), "-1"),
