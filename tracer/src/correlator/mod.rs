@@ -232,7 +232,7 @@ impl Correlator {
     pub fn is_quiet(&self) -> bool {
         let settling = self.operations.sizes()[3];
         let (open, _) = self.incidents.len();
-        let exits: usize = self.exits.sizes().iter().map(|(len, _)| len).sum();
+        let exits = self.exits.sizes()[0].0;
         self.operations.len() + settling + open + exits + self.failed.len() + self.unseen.len() == 0
     }
 

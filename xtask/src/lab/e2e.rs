@@ -2,10 +2,11 @@
 //! word of plegscope is held against clocks that have nothing to do with it.
 
 use super::containerd::Programs;
+use super::siblings::{self, Sibling};
 use super::story::{Block, Script, Truth};
 use super::tracer::{self, Line, Tracer};
 use super::verdict::{self, Verdict};
-use super::{Lab, cleanup, packages, run_interruptible, sys};
+use super::{Lab, cleanup, harm, packages, run_interruptible, sys};
 use crate::kubelet;
 use anyhow::{Context, Result, bail};
 use std::fs;
@@ -32,31 +33,60 @@ pub enum Story {
     Fuse,
     /// What it does to the node: nothing.
     Harmless,
+    /// Exits that are reported late, and who wrote what the exiting ones pay for.
+    LateExit,
+    /// Unmounts that fail because somebody is in there.
+    Busy,
+    /// An unmount in containerd itself.
+    Create,
+    /// containerd is frozen, then starved.
+    Stalled,
+    /// containerd's own files lie on the slow disk.
+    StatusWrite,
+    /// containerd is restarted in a stall, a shim is left over.
+    Restart,
 }
 
 impl Story {
-    /// What blocks the unmount; the last three choose for themselves.
+    /// What blocks the unmount; the others choose for themselves.
     fn block(self) -> Block {
         match self {
-            Story::None | Story::Commands | Story::Fuse | Story::Harmless => Block::None,
             Story::Disk | Story::Kubelet => Block::Disk,
             Story::Strace => Block::Strace,
+            _ => Block::None,
         }
+    }
+
+    /// Which sibling of the published story it is, if it is one.
+    fn sibling(self) -> Option<Sibling> {
+        match self {
+            Story::None
+            | Story::Disk
+            | Story::Strace
+            | Story::Kubelet
+            | Story::Commands
+            | Story::Fuse
+            | Story::Harmless => None,
+            Story::LateExit => Some(Sibling::LateExit),
+            Story::Busy => Some(Sibling::Busy),
+            Story::Create => Some(Sibling::Create),
+            Story::Stalled => Some(Sibling::Stalled),
+            Story::StatusWrite => Some(Sibling::StatusWrite),
+            Story::Restart => Some(Sibling::Restart),
+        }
+    }
+
+    /// What the user types.
+    fn name(self) -> String {
+        clap::ValueEnum::to_possible_value(&self).map_or(String::new(), |value| value.get_name().to_owned())
     }
 }
 
 /// Which stories to play.
 #[derive(clap::Args)]
 pub struct Args {
-    /// Only these stories: none (healthy), disk, strace, kubelet (a real one, see `cargo xtask kubelet`), commands (what
-    /// users and operating systems do to it), fuse (a program that pays too much for its probes), harmless (what it does
-    /// to the node: nothing)
-    #[arg(
-        long,
-        value_enum,
-        value_delimiter = ',',
-        default_values = ["none", "disk", "strace", "kubelet", "commands", "fuse", "harmless"]
-    )]
+    /// Only these stories
+    #[arg(long, value_enum, value_delimiter = ',')]
     stories: Vec<Story>,
     /// About how long each stall shall be, in seconds
     #[arg(long, default_value_t = 16, value_parser = clap::value_parser!(u64).range(8..=110))]
@@ -85,8 +115,10 @@ pub fn run(args: Args) -> Result<()> {
     let programs = Programs::find(args.containerd.as_deref())?;
     let kubelet = kubelet::built()?;
     let (mut failed, mut played) = (Vec::new(), 0);
-    for story in &args.stories {
-        let name = format!("{story:?}").to_lowercase();
+    let stories: &[Story] =
+        if args.stories.is_empty() { <Story as clap::ValueEnum>::value_variants() } else { &args.stories };
+    for story in stories {
+        let name = story.name();
         println!("--- story: {name}");
         if *story == Story::Kubelet && kubelet.is_none() {
             println!("SKIPPED story {name}: {}", kubelet::NOT_BUILT);
@@ -95,6 +127,10 @@ pub fn run(args: Args) -> Result<()> {
         let alone = matches!(story, Story::Commands | Story::Fuse | Story::Harmless);
         if alone && binary.is_none() {
             println!("SKIPPED story {name}: it is about plegscope alone");
+            continue;
+        }
+        if let Some(because) = story.sibling().map(siblings::cannot).transpose()?.flatten() {
+            println!("SKIPPED story {name}: {because}");
             continue;
         }
         played += 1;
@@ -108,6 +144,20 @@ pub fn run(args: Args) -> Result<()> {
             let verdict = verdict.with_context(|| format!("playing the story `{name}`"))?;
             print!("{}", verdict.table());
             if verdict.failures() > 0 {
+                failed.push(name);
+            }
+            continue;
+        }
+        if let Some(sibling) = story.sibling() {
+            if sibling == Sibling::Stalled && kubelet.is_none() {
+                println!("a client stands for the kubelet in story {name}: {}", kubelet::NOT_BUILT);
+            }
+            let keep = args.keep.as_ref().map(|folder| folder.join(&name));
+            let verdicts =
+                siblings::play(sibling, &programs, kubelet.as_deref(), binary.as_deref(), keep.as_deref())
+                    .with_context(|| format!("playing the story `{name}`"))?;
+            verdicts.iter().for_each(|verdict| print!("{}", verdict.table()));
+            if verdicts.iter().any(|verdict| verdict.failures() > 0) {
                 failed.push(name);
             }
             continue;
@@ -128,7 +178,7 @@ pub fn run(args: Args) -> Result<()> {
     if !failed.is_empty() {
         bail!("stories that failed: {} (see the lines marked WRONG)", failed.join(", "));
     }
-    println!("{played} of {} stories played, all agree with the ground truth", args.stories.len());
+    println!("{played} of {} stories played, all agree with the ground truth", stories.len());
     Ok(())
 }
 
@@ -192,6 +242,9 @@ fn judge(truth: &Truth, output: Option<&Output>) -> Vec<Verdict> {
             Block::None => verdict::healthy(truth, &frames),
             Block::Disk | Block::Strace => verdict::incident(truth, &frames),
         };
+        if truth.block == Block::Disk {
+            harm::updates(truth, &frames, &mut verdict);
+        }
         verdict.ended(output.exit, output.quit_took, QUIT_WITHIN);
         verdicts.push(verdict);
     }
