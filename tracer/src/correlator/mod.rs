@@ -26,6 +26,7 @@ mod diagnosis;
 mod dirtiers;
 mod exits;
 mod facts;
+pub mod fixes;
 pub mod frame;
 mod graph;
 pub mod ground;
@@ -280,6 +281,10 @@ impl Correlator {
         let (operations, exits) = (&self.operations, &self.exits);
         let drawn = diagnoses.found.iter_mut().map(|found| &mut found.diagnosis);
         self.critical.tick(drawn, now, |id| operations.contains(id) || exits.contains(id));
+        // What a fix would have saved is told from the seconds of the links.
+        for found in &mut diagnoses.found {
+            advice::advise(&mut found.diagnosis, &self.facts);
+        }
         self.note_losses(&mut diagnoses.found, now);
         let scene = Scene {
             facts: &self.facts,
