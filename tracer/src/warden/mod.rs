@@ -8,6 +8,7 @@ mod binaries;
 mod child;
 mod context;
 mod events;
+mod facts;
 mod outbox;
 pub mod protocol;
 mod verify;
