@@ -87,7 +87,9 @@ pub enum Level {
     AtRisk,
     /// It would by the rate that was seen, which may be lower than what the disk can do.
     MayBe,
-    /// It cannot, as far as that can be told.
+    /// It would not by the rate that was seen, which holds as long as the disk is not slower than it was.
+    ProbablySafe,
+    /// It cannot.
     Safe,
     /// It cannot be told.
     NotKnown,
@@ -170,8 +172,13 @@ pub fn judge(facts: &Facts, given: Option<u64>) -> Verdict {
     } else {
         ""
     };
-    (verdict.level, verdict.sentence) = if worst <= seconds {
-        (Level::Safe, format!("Safe from this: {sum} <= {seconds} s ({on}{from})"))
+    (verdict.level, verdict.sentence) = if worst <= seconds && given.is_none() {
+        let words = format!(
+            "Probably safe: {sum} <= {seconds} s ({on}{from}; a throttle or spent burst credits can make it slower)"
+        );
+        (Level::ProbablySafe, words)
+    } else if worst <= seconds {
+        (Level::Safe, format!("Safe from this: {sum} <= {seconds} s ({on})"))
     } else if given.is_some() {
         (Level::AtRisk, format!("At risk: {sum} > {seconds} s ({on}): this node can go NotReady{milder}"))
     } else {
@@ -400,9 +407,10 @@ mod tests {
     }
 
     #[test]
-    fn an_average_that_may_be_too_low_is_no_proof_of_risk_but_one_of_safety() {
+    fn an_average_proves_nothing() {
         assert_eq!(judge(&node(Some(150_000_000)), None).level, Level::MayBe);
-        assert_eq!(judge(&node(Some(300_000_000)), None).level, Level::Safe);
+        assert_eq!(judge(&node(Some(300_000_000)), None).level, Level::ProbablySafe);
+        assert_eq!(judge(&node(Some(1)), Some(300_000_000)).level, Level::Safe);
         assert_eq!(judge(&node(None), None).level, Level::NotKnown);
         assert!(judge(&node(None), None).sentence.contains("below 283 MB/s"));
     }

@@ -130,7 +130,10 @@ pub fn of_runtimes(
         states.map(|(name, state)| ("bundles (state)".to_owned(), name, state)).collect();
     places.extend(wanted.iter().map(|(name, (what, _, path))| (what.clone(), name, path.clone())));
     places.sort();
-    places.dedup();
+    places.reverse();
+    // The bundles lie in containerd's state folder, where that is known.
+    let mut told = std::collections::BTreeSet::new();
+    places.retain(|(_, name, path)| told.insert((*name, path.clone())));
     for (what, name, path) in places {
         let Some(mount) = namespaces.get(name).and_then(|m| m.as_ref()?.holding(&path)) else { continue };
         let name = disk::node(mount.device).ok();
