@@ -229,7 +229,7 @@ pub fn parse_rate(text: &str) -> Result<u64, String> {
         other => return Err(format!("'{other}' is no unit; say for instance 150MB/s")),
     };
     let bytes = number.parse::<f64>().map_err(|_| "say for instance 150MB/s".to_owned())? * unit;
-    if bytes >= 1.0 && bytes < 1e15 {
+    if (1.0..1e15).contains(&bytes) {
         Ok(bytes as u64)
     } else {
         Err("a rate is at least one byte per second".into())
