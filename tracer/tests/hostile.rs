@@ -100,7 +100,7 @@ fn poisons() -> impl Strategy<Value = String> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(16))]
+    #![proptest_config(ProptestConfig::with_cases(6))]
     #[test]
     fn no_string_of_a_workload_gets_out_of_its_place(poison in poisons()) {
         let (mut shown, mut carried) = (0, false);
