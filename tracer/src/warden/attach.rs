@@ -317,7 +317,7 @@ impl Attacher {
                 role: ours.examined.role,
                 comm: process.comm.clone(),
                 go_version: ours.examined.go_version.clone(),
-                version: None,
+                version: ours.examined.version.clone(),
             },
             offsets: ours.examined.offsets,
         };
