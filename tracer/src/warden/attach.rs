@@ -18,6 +18,7 @@ use super::{
 use crate::{
     bpf::{
         features::Features,
+        known_bad,
         load::Kernel,
         plan::{self, Probe, Sight, UNMOUNT_SIGHT},
         read::Reader,
@@ -149,6 +150,13 @@ impl Attacher {
             });
             self.kernel_sees_unmounts |= sight.what == UNMOUNT_SIGHT && probe.how.is_some();
             self.kernel_probes.push(probe);
+        }
+        for defect in known_bad::defects(&features.kernel) {
+            let text = format!("kernel {}: {} ({})", features.kernel, defect.what, defect.citation);
+            if defect.verdict == known_bad::Verdict::Refuse {
+                self.known_bad = Some(text.clone());
+            }
+            self.outbox.log(Level::Warning, text);
         }
         self.features = Some(features);
         self.kernel = Some(kernel);
