@@ -79,9 +79,10 @@ pub fn op(op: &Op, method: impl Fn(Kind, u8) -> &'static str) -> Option<Operatio
     })
 }
 
-/// How an operation ended.
+/// How an operation ended. Only an unmount's error is a number; behind other errors a word may look like one.
 pub fn outcome(op: &Op) -> Outcome {
-    match (op.flags & flag::ERRNO != 0, op.flags & flag::FAILED != 0) {
+    let number = op.flags & flag::ERRNO != 0 && op.key.what & 0xff == kind::UNMOUNT;
+    match (number, op.flags & flag::FAILED != 0) {
         (true, _) => Outcome::Errno(op.errno as i32),
         (false, true) => Outcome::Error,
         (false, false) => Outcome::Done,
@@ -211,6 +212,15 @@ mod tests {
             "ListContainers"
         });
         assert_eq!(cri.unwrap().method, "ListContainers");
+    }
+
+    #[test]
+    fn only_an_unmount_fails_with_an_errno() {
+        let failed = |kind, flags| outcome(&Op { flags, errno: 16, ..raw(kind, "", "") });
+        assert_eq!(failed(kind::UNMOUNT, flag::ERRNO | flag::FAILED), Outcome::Errno(16));
+        assert_eq!(failed(kind::CRI_CALL, flag::ERRNO | flag::FAILED), Outcome::Error);
+        assert_eq!(failed(kind::EXIT_HANDLING, flag::FAILED), Outcome::Error);
+        assert_eq!(failed(kind::EXIT_HANDLING, 0), Outcome::Done);
     }
 
     #[test]

@@ -51,6 +51,26 @@ pub fn cached() -> Result<Binaries> {
     Ok(binaries)
 }
 
+/// A folder in which a containerd and its shim have the names they are called by, if they are in the cache.
+pub fn containerd(version: &str) -> Result<Option<PathBuf>> {
+    let folder = shell::cache()?.join("binaries");
+    let [daemon, shim] = names(version).map(|name| folder.join(name));
+    if !daemon.is_file() || !shim.is_file() {
+        return Ok(None);
+    }
+    let callable = folder.join(format!("callable-{version}"));
+    fs::create_dir_all(&callable).with_context(|| format!("cannot create {}", callable.display()))?;
+    for (program, name) in [(daemon, "containerd"), (shim, "containerd-shim-runc-v2")] {
+        let link = callable.join(name);
+        if !link.exists() {
+            let _ = fs::remove_file(&link); // one that leads nowhere
+            std::os::unix::fs::symlink(&program, &link)
+                .with_context(|| format!("cannot create {}", link.display()))?;
+        }
+    }
+    Ok(Some(callable))
+}
+
 /// Fills the folder as far as that can be done.
 pub fn gather(refresh: bool) -> Result<Binaries> {
     let mut binaries = Binaries::empty()?;

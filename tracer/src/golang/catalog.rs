@@ -67,7 +67,8 @@ pub struct ErrorResult {
     /// New convention: index of the type word among the result registers (0 = RAX, 1 = RBX, …); data is the next.
     pub register: u8,
     /// Old convention: offset of the type word from RSP at the return (which is that at entry); data is 8 further.
-    pub stack: u8,
+    /// `None` when it lies too deep to be told.
+    pub stack: Option<u8>,
 }
 
 /// A function under one of its names.
@@ -393,7 +394,7 @@ pub static CATALOG: &[Entry] = &[
     Entry {
         kind: Kind::Unmount,
         roles: UNMOUNTERS,
-        error_result: Some(ErrorResult { register: 0, stack: 32 }),
+        error_result: Some(ErrorResult { register: 0, stack: Some(32) }),
         forms: &[Form {
             name: Name::Suffix("golang.org/x/sys/unix.Unmount"),
             text: Text::MountPath,
@@ -405,7 +406,11 @@ pub static CATALOG: &[Entry] = &[
     cri!("ListPodSandbox"),
     cri!("ContainerStatus", "ContainerId"),
     cri!("PodSandboxStatus", "PodSandboxId"),
-    cri!("UpdateContainerResources", "ContainerId"),
+    // Its failure after a stall is a consequence. Results: (*Response, error), after receiver, ctx and request.
+    Entry {
+        error_result: Some(ErrorResult { register: 1, stack: Some(48) }),
+        ..cri!("UpdateContainerResources", "ContainerId")
+    },
     cri!("StopContainer", "ContainerId"),
     cri!("RemoveContainer", "ContainerId"),
     cri!("CreateContainer", "PodSandboxId"),
@@ -418,10 +423,12 @@ pub static CATALOG: &[Entry] = &[
     cri!("ListContainerStats"),
     status!("Update"),
     status!("UpdateSync"),
-    // Until 1.7: func handleContainerExit(ctx, e *TaskExit, …); from 2.0 a method of criService.
+    // Until 1.7: func handleContainerExit(ctx, e *TaskExit, cntr containerstore.Container) error; from 2.0 a method of
+    // criService. The container is a large struct, and passed on the stack by all conventions.
     Entry {
         kind: Kind::ExitHandling,
         roles: CONTAINERD,
+        error_result: Some(ErrorResult { register: 0, stack: None }),
         forms: &[
             Form {
                 name: Name::Suffix("cri/server.(*criService).handleContainerExit"),

@@ -7,12 +7,15 @@
 pub mod buildinfo;
 pub mod catalog;
 pub mod elf;
+pub mod health;
 pub mod offsets;
 pub mod pclntab;
 pub mod probe_site;
+pub mod program;
 #[cfg(test)]
 mod synthetic;
 pub mod unwind;
+pub mod version;
 
 use buildinfo::{BuildInfo, GoVersion};
 use elf::Elf;

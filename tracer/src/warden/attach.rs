@@ -25,7 +25,7 @@ use crate::{
     },
     event::{Body, Event, Kind, Ns, Process, Role, SeenBy},
     node::{
-        clock,
+        ReadError, clock,
         procs::{Exe, FileId, ProcessFacts, Processes},
         residency::open_exe,
         worker::Workers,
@@ -34,7 +34,8 @@ use crate::{
 };
 use std::{
     collections::{BTreeMap, BTreeSet},
-    sync::{Arc, PoisonError},
+    fs::File,
+    sync::{Arc, PoisonError, Weak},
     time::Duration,
 };
 
@@ -48,8 +49,10 @@ const DETACH_AFTER: u32 = 60;
 const MOST_BINARIES: usize = 4096;
 /// How long reading an executable may take.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// How long opening one may take: a disk is not asked, a network file system is.
+const OPEN_PATIENCE: Duration = Duration::from_secs(2);
 /// Threads that may hang with that.
-const READERS: usize = 2;
+const READERS: usize = 4;
 
 /// Finds programs, decides, attaches.
 pub struct Attacher {
@@ -81,7 +84,13 @@ enum Binary {
     /// Does not take part.
     Foreign,
     /// Could not be read; tried again after some scans.
-    Unreadable { why: String, role_of: String, scans: u32 },
+    Unreadable {
+        why: String,
+        role_of: String,
+        scans: u32,
+        /// Alive while a reader still waits for an answer about it.
+        asked: Weak<()>,
+    },
     /// Takes part.
     Ours(Box<Ours>),
 }
@@ -113,6 +122,7 @@ impl Attacher {
             .map_err(|why| outbox.log(Level::Debug, format!("what is found in programs is not kept: {why}")))
             .ok();
         Attacher {
+            processes: Processes::with(settings.also.clone()),
             settings,
             outbox,
             shared,
@@ -121,7 +131,6 @@ impl Attacher {
             kernel: None,
             kernel_probes: Vec::new(),
             kernel_sees_unmounts: false,
-            processes: Processes::new(),
             binaries: BTreeMap::new(),
             numbered: 0,
             readers: Workers::new(READERS),
@@ -298,7 +307,12 @@ impl Attacher {
         }
         if !known || (other && matches!(self.binaries.get(&id), Some(Binary::Foreign))) {
             let binary = self.examine(process, id, other);
+            let late = matches!(&binary, Binary::Unreadable { why, .. } if !why.is_empty());
             self.binaries.insert(id, binary);
+            if late && !self.settings.survey_only {
+                // It may have taken long, and the next may too.
+                self.tell();
+            }
         }
         let Some(Binary::Ours(ours)) = self.binaries.get_mut(&id) else { return };
         if !ours.pids.contains(&process.pid) {
@@ -311,7 +325,7 @@ impl Attacher {
                 role: ours.examined.role,
                 comm: process.comm.clone(),
                 go_version: ours.examined.go_version.clone(),
-                version: None,
+                version: ours.examined.version.clone(),
             },
             offsets: ours.examined.offsets,
         };
@@ -340,16 +354,19 @@ impl Attacher {
 
     /// Reads an executable that was not seen before, and attaches.
     fn examine(&mut self, process: &ProcessFacts, id: FileId, other: bool) -> Binary {
-        let unreadable = |why: String| Binary::Unreadable { why, role_of: process.comm.clone(), scans: 0 };
-        let file = match open_exe(process.pid) {
-            Ok(file) => file,
-            Err(error) if error.is_gone() => return unreadable(String::new()),
-            Err(error) => return unreadable(error.to_string()),
+        let asked = Arc::new(());
+        let unreadable = |why: String| Binary::Unreadable {
+            why,
+            role_of: process.comm.clone(),
+            scans: 0,
+            asked: Arc::downgrade(&asked),
         };
-        match file.metadata() {
-            Ok(facts) if facts.len() < binaries::SMALLEST && !other => return Binary::Foreign,
-            Ok(_) => {}
-            Err(error) => return unreadable(error.to_string()),
+        let (file, length) = match self.open(process.pid, &asked) {
+            Ok(opened) => opened,
+            Err(why) => return unreadable(why),
+        };
+        if length < binaries::SMALLEST && !other {
+            return Binary::Foreign;
         }
         let identity = Identity::of(&file);
         let known = identity.as_ref().and_then(|identity| self.known(identity, other));
@@ -358,7 +375,13 @@ impl Attacher {
         let read = match known {
             Some(examined) => Ok(Ok(Some(examined))),
             None => match file.try_clone() {
-                Ok(reading) => self.readers.run(PATIENCE, move || binaries::examine(&reading, pid, other)),
+                Ok(reading) => {
+                    let asked = Arc::clone(&asked);
+                    self.readers.run(PATIENCE, move || {
+                        let _asked = asked;
+                        binaries::examine(&reading, pid, other)
+                    })
+                }
                 Err(error) => return unreadable(error.to_string()),
             },
         };
@@ -403,6 +426,25 @@ impl Attacher {
         Binary::Ours(ours)
     }
 
+    /// Opens a program file and tells its length; no words when the process is gone. A network file system is asked for
+    /// both, so a reader does it.
+    fn open(&self, pid: u32, asked: &Arc<()>) -> Result<(File, u64), String> {
+        let asked = Arc::clone(asked);
+        let opened = self.readers.run(OPEN_PATIENCE, move || {
+            let _asked = asked;
+            let file = open_exe(pid)?;
+            let length =
+                file.metadata().map_err(|error| ReadError::new(format!("/proc/{pid}/exe"), error))?.len();
+            Ok::<_, ReadError>((file, length))
+        });
+        match opened {
+            Ok(Ok(opened)) => Ok(opened),
+            Ok(Err(error)) if error.is_gone() => Err(String::new()),
+            Ok(Err(error)) => Err(error.to_string()),
+            Err(error) => Err(format!("opening its program file: {error}; its file system may be stuck")),
+        }
+    }
+
     /// What an earlier run has found in this file.
     fn known(&self, identity: &Identity, other: bool) -> Option<Examined> {
         let found = self.index.as_ref()?.find(identity).unwrap_or_else(|why| {
@@ -438,14 +480,14 @@ impl Attacher {
             let Some(mut binary) = self.binaries.remove(&id) else { continue };
             match &mut binary {
                 Binary::Foreign => {}
-                Binary::Unreadable { scans, .. } => {
+                Binary::Unreadable { scans, asked, .. } => {
                     *scans += 1;
                     let running = self.processes.iter().filter(|p| p.exe == Exe::File(id));
                     let running: Vec<ProcessFacts> = running.cloned().collect();
                     if running.is_empty() {
                         continue;
                     }
-                    if *scans >= RETRY_AFTER {
+                    if *scans >= RETRY_AFTER && asked.strong_count() == 0 {
                         // The first reads it, the others find it read.
                         running.iter().for_each(|process| self.came(process));
                         continue;
@@ -463,7 +505,8 @@ impl Attacher {
                     ours.idle = if ours.pids.is_empty() { ours.idle + 1 } else { 0 };
                     if ours.scans.is_multiple_of(RETRY_AFTER)
                         && !ours.waiting.is_empty()
-                        && let Some(Ok(file)) = ours.pids.first().map(|pid| open_exe(*pid))
+                        && let Some(Ok((file, _))) =
+                            ours.pids.first().map(|pid| self.open(*pid, &Arc::default()))
                     {
                         let waiting = std::mem::take(&mut ours.waiting);
                         let is_waiting =

@@ -27,6 +27,8 @@ pub struct Examined {
     pub role: Role,
     /// Its Go version, or why that is not usable.
     pub go_version: String,
+    /// Its own version, where it can be told.
+    pub version: Option<String>,
     /// Its build id.
     pub build_id: Option<String>,
     /// Where its runtime keeps things.
@@ -109,6 +111,7 @@ pub fn examine(file: &File, pid: u32, other: bool) -> Result<Option<Examined>, S
             Ok(_) => binary.build.go.clone(),
             Err(why) => why.to_string(),
         },
+        version: binary.program_version(),
         build_id: binary.build_id(),
         offsets: offsets.ok().filter(|_| note.is_empty()),
         entry: binary.elf.entry(),
@@ -270,8 +273,10 @@ fn end_cookie(number: u8, entry: &catalog::Entry, site: Site, abi: Abi) -> Cooki
     match (entry.error_result, abi) {
         (Some(result), Abi::Register) => cookie.with_error_result(result.register),
         // The first word above the return address is word 0.
-        (Some(result), Abi::Stack) => cookie.with_error_result(result.stack / 8 - 1),
-        (None, _) => cookie,
+        (Some(catalog::ErrorResult { stack: Some(stack), .. }), Abi::Stack) => {
+            cookie.with_error_result(stack / 8 - 1)
+        }
+        (_, _) => cookie,
     }
 }
 

@@ -1,7 +1,7 @@
 //! The warden's own main function: its threads and its end.
 
 use super::{
-    Ladder, Settings, attach, context,
+    Ladder, Settings, attach, causes, context,
     cost::{Metered, Price},
     events,
     fuse::{Blown, Fuse},
@@ -50,6 +50,8 @@ pub struct Shared {
     pub price: Mutex<Option<Price>>,
     /// What the fuse wants taken off and the attaching thread has not yet.
     pub blown: Mutex<Vec<Blown>>,
+    /// The shim of each container, as far as they run.
+    pub shims: Mutex<BTreeMap<String, u32>>,
     /// Pids that the kernel half has seen exit or exec since the attaching thread last looked.
     pub recheck: Mutex<Vec<u32>>,
 }
@@ -72,6 +74,9 @@ pub fn run(socket: UnixStream, settings: Settings) -> ! {
         Ok(()) => 0,
         Err(_) => 1,
     };
+    // Detaches now. A thread that hangs in the kernel keeps the process, and would keep its probes with it.
+    // SAFETY: nothing of this process uses a descriptor after this; a kernel before 5.9 refuses and changes nothing.
+    unsafe { libc::syscall(libc::SYS_close_range, 3, u32::MAX, 0) };
     // SAFETY: ends this process without running exit handlers that belong to the parent's copy of memory.
     unsafe { libc::_exit(code) }
 }
@@ -97,8 +102,10 @@ fn start(mut socket: UnixStream, settings: Settings) -> std::io::Result<()> {
     }
     let shared = Arc::new(Shared::default());
     if !settings.survey_only {
-        let (outbox, shared) = (outbox.clone(), Arc::clone(&shared));
-        std::thread::Builder::new().name("context".into()).spawn(move || context::run(&outbox, &shared))?;
+        for (name, run) in [("context", context::run as fn(&Outbox, &Shared)), ("causes", causes::run)] {
+            let (outbox, shared) = (outbox.clone(), Arc::clone(&shared));
+            std::thread::Builder::new().name(name.into()).spawn(move || run(&outbox, &shared))?;
+        }
     }
     std::thread::Builder::new().name("attach".into()).spawn(move || attach(settings, &outbox, &shared))?;
     // The parent says nothing; a read that returns means it is gone.

@@ -5,6 +5,7 @@
 
 mod attach;
 mod binaries;
+mod causes;
 mod child;
 mod context;
 mod cost;

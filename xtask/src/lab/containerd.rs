@@ -78,6 +78,13 @@ impl Containerd {
         for leftover in folders_not_there(&OUTSIDE) {
             ledger.record(leftover)?;
         }
+        // Where the snapshotter looks that knows no `root_path` (containerd 1.4).
+        let default = scratch.join("root/io.containerd.snapshotter.v1.overlayfs");
+        for folder in [snapshots, &default] {
+            fs::create_dir_all(folder).with_context(|| format!("creating {}", folder.display()))?;
+        }
+        ledger.record(Leftover::Mounts { below: default.clone() })?;
+        sys::run("mount", &["--bind", &snapshots.to_string_lossy(), &default.to_string_lossy()])?;
         ledger.record(Leftover::ShimSockets { state: state.clone() })?;
         ledger.record(Leftover::ProcessesWith { argument: socket.clone() })?;
         File::create(&log).with_context(|| format!("creating {}", log.display()))?;
@@ -88,12 +95,23 @@ impl Containerd {
 
     /// Ends the daemon, not the containers, and starts it again from `executable`, as a restart or an upgrade does.
     pub async fn restart(&mut self, ledger: &Ledger, executable: &Path) -> Result<()> {
+        self.end(libc::SIGTERM).await?;
+        self.launch(ledger, executable).await
+    }
+
+    /// Ends the daemon alone by a signal.
+    pub async fn end(&self, signal: libc::c_int) -> Result<()> {
         let old = self.pid;
-        sys::signal(old, libc::SIGTERM);
+        sys::signal(old, signal);
         let ended = || matches!(sys::state(old), None | Some('Z'));
         anyhow::ensure!(sys::until(Duration::from_secs(20), ended).await, "containerd {old} does not end");
         let _ = fs::remove_file(&self.socket);
-        self.launch(ledger, executable).await
+        Ok(())
+    }
+
+    /// Starts it again after [`Containerd::end`].
+    pub async fn start_again(&mut self, ledger: &Ledger) -> Result<()> {
+        self.launch(ledger, &self.programs.containerd.clone()).await
     }
 
     async fn launch(&mut self, ledger: &Ledger, executable: &Path) -> Result<()> {
@@ -106,6 +124,8 @@ impl Containerd {
             .arg("--address")
             .arg(&self.socket)
             .env("PATH", self.programs.path())
+            // The times in its log are read.
+            .env("TZ", "UTC")
             .stdin(Stdio::null())
             .stderr(output.try_clone().context("duplicating the log's descriptor")?)
             .stdout(output)
@@ -124,10 +144,10 @@ impl Containerd {
         Ok(())
     }
 
-    /// Imports the lab's image.
-    pub fn import_image(&self, run: &Path) -> Result<()> {
+    /// Imports the lab's image of that name.
+    pub fn import_image(&self, run: &Path, name: &str) -> Result<()> {
         let tar = run.join("image.tar");
-        image::write(&tar)?;
+        image::write(&tar, name)?;
         self.ctr(&["-n", "k8s.io", "images", "import", &tar.to_string_lossy()])?;
         fs::remove_file(&tar).with_context(|| format!("removing {}", tar.display()))
     }
@@ -157,7 +177,8 @@ impl Containerd {
         text.trim().parse().with_context(|| format!("{} holds {text:?}", file.display()))
     }
 
-    fn bundle(&self, container: &str) -> PathBuf {
+    /// The bundle of a container: what the daemon and the shim know of it, and its root file system.
+    pub fn bundle(&self, container: &str) -> PathBuf {
         self.state.join("io.containerd.runtime.v2.task/k8s.io").join(container)
     }
 

@@ -2,10 +2,11 @@
 //! word of plegscope is held against clocks that have nothing to do with it.
 
 use super::containerd::Programs;
+use super::siblings::{self, Sibling};
 use super::story::{Block, Script, Truth};
 use super::tracer::{self, Line, Tracer};
 use super::verdict::{self, Verdict};
-use super::{Lab, cleanup, packages, run_interruptible, sys};
+use super::{Lab, cleanup, harm, packages, run_interruptible, sys};
 use crate::kubelet;
 use anyhow::{Context, Result, bail};
 use std::fs;
@@ -30,30 +31,62 @@ pub enum Story {
     Commands,
     /// A program that pays more for its probes than is allowed.
     Fuse,
+    /// What it does to the node: nothing.
+    Harmless,
+    /// Exits that are reported late, and who wrote what the exiting ones pay for.
+    LateExit,
+    /// Unmounts that fail because somebody is in there.
+    Busy,
+    /// An unmount in containerd itself.
+    Create,
+    /// containerd is frozen, then starved.
+    Stalled,
+    /// containerd's own files lie on the slow disk.
+    StatusWrite,
+    /// containerd is restarted in a stall, a shim is left over.
+    Restart,
 }
 
 impl Story {
-    /// What blocks the unmount; the commands choose for themselves.
+    /// What blocks the unmount; the others choose for themselves.
     fn block(self) -> Block {
         match self {
-            Story::None | Story::Commands | Story::Fuse => Block::None,
             Story::Disk | Story::Kubelet => Block::Disk,
             Story::Strace => Block::Strace,
+            _ => Block::None,
         }
+    }
+
+    /// Which sibling of the published story it is, if it is one.
+    fn sibling(self) -> Option<Sibling> {
+        match self {
+            Story::None
+            | Story::Disk
+            | Story::Strace
+            | Story::Kubelet
+            | Story::Commands
+            | Story::Fuse
+            | Story::Harmless => None,
+            Story::LateExit => Some(Sibling::LateExit),
+            Story::Busy => Some(Sibling::Busy),
+            Story::Create => Some(Sibling::Create),
+            Story::Stalled => Some(Sibling::Stalled),
+            Story::StatusWrite => Some(Sibling::StatusWrite),
+            Story::Restart => Some(Sibling::Restart),
+        }
+    }
+
+    /// What the user types.
+    fn name(self) -> String {
+        clap::ValueEnum::to_possible_value(&self).map_or(String::new(), |value| value.get_name().to_owned())
     }
 }
 
 /// Which stories to play.
 #[derive(clap::Args)]
 pub struct Args {
-    /// Only these stories: none (healthy), disk, strace, kubelet (a real one, see `cargo xtask kubelet`), commands (what
-    /// users and operating systems do to it), fuse (a program that pays too much for its probes)
-    #[arg(
-        long,
-        value_enum,
-        value_delimiter = ',',
-        default_values = ["none", "disk", "strace", "kubelet", "commands", "fuse"]
-    )]
+    /// Only these stories
+    #[arg(long, value_enum, value_delimiter = ',')]
     stories: Vec<Story>,
     /// About how long each stall shall be, in seconds
     #[arg(long, default_value_t = 16, value_parser = clap::value_parser!(u64).range(8..=110))]
@@ -64,6 +97,9 @@ pub struct Args {
     /// Folder with another containerd, its shim and ctr
     #[arg(long, value_name = "FOLDER")]
     containerd: Option<PathBuf>,
+    /// Only these parts of the story harmless
+    #[arg(long, value_enum, value_delimiter = ',', default_values_t = super::harmless::Part::ALL)]
+    parts: Vec<super::harmless::Part>,
     /// Only play the stories and compare the lab's own clocks with each other
     #[arg(long)]
     without_plegscope: bool,
@@ -79,27 +115,49 @@ pub fn run(args: Args) -> Result<()> {
     let programs = Programs::find(args.containerd.as_deref())?;
     let kubelet = kubelet::built()?;
     let (mut failed, mut played) = (Vec::new(), 0);
-    for story in &args.stories {
-        let name = format!("{story:?}").to_lowercase();
+    let stories: &[Story] =
+        if args.stories.is_empty() { <Story as clap::ValueEnum>::value_variants() } else { &args.stories };
+    for story in stories {
+        let name = story.name();
         println!("--- story: {name}");
         if *story == Story::Kubelet && kubelet.is_none() {
             println!("SKIPPED story {name}: {}", kubelet::NOT_BUILT);
             continue;
         }
-        if matches!(story, Story::Commands | Story::Fuse) && binary.is_none() {
+        let alone = matches!(story, Story::Commands | Story::Fuse | Story::Harmless);
+        if alone && binary.is_none() {
             println!("SKIPPED story {name}: it is about plegscope alone");
             continue;
         }
+        if let Some(because) = story.sibling().map(siblings::cannot).transpose()?.flatten() {
+            println!("SKIPPED story {name}: {because}");
+            continue;
+        }
         played += 1;
-        if let (Story::Commands | Story::Fuse, Some(binary)) = (story, &binary) {
+        if let (true, Some(binary)) = (alone, &binary) {
             let keep = args.keep.as_ref().map(|folder| folder.join(&name));
             let verdict = match story {
                 Story::Fuse => super::fuse::play(binary),
+                Story::Harmless => super::harmless::play(&programs, kubelet.as_deref(), binary, &args.parts),
                 _ => super::commands::play(programs.clone(), binary, keep.as_deref()),
             };
             let verdict = verdict.with_context(|| format!("playing the story `{name}`"))?;
             print!("{}", verdict.table());
             if verdict.failures() > 0 {
+                failed.push(name);
+            }
+            continue;
+        }
+        if let Some(sibling) = story.sibling() {
+            if sibling == Sibling::Stalled && kubelet.is_none() {
+                println!("a client stands for the kubelet in story {name}: {}", kubelet::NOT_BUILT);
+            }
+            let keep = args.keep.as_ref().map(|folder| folder.join(&name));
+            let verdicts =
+                siblings::play(sibling, &programs, kubelet.as_deref(), binary.as_deref(), keep.as_deref())
+                    .with_context(|| format!("playing the story `{name}`"))?;
+            verdicts.iter().for_each(|verdict| print!("{}", verdict.table()));
+            if verdicts.iter().any(|verdict| verdict.failures() > 0) {
                 failed.push(name);
             }
             continue;
@@ -120,7 +178,7 @@ pub fn run(args: Args) -> Result<()> {
     if !failed.is_empty() {
         bail!("stories that failed: {} (see the lines marked WRONG)", failed.join(", "));
     }
-    println!("{played} of {} stories played, all agree with the ground truth", args.stories.len());
+    println!("{played} of {} stories played, all agree with the ground truth", stories.len());
     Ok(())
 }
 
@@ -184,6 +242,9 @@ fn judge(truth: &Truth, output: Option<&Output>) -> Vec<Verdict> {
             Block::None => verdict::healthy(truth, &frames),
             Block::Disk | Block::Strace => verdict::incident(truth, &frames),
         };
+        if truth.block == Block::Disk {
+            harm::updates(truth, &frames, &mut verdict);
+        }
         verdict.ended(output.exit, output.quit_took, QUIT_WITHIN);
         verdicts.push(verdict);
     }

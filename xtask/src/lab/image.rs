@@ -1,4 +1,4 @@
-//! The one container image of the lab: a static busybox as an OCI image layout in a tar, made without a registry.
+//! The container image of the lab: a static busybox as an OCI image layout in a tar, made without a registry.
 
 use super::sys;
 use anyhow::{Context, Result, bail};
@@ -11,16 +11,29 @@ use std::path::Path;
 /// Its name; `localhost/` so that nothing is ever pulled for it.
 pub const NAME: &str = "localhost/plegscope-lab:1";
 
+/// The same with a `VOLUME`, which the runtime fills from the image when it creates a container, and with a user by name,
+/// whom it looks up in the image.
+pub const WITH_VOLUME: &str = "localhost/plegscope-lab-volume:1";
+/// Where that volume is.
+const VOLUME: &str = "/bin";
+
 /// The applets that get a name in `/bin`.
 const APPLETS: [&str; 4] = ["sh", "dd", "sleep", "sync"];
 
-/// Writes the image to `path`.
-pub fn write(path: &Path) -> Result<()> {
+/// Writes the image of that name to `path`.
+pub fn write(path: &Path, name: &str) -> Result<()> {
     let layer = layer()?;
+    let volumes = if name == WITH_VOLUME { json!({ VOLUME: {} }) } else { json!(null) };
     let config = serde_json::to_vec(&json!({
         "architecture": architecture(),
         "os": "linux",
-        "config": { "Entrypoint": ["/bin/sleep"], "Cmd": ["2147483647"], "Env": ["PATH=/bin"] },
+        "config": {
+            "Entrypoint": ["/bin/sleep"],
+            "Cmd": ["2147483647"],
+            "Env": ["PATH=/bin"],
+            "User": if name == WITH_VOLUME { "root" } else { "" },
+            "Volumes": volumes,
+        },
         "rootfs": { "type": "layers", "diff_ids": [digest(&layer)] },
     }))?;
     let manifest = serde_json::to_vec(&json!({
@@ -31,7 +44,7 @@ pub fn write(path: &Path) -> Result<()> {
     }))?;
     let mut entry = descriptor("application/vnd.oci.image.manifest.v1+json", &manifest);
     entry["annotations"] =
-        json!({ "io.containerd.image.name": NAME, "org.opencontainers.image.ref.name": NAME });
+        json!({ "io.containerd.image.name": name, "org.opencontainers.image.ref.name": name });
     let index = serde_json::to_vec(&json!({ "schemaVersion": 2, "manifests": [entry] }))?;
 
     let mut tar =
@@ -52,6 +65,8 @@ fn layer() -> Result<Vec<u8>> {
     }
     let mut tar = tar::Builder::new(Vec::new());
     append(&mut tar, "bin/busybox", 0o755, &busybox)?;
+    append(&mut tar, "etc/passwd", 0o644, b"root:x:0:0:root:/:/bin/sh\n")?;
+    append(&mut tar, "etc/group", 0o644, b"root:x:0:\n")?;
     for applet in APPLETS {
         let mut header = header(0o777, 0);
         header.set_entry_type(tar::EntryType::Symlink);

@@ -10,16 +10,22 @@
 pub mod cleanup;
 pub mod commands;
 pub mod containerd;
+pub mod containerd_log;
 pub mod cri;
 pub mod disk;
 pub mod e2e;
 pub mod fuse;
+pub mod group;
+pub mod harm;
+pub mod harmless;
 pub mod image;
 pub mod kubelet;
 pub mod kubelet_like;
 pub mod kubelet_log;
 pub mod packages;
 pub mod pods;
+pub mod siblings;
+pub mod states;
 pub mod story;
 pub mod strace;
 pub mod sys;
@@ -32,6 +38,15 @@ use cleanup::{Ledger, Leftover};
 use containerd::{Containerd, Programs};
 use std::fs;
 use std::path::{Path, PathBuf};
+
+/// Where containerd keeps its own databases and status files.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Root {
+    /// Apart from the snapshots, as on a node with a separate disk.
+    Fast,
+    /// On the slow disk, as on most nodes.
+    Slow,
+}
 
 /// A node with three running pods; the first is the victim.
 pub struct Lab<'a> {
@@ -59,9 +74,11 @@ impl<'a> Lab<'a> {
         megabytes: u64,
         say: &mut impl FnMut(&str),
     ) -> Result<Lab<'a>> {
-        let mut lab = Lab::without_pods(ledger, programs, say).await?;
+        let mut lab = Lab::without_pods(ledger, programs, Root::Fast, say).await?;
         for (pod, megabytes) in pods_of(megabytes) {
-            let started = pods::start(&lab.client, pod, megabytes, Path::new(&ledger.name), &lab.run).await;
+            let started =
+                pods::start(&lab.client, pod, &pods::script(megabytes), Path::new(&ledger.name), &lab.run)
+                    .await;
             let started =
                 started.with_context(|| format!("containerd's log ends:\n{}", lab.containerd.log_tail(8)))?;
             lab.add(started, say);
@@ -77,7 +94,7 @@ impl<'a> Lab<'a> {
         script: &story::Script,
         say: &mut impl FnMut(&str),
     ) -> Result<Lab<'a>> {
-        let mut lab = Lab::without_pods(ledger, programs, say).await?;
+        let mut lab = Lab::without_pods(ledger, programs, Root::Fast, say).await?;
         let (kubelet, pods) = kubelet::Kubelet::start(
             ledger,
             program,
@@ -101,9 +118,11 @@ impl<'a> Lab<'a> {
         self.pods.push(pod);
     }
 
-    async fn without_pods(
+    /// The same, still without pods.
+    pub async fn without_pods(
         ledger: &'a Ledger,
         programs: Programs,
+        root: Root,
         say: &mut impl FnMut(&str),
     ) -> Result<Lab<'a>> {
         if !sys::is_root() {
@@ -129,9 +148,13 @@ impl<'a> Lab<'a> {
         say(&format!("a disk of its own, device {}, mounted at {}", disk.device, disk.mounted.display()));
         let snapshots = disk.mounted.join("snapshots");
         ledger.record(Leftover::Cgroup { path: cgroup.clone() })?;
-        let containerd = Containerd::start(ledger, programs, &run, &scratch, &snapshots).await?;
+        let root = match root {
+            Root::Fast => scratch,
+            Root::Slow => disk.mounted.join("containerd"),
+        };
+        let containerd = Containerd::start(ledger, programs, &run, &root, &snapshots).await?;
         let client = cri::Client::connect(&containerd.socket, cri::SHORT).await?;
-        containerd.import_image(&run)?;
+        containerd.import_image(&run, image::NAME)?;
         say(&format!(
             "a containerd of its own, pid {}, socket {}",
             containerd.pid,

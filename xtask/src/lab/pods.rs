@@ -8,8 +8,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-/// `NamespaceMode` of the CRI: the node's own namespace.
-const NODE: i32 = 2;
+/// The network of the node, the pod's own pids and IPC (`NamespaceMode` of the CRI).
+const ON_NODE: cri::NamespaceOption = cri::NamespaceOption { network: 2, pid: 0, ipc: 0 };
 
 /// A running pod with its one container.
 #[derive(Clone, Debug)]
@@ -62,18 +62,52 @@ pub fn uid(of: &str) -> String {
 
 /// What a pod's container does: it writes `megabytes` when told to, and exits when told to.
 pub fn script(megabytes: u64) -> String {
+    and_then(megabytes, "")
+}
+
+/// The same for a workload that wants its data on the disk before it says that it has written. It syncs the file system:
+/// what a process writes out by itself would be charged to its own group, where cgroup v1 knows no limit.
+pub fn script_that_syncs(megabytes: u64) -> String {
+    and_then(megabytes, "sync -f /scratch.bin;")
+}
+
+fn and_then(megabytes: u64, then: &str) -> String {
     let wait = |step: &str| format!("while [ ! -e /lab/{step} ]; do sleep 0.05; done");
     format!(
-        "{}; dd if=/dev/zero of=/scratch.bin bs=1M count={megabytes} 2>/dev/null; : > /lab/written; {}; exit 0",
+        "{}; dd if=/dev/zero of=/scratch.bin bs=1M count={megabytes} 2>/dev/null; {then} : > /lab/written; {}; exit 0",
         wait("write"),
         wait("exit"),
     )
 }
 
-/// Starts a pod. Its cgroups lie below `cgroup`, its log and signals below `run`.
-pub async fn start(client: &Client, name: &str, megabytes: u64, cgroup: &Path, run: &Path) -> Result<Pod> {
-    let namespace = NAMESPACE.to_owned();
-    let container_name = CONTAINER.to_owned();
+/// Starts a pod that only sleeps.
+pub async fn start_idle(client: &Client, name: &str, cgroup: &Path, run: &Path) -> Result<Pod> {
+    start(client, name, "exec sleep 2147483647", cgroup, run).await
+}
+
+/// A pod's sandbox, into which containers can be put.
+#[derive(Clone, Debug)]
+pub struct Sandbox {
+    /// Its id.
+    pub id: String,
+    name: String,
+    signals: PathBuf,
+    config: cri::PodSandboxConfig,
+}
+
+/// Starts a pod that runs this [`script`]. Its cgroups lie below `cgroup`, its log and signals below `run`.
+pub async fn start(client: &Client, name: &str, script: &str, cgroup: &Path, run: &Path) -> Result<Pod> {
+    let sandbox = sandbox(client, name, cgroup, run).await?;
+    let pod = create(client, &sandbox, image::NAME, script).await?;
+    client
+        .call::<_, cri::Empty>("StartContainer", cri::Id { id: pod.container.clone() }, cri::LONG)
+        .await
+        .with_context(|| format!("starting the container of pod {name}"))?;
+    Ok(pod)
+}
+
+/// Starts a pod without a container.
+pub async fn sandbox(client: &Client, name: &str, cgroup: &Path, run: &Path) -> Result<Sandbox> {
     // The same name never runs twice in one lab.
     let uid = uid(name);
     let signals = run.join("signals").join(name);
@@ -83,61 +117,68 @@ pub async fn start(client: &Client, name: &str, megabytes: u64, cgroup: &Path, r
     }
     let labels: HashMap<String, String> = [
         ("io.kubernetes.pod.name", name),
-        ("io.kubernetes.pod.namespace", &namespace),
+        ("io.kubernetes.pod.namespace", NAMESPACE),
         ("io.kubernetes.pod.uid", &uid),
     ]
     .map(|(key, value)| (key.to_owned(), value.to_owned()))
     .into();
-    let namespaces = cri::NamespaceOption { network: NODE, ..Default::default() };
-    let sandbox_config = cri::PodSandboxConfig {
+    let config = cri::PodSandboxConfig {
         metadata: Some(cri::PodSandboxMetadata {
             name: name.to_owned(),
             uid: uid.clone(),
-            namespace: namespace.clone(),
+            namespace: NAMESPACE.to_owned(),
             attempt: 0,
         }),
         log_directory: logs.to_string_lossy().into_owned(),
-        labels: labels.clone(),
+        labels,
         linux: Some(cri::LinuxPodSandboxConfig {
             cgroup_parent: format!("/{}/pod{uid}", cgroup.display()),
-            security_context: Some(cri::SandboxSecurityContext { namespace_options: Some(namespaces) }),
+            security_context: Some(cri::SandboxSecurityContext { namespace_options: Some(ON_NODE) }),
         }),
     };
-    let request = cri::RunPodSandboxRequest { config: Some(sandbox_config.clone()) };
-    let sandbox = client
+    let request = cri::RunPodSandboxRequest { config: Some(config.clone()) };
+    let id = client
         .call::<_, cri::RunPodSandboxResponse>("RunPodSandbox", request, cri::LONG)
         .await
         .with_context(|| format!("starting the sandbox of pod {name}"))?
         .pod_sandbox_id;
+    Ok(Sandbox { id, name: name.to_owned(), signals, config })
+}
+
+/// Creates the container of a pod, without starting it.
+pub async fn create(client: &Client, sandbox: &Sandbox, image: &str, script: &str) -> Result<Pod> {
     let request = cri::CreateContainerRequest {
-        pod_sandbox_id: sandbox.clone(),
+        pod_sandbox_id: sandbox.id.clone(),
         config: Some(cri::ContainerConfig {
-            metadata: Some(cri::ContainerMetadata { name: container_name.clone(), attempt: 0 }),
-            image: Some(cri::ImageSpec { image: image::NAME.to_owned() }),
-            command: vec!["/bin/sh".to_owned(), "-c".to_owned(), script(megabytes)],
+            metadata: Some(cri::ContainerMetadata { name: CONTAINER.to_owned(), attempt: 0 }),
+            image: Some(cri::ImageSpec { image: image.to_owned() }),
+            command: vec!["/bin/sh".to_owned(), "-c".to_owned(), script.to_owned()],
             mounts: vec![cri::Mount {
                 container_path: "/lab".to_owned(),
-                host_path: signals.to_string_lossy().into_owned(),
+                host_path: sandbox.signals.to_string_lossy().into_owned(),
             }],
-            labels,
-            log_path: format!("{container_name}.log"),
+            labels: sandbox.config.labels.clone(),
+            log_path: format!("{CONTAINER}.log"),
             linux: Some(cri::LinuxContainerConfig {
                 resources: Some(resources()),
-                security_context: Some(cri::ContainerSecurityContext { namespace_options: Some(namespaces) }),
+                security_context: Some(cri::ContainerSecurityContext { namespace_options: Some(ON_NODE) }),
             }),
         }),
-        sandbox_config: Some(sandbox_config),
+        sandbox_config: Some(sandbox.config.clone()),
     };
     let container = client
         .call::<_, cri::Id>("CreateContainer", request, cri::LONG)
         .await
-        .with_context(|| format!("creating the container of pod {name}"))?
+        .with_context(|| format!("creating the container of pod {}", sandbox.name))?
         .id;
-    client
-        .call::<_, cri::Empty>("StartContainer", cri::Id { id: container.clone() }, cri::LONG)
-        .await
-        .with_context(|| format!("starting the container of pod {name}"))?;
-    Ok(Pod { name: name.to_owned(), namespace, sandbox, container, container_name, signals })
+    Ok(Pod {
+        name: sandbox.name.clone(),
+        namespace: NAMESPACE.to_owned(),
+        sandbox: sandbox.id.clone(),
+        container,
+        container_name: CONTAINER.to_owned(),
+        signals: sandbox.signals.clone(),
+    })
 }
 
 /// What the CPU manager writes: the CPUs a container may use. Here all of them, so an update changes nothing.

@@ -1,4 +1,5 @@
-//! Ground truth for unmounts: which threads of a process are inside `umount2`, read from `/proc/PID/task/TID/syscall`.
+//! Ground truth for unmounts and syncs: which threads of a process are inside such a system call, read from
+//! `/proc/PID/task/TID/syscall`.
 //!
 //! The number stays there until the thread is back in user space, also while the super block is shut down on the way
 //! back. It needs no probe and no ptrace, so it is independent of everything that plegscope does.
@@ -15,11 +16,25 @@ use std::time::Duration;
 /// How often the threads are looked at: the uncertainty of each begin and end.
 pub const EVERY: Duration = Duration::from_millis(5);
 
-/// One stay of a thread in `umount2`.
+/// The unmount.
+pub const UNMOUNT: &[libc::c_long] = &[libc::SYS_umount2];
+/// What waits for a disk that writes.
+pub const WRITES: &[libc::c_long] = &[
+    libc::SYS_fsync,
+    libc::SYS_fdatasync,
+    libc::SYS_sync,
+    libc::SYS_syncfs,
+    libc::SYS_write,
+    libc::SYS_pwrite64,
+];
+
+/// One stay of a thread in a system call.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Stay {
     /// Thread.
     pub tid: u32,
+    /// Number of the call.
+    pub call: libc::c_long,
     /// First time it was seen inside, ns of CLOCK_MONOTONIC.
     pub begin: u64,
     /// First time it was no longer seen inside; `None` while it lasts.
@@ -34,15 +49,20 @@ pub struct Watch {
 }
 
 impl Watch {
-    /// Starts to watch the threads of `pid`.
+    /// Starts to watch the threads of `pid` for unmounts.
     pub fn start(pid: u32) -> Watch {
+        Watch::of(pid, UNMOUNT)
+    }
+
+    /// Starts to watch the threads of `pid` for these calls.
+    pub fn of(pid: u32, calls: &'static [libc::c_long]) -> Watch {
         let stays = Arc::new(Mutex::new(Vec::new()));
         let stop = Arc::new(AtomicBool::new(false));
         let (seen, end) = (stays.clone(), stop.clone());
         let thread = std::thread::spawn(move || {
             let mut inside: HashMap<u32, Inside> = HashMap::new();
             while !end.load(Ordering::Relaxed) {
-                look(pid, &mut inside, &seen);
+                look(pid, calls, &mut inside, &seen);
                 std::thread::sleep(EVERY);
             }
         });
@@ -72,7 +92,7 @@ struct Inside {
     running: Option<u64>,
 }
 
-fn look(pid: u32, inside: &mut HashMap<u32, Inside>, stays: &Mutex<Vec<Stay>>) {
+fn look(pid: u32, calls: &[libc::c_long], inside: &mut HashMap<u32, Inside>, stays: &Mutex<Vec<Stay>>) {
     let now = sys::monotonic();
     let threads = fs::read_dir(format!("/proc/{pid}/task"))
         .map(|dir| {
@@ -80,12 +100,12 @@ fn look(pid: u32, inside: &mut HashMap<u32, Inside>, stays: &Mutex<Vec<Stay>>) {
         })
         .unwrap_or_else(|_| Vec::new());
     let mut stays = stays.lock().unwrap_or_else(PoisonError::into_inner);
-    inside.retain(|tid, thread| match in_umount(pid, *tid) {
-        Some(true) => {
+    inside.retain(|tid, thread| match call_of(pid, *tid) {
+        Some(call) if call == stays[thread.index].call => {
             thread.running = None;
             true
         }
-        Some(false) => {
+        Some(_) => {
             stays[thread.index].end = Some(thread.running.unwrap_or(now));
             false
         }
@@ -96,35 +116,37 @@ fn look(pid: u32, inside: &mut HashMap<u32, Inside>, stays: &Mutex<Vec<Stay>>) {
         }
     });
     for tid in threads {
-        if !inside.contains_key(&tid) && in_umount(pid, tid) == Some(true) {
+        if !inside.contains_key(&tid)
+            && let Some(call) = call_of(pid, tid).filter(|call| calls.contains(call))
+        {
             inside.insert(tid, Inside { index: stays.len(), running: None });
-            stays.push(Stay { tid, begin: now, end: None });
+            stays.push(Stay { tid, call, begin: now, end: None });
         }
     }
 }
 
-/// Whether a thread is inside; `None` while it runs on a CPU, when the file says no more than that.
-fn in_umount(pid: u32, tid: u32) -> Option<bool> {
+/// The call a thread is in, -1 when it is in none; `None` while it runs on a CPU, when the file says no more than that.
+fn call_of(pid: u32, tid: u32) -> Option<libc::c_long> {
     match fs::read_to_string(format!("/proc/{pid}/task/{tid}/syscall")) {
-        Ok(line) => inside_of(&line),
-        Err(_) => Some(false), // the thread is gone
+        Ok(line) => number_in(&line),
+        Err(_) => Some(-1), // the thread is gone
     }
 }
 
-fn inside_of(line: &str) -> Option<bool> {
+fn number_in(line: &str) -> Option<libc::c_long> {
     let number = line.split_whitespace().next()?;
-    (number != "running").then(|| number.parse() == Ok(libc::SYS_umount2))
+    (number != "running").then(|| number.parse().unwrap_or(-1))
 }
 
 #[cfg(test)]
 mod tests {
-    use super::inside_of;
+    use super::number_in;
 
     #[test]
     fn a_thread_that_runs_is_neither_inside_nor_outside() {
-        assert_eq!(inside_of("166 0xc000 0x0 0x0 0x0 0x0 0x0 0x7ffd 0x46\n"), Some(true));
-        assert_eq!(inside_of("202 0xc000 0x80 0x0 0x0 0x0 0x0 0x7ffd 0x46\n"), Some(false));
-        assert_eq!(inside_of("-1 0x7ffd 0x46\n"), Some(false));
-        assert_eq!(inside_of("running\n"), None);
+        assert_eq!(number_in("166 0xc000 0x0 0x0 0x0 0x0 0x0 0x7ffd 0x46\n"), Some(166));
+        assert_eq!(number_in("202 0xc000 0x80 0x0 0x0 0x0 0x0 0x7ffd 0x46\n"), Some(202));
+        assert_eq!(number_in("-1 0x7ffd 0x46\n"), Some(-1));
+        assert_eq!(number_in("running\n"), None);
     }
 }

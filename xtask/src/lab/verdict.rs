@@ -450,7 +450,7 @@ pub fn summaries(frames: &[Seen]) -> Vec<String> {
 }
 
 /// Name and content of an enum value in serde's form.
-fn variant(value: &Value) -> (&str, &Value) {
+pub fn variant(value: &Value) -> (&str, &Value) {
     match value {
         Value::String(name) => (name, &Value::Null),
         Value::Object(map) => {
@@ -527,7 +527,7 @@ mod tests {
                 call("UpdateContainerResources", Some("c1"), 12, 30),
                 call("ListContainers", None, 13, 30),
             ],
-            unmounts: vec![Stay { tid: 71, begin: 10 * SECOND, end: Some(30 * SECOND) }],
+            unmounts: vec![Stay { tid: 71, call: 166, begin: 10 * SECOND, end: Some(30 * SECOND) }],
             traced: Vec::new(),
         }
     }

@@ -1,0 +1,294 @@
+//! The daemon does not run: first its group is frozen, later it gets next to no CPU. Nothing is unmounted, no lock is
+//! held; the relist is slow all the same.
+
+use super::said::{kind, links, list, now};
+use super::{Played, SECOND, Stage, UPDATE_EVERY};
+use crate::lab::cri::{self, Client};
+use crate::lab::group::Group;
+use crate::lab::kubelet_like::{Call, KubeletLike};
+use crate::lab::sys::{self, seconds};
+use crate::lab::verdict::{Seen, Verdict};
+use anyhow::{Result, ensure};
+use serde::Serialize;
+use serde_json::Value;
+use std::time::Duration;
+
+/// How long the daemon is frozen.
+const FROZEN: Duration = Duration::from_secs(8);
+/// How long it is starved.
+const STARVED: Duration = Duration::from_secs(12);
+/// What it gets of a CPU then, in thousandths.
+const SHARE: u64 = 2;
+/// Clients that ask all the time while it is starved.
+const CLIENTS: usize = 4;
+
+/// What happened, by the lab's own clocks (ns of CLOCK_MONOTONIC).
+#[derive(Clone, Debug, Serialize)]
+pub struct Truth {
+    containerd: u32,
+    /// The real kubelet, when one made the calls.
+    kubelet: Option<u32>,
+    frozen: (u64, u64),
+    starved: (u64, u64),
+    /// Periods in which the daemon had to wait for CPU time, and how long in all (ns), by the kernel.
+    throttled: (u64, u64),
+    calls: Vec<Call>,
+}
+
+/// Plays it.
+pub async fn play(stage: &mut Stage<'_>) -> Result<Truth> {
+    let like = match &stage.lab.kubelet {
+        Some(_) => None,
+        None => {
+            stage.pod("pod-a", 0).await?;
+            stage.pod("pod-b", 0).await?;
+            let log = stage.lab.run.join("client.jsonl");
+            Some(KubeletLike::start(&stage.lab.containerd.socket, &log, UPDATE_EVERY)?)
+        }
+    };
+    let kubelet = stage.lab.kubelet.as_ref().map(|kubelet| kubelet.pid);
+    let containerd = stage.lab.containerd.pid;
+    let group = Group::of(stage.ledger, containerd, SHARE)?;
+    tokio::time::sleep(Duration::from_secs(4)).await;
+
+    let begin = sys::monotonic();
+    group.freeze()?;
+    stage.say("containerd is frozen");
+    tokio::time::sleep(FROZEN).await;
+    group.thaw()?;
+    let frozen = (begin, sys::monotonic());
+    stage.say("it goes on");
+    tokio::time::sleep(Duration::from_secs(4)).await;
+
+    let mut asking = Vec::new();
+    for _ in 0..CLIENTS {
+        let client = Client::connect(&stage.lab.containerd.socket, cri::SHORT).await?;
+        asking.push(tokio::spawn(async move {
+            loop {
+                let _: Result<cri::ListContainersResponse, _> =
+                    client.call("ListContainers", cri::Empty {}, cri::LONG).await;
+            }
+        }));
+    }
+    let before = group.throttled()?;
+    let begin = sys::monotonic();
+    group.starve()?;
+    stage.say(&format!(
+        "containerd gets {} % of a CPU, {CLIENTS} clients ask all the time",
+        SHARE as f64 / 10.0
+    ));
+    tokio::time::sleep(STARVED).await;
+    group.feed()?;
+    let starved = (begin, sys::monotonic());
+    asking.into_iter().for_each(|task| task.abort());
+    let after = group.throttled()?;
+    stage.say("it gets what it wants");
+    tokio::time::sleep(Duration::from_secs(4)).await;
+    let calls = match (&like, &stage.lab.kubelet) {
+        (Some(like), _) => like.log.calls(),
+        (None, Some(kubelet)) => kubelet.calls(),
+        (None, None) => Vec::new(),
+    };
+    ensure!(!calls.is_empty(), "nobody called");
+    Ok(Truth {
+        containerd,
+        kubelet,
+        frozen,
+        starved,
+        throttled: (after.0 - before.0, (after.1 - before.1).as_nanos() as u64),
+        calls,
+    })
+}
+
+impl Truth {
+    /// The longest relist that lasted in that time.
+    fn relist(&self, (from, to): (u64, u64)) -> Option<&Call> {
+        self.calls
+            .iter()
+            .filter(|call| {
+                call.method == "relist" && call.begin < to && call.end.is_none_or(|end| end > from)
+            })
+            .max_by_key(|call| call.age(to))
+    }
+}
+
+impl Played for Truth {
+    fn truth(&self, verdict: &mut Verdict) {
+        for (what, when) in [("frozen", self.frozen), ("starved", self.starved)] {
+            let relist = self.relist(when).map_or(0, |call| call.age(call.begin));
+            verdict.check(
+                &format!("relist while {what}"),
+                format!("slow, the daemon was so for {}", seconds(when.1 - when.0)),
+                format!("longest {}", seconds(relist)),
+                relist > SECOND,
+            );
+        }
+        verdict.check(
+            "waited for CPU time",
+            "most of the time",
+            format!("{} periods, {} in all", self.throttled.0, seconds(self.throttled.1)),
+            self.throttled.0 > 10 && self.throttled.1 > 6 * SECOND,
+        );
+    }
+
+    fn said(&self, frames: &[Seen], verdict: &mut Verdict) {
+        self.stall("Frozen", self.frozen, 2 * SECOND, "Proven", frames, verdict);
+        self.stall("Starved", self.starved, 6 * SECOND, "Inferred", frames, verdict);
+    }
+}
+
+impl Truth {
+    /// That it was called by its name in time, for what it is, and no longer than it was so.
+    fn stall(
+        &self,
+        name: &str,
+        (from, to): (u64, u64),
+        within: u64,
+        confidence: &str,
+        frames: &[Seen],
+        verdict: &mut Verdict,
+    ) {
+        // Frames of a moment before a freeze is over may come after it.
+        let all: Vec<(&Seen, &Value)> = frames
+            .iter()
+            .flat_map(|seen| list(&seen.frame, "diagnoses").map(move |one| (seen, one)))
+            .collect();
+        let named = |diagnosis: &Value| {
+            !diagnosis["ends_in"][name].is_null()
+                && links(diagnosis).any(|link| link["who"]["pid"] == self.containerd)
+        };
+        let during: Vec<&(&Seen, &Value)> = all
+            .iter()
+            .filter(|(seen, diagnosis)| (from..=to).contains(&now(seen)) && named(diagnosis))
+            .collect();
+        let first = during.first().map(|(seen, _)| now(seen) - from);
+        verdict.check(
+            &format!("{name}: said"),
+            format!("within {}", seconds(within)),
+            first.map_or("never".to_owned(), |after| format!("{} after it began", seconds(after))),
+            first.is_some_and(|after| after <= within),
+        );
+        let after = all.iter().filter(|(seen, one)| now(seen) > to + 3 * SECOND && named(one));
+        let outside = after.count() + all.iter().filter(|(seen, one)| now(seen) < from && named(one)).count();
+        verdict.check(
+            &format!("{name}: at other times"),
+            "never",
+            format!("in {outside} diagnoses"),
+            outside == 0,
+        );
+        let Some((seen, diagnosis)) =
+            during.iter().rev().find(|(_, one)| self.kubelet.is_none() || one["head"] == "Relist")
+        else {
+            verdict.check(&format!("{name}: whose relist"), "the kubelet's", "of nobody", false);
+            return;
+        };
+        if let Some(kubelet) = self.kubelet {
+            let head = links(diagnosis).next().unwrap_or(&Value::Null);
+            verdict.check(
+                &format!("{name}: whose relist"),
+                format!("of kubelet {kubelet}"),
+                format!("{} of {}", kind(head), head["who"]["pid"]),
+                kind(head) == "Relist" && head["who"]["pid"] == kubelet,
+            );
+            let truth = self
+                .relist((now(seen), now(seen)))
+                .map(|call| call.age(now(seen)).min(now(seen) - call.begin));
+            verdict.duration(&format!("{name}: age of the relist"), truth, head["age"].as_u64());
+        }
+        verdict.check(
+            &format!("{name}: how sure"),
+            confidence,
+            format!("{}: {}", diagnosis["confidence"], diagnosis["evidence"]),
+            diagnosis["confidence"] == confidence,
+        );
+        let because = diagnosis["not_this_chain"].as_str();
+        verdict.check(
+            &format!("{name}: not this chain"),
+            "containerd itself is so",
+            because.unwrap_or("-"),
+            // It is said of relists; a client that stands for the kubelet makes none that can be seen.
+            because.map_or(self.kubelet.is_none(), |because| {
+                because.contains("containerd itself is") && because.contains(&name.to_lowercase())
+            }),
+        );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn wrong(change: impl Fn(&mut Value)) -> Vec<String> {
+        let relist = |begin: u64, end: u64| Call {
+            method: "relist".to_owned(),
+            container: None,
+            begin: begin * SECOND,
+            end: Some(end * SECOND),
+            error: None,
+        };
+        let truth = Truth {
+            containerd: 100,
+            kubelet: Some(50),
+            frozen: (10 * SECOND, 18 * SECOND),
+            starved: (30 * SECOND, 42 * SECOND),
+            throttled: (100, SECOND),
+            calls: vec![relist(10, 18), relist(31, 43)],
+        };
+        let frames: Vec<Seen> = (5..50)
+            .map(|at| {
+                let stall = match at {
+                    11..18 => Some(("Frozen", "Proven", "frozen", 10)),
+                    33..42 => Some(("Starved", "Inferred", "starved", 31)),
+                    _ => None,
+                };
+                let diagnoses = stall.map_or(json!([]), |(name, confidence, word, begin)| {
+                    let links = json!([
+                        {"operation": {"kind": "Relist"}, "who": {"pid": 50}, "age": (at - begin) * SECOND},
+                        {"operation": {"kind": "Stalled"}, "who": {"pid": 100}},
+                    ]);
+                    json!([{
+                        "head": "Relist", "ends_in": {name: {"by": word}}, "confidence": confidence,
+                        "evidence": "", "chain": {"links": links},
+                        "not_this_chain": format!("containerd itself is {word}"),
+                    }])
+                });
+                let mut frame = json!({"now": at * SECOND, "diagnoses": diagnoses});
+                change(&mut frame);
+                Seen { at: at * SECOND, frame }
+            })
+            .collect();
+        let mut verdict = Verdict::default();
+        truth.said(&frames, &mut verdict);
+        verdict.0.into_iter().filter(|check| check.agree == Some(false)).map(|check| check.what).collect()
+    }
+
+    #[test]
+    fn both_stalls_by_their_names_pass() {
+        assert!(wrong(|_| {}).is_empty());
+    }
+
+    #[test]
+    fn another_name_another_process_and_another_time_fail() {
+        let starved = wrong(|frame| {
+            let frozen = frame["diagnoses"][0]["ends_in"]["Frozen"].is_object();
+            if frozen {
+                frame["diagnoses"][0]["ends_in"] = json!({"NotVisible": {"because": ""}});
+            }
+        });
+        assert_eq!(starved, ["Frozen: said", "Frozen: whose relist"]);
+        let of_another = wrong(|frame| {
+            if frame["diagnoses"][0].is_object() {
+                frame["diagnoses"][0]["chain"]["links"][0]["who"]["pid"] = json!(51);
+            }
+        });
+        assert_eq!(of_another, ["Frozen: whose relist", "Starved: whose relist"]);
+        let always = wrong(|frame| {
+            if frame["diagnoses"][0].is_null() {
+                let links = json!([{"operation": {"kind": "Stalled"}, "who": {"pid": 100}}]);
+                frame["diagnoses"] = json!([{"ends_in": {"Frozen": {"by": ""}}, "chain": {"links": links}}]);
+            }
+        });
+        assert_eq!(always, ["Frozen: at other times"]);
+    }
+}
