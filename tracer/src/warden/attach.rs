@@ -108,6 +108,8 @@ struct Ours {
     pages: BTreeSet<u64>,
     /// Targets that are off for a reason that passes.
     waiting: Vec<Target>,
+    /// Some of them wait for a thread that may go on at any moment: tried again at the next scan.
+    soon: bool,
     /// Kinds that the fuse has taken off, and why.
     blown: BTreeMap<Kind, String>,
     scans: u32,
@@ -406,6 +408,7 @@ impl Attacher {
             attached: Vec::new(),
             pages: BTreeSet::new(),
             waiting: Vec::new(),
+            soon: false,
             blown: BTreeMap::new(),
             scans: 0,
             idle: 0,
@@ -503,7 +506,8 @@ impl Attacher {
                 Binary::Ours(ours) => {
                     ours.scans += 1;
                     ours.idle = if ours.pids.is_empty() { ours.idle + 1 } else { 0 };
-                    if ours.scans.is_multiple_of(RETRY_AFTER)
+                    let due = std::mem::take(&mut ours.soon) || ours.scans.is_multiple_of(RETRY_AFTER);
+                    if due
                         && !ours.waiting.is_empty()
                         && let Some(Ok((file, _))) =
                             ours.pids.first().map(|pid| self.open(*pid, &Arc::default()))
