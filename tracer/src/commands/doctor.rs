@@ -1,7 +1,7 @@
 //! `doctor`: what can be seen on this node, how, and what not and why. Attaches nothing.
 
 use crate::{
-    bpf::features::Answer,
+    bpf::{features::Answer, known_bad},
     cli::Doctor,
     correlator::{
         advice::{self, Circumstances},
@@ -205,6 +205,9 @@ fn write_text(out: &mut String, survey: &Survey, findings: &[Finding]) -> std::f
     }
     if let Some(f) = &survey.features {
         writeln!(out, "\nkernel {}", sanitise(&f.kernel))?;
+        for defect in known_bad::defects(&f.kernel) {
+            writeln!(out, "  known defect: {} ({})", defect.what, defect.citation)?;
+        }
         let answers: [(&str, &Answer); 10] = [
             ("BPF programs", &f.bpf),
             ("type description (BTF)", &f.btf),
