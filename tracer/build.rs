@@ -14,6 +14,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     let object = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tracer-ebpf/prebuilt/plegscope.bpf.o");
     println!("cargo::rerun-if-changed={}", object.display());
     println!("cargo::rerun-if-changed=build.rs");
+    // What a plegscope keeps of programs is believed by the very same build only.
+    println!("cargo::rustc-link-arg-bins=-Wl,--build-id=sha1");
     let seen = match fs::read(&object) {
         Ok(bytes) if is_bpf(&bytes) => {
             fs::write(PathBuf::from(env::var("OUT_DIR")?).join("plegscope.bpf.o"), bytes)?;

@@ -1,6 +1,8 @@
 //! What a uprobe site knows of itself: 64 bits that travel as the attach cookie (kernel 5.15 and later) or, on older
 //! kernels, through the `SITES` map.
 
+use crate::op::kind;
+
 /// Where the text of an operation comes from.
 pub mod text {
     /// There is none.
@@ -27,8 +29,21 @@ pub mod text {
 /// | 40-47 | offset of goid in `g`, in words |
 /// | 48-51 | result word of an `error` (15: none) |
 /// | 52-59 | second candidate for the text when the first is not 64 bytes long: a word or an offset in words, as the source (255: none) |
+/// | 60-62 | meter: which executable pays for a hit |
+/// | 63 | the kernel single-steps the site's instruction, which costs ten times as much as emulating it |
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Cookie(pub u64);
+
+/// Executables whose hits are counted apart.
+pub const METERS: u8 = 8;
+/// Counters of hits in all.
+pub const COUNTERS: u32 = METERS as u32 * 2 * kind::LIMIT;
+
+/// Index of a counter of hits.
+#[inline(always)]
+pub const fn counter(meter: u8, stepped: bool, kind: u32) -> u32 {
+    (((stepped as u32) << 3 | (meter as u32 & 7)) * kind::LIMIT) + (kind & (kind::LIMIT - 1))
+}
 
 const NO_WORD: u64 = 15;
 const NO_SECOND: u64 = 255;
@@ -86,6 +101,15 @@ impl Cookie {
     /// The function's result words `word` and `word + 1` are an `error`.
     pub const fn with_error_result(self, word: u8) -> Cookie {
         self.set(48, 4, word as u64)
+    }
+    /// Hits are counted for this meter (below [`METERS`]), and whether the kernel single-steps the site.
+    pub const fn with_meter(self, meter: u8, stepped: bool) -> Cookie {
+        self.set(60, 3, meter as u64).set(63, 1, stepped as u64)
+    }
+    /// Index of the counter of a hit: by meter, by whether it is single-stepped, by kind; below [`COUNTERS`].
+    #[inline(always)]
+    pub const fn counter(self) -> u32 {
+        counter(self.get(60, 3) as u8, self.get(63, 1) != 0, self.kind())
     }
     /// Kind and method as in [`crate::op::Key::what`].
     #[inline(always)]
@@ -174,7 +198,9 @@ mod tests {
             .with_name_argument(5)
             .with_goid_offset(160)
             .with_error_result(9)
-            .with_second(40);
+            .with_second(40)
+            .with_meter(6, true);
+        assert_eq!(c.counter(), counter(6, true, 13));
         assert_eq!(c.what(), 13 | 200 << 8);
         assert!(c.stack_abi() && c.stack_check());
         assert_eq!((c.object(), c.text_source(), c.text_word()), (Some(3), text::FIELD, 7));
@@ -186,6 +212,18 @@ mod tests {
         assert_eq!(Cookie::new(1, 0).with_text_argument(1).with_second(3).second(), Some(3));
         let none = Cookie::new(1, 0);
         assert_eq!(none.second(), None);
+        let mut seen = [false; COUNTERS as usize];
+        for meter in 0..METERS {
+            for stepped in [false, true] {
+                for kind in 0..kind::LIMIT {
+                    let counter = Cookie::new(kind, 9).with_meter(meter, stepped).counter();
+                    assert!(
+                        !core::mem::replace(&mut seen[counter as usize], true),
+                        "each has one of its own"
+                    );
+                }
+            }
+        }
         assert_eq!(
             (none.object(), none.name_word(), none.error_word(), none.text_source()),
             (None, None, None, 0)

@@ -28,6 +28,8 @@ pub mod kind {
     pub const SUPER_SHUTDOWN: u32 = 12;
     /// `sync_filesystem`.
     pub const SYNC: u32 = 13;
+    /// plegscope's own function, which is probed at the start to find out what a hit costs. Never decoded.
+    pub const MEASURED: u32 = 15;
     /// One more than the largest kind; a power of two.
     pub const LIMIT: u32 = 16;
 }

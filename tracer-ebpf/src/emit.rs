@@ -1,9 +1,10 @@
 //! The only way out: counters, histograms, and the ring. Every refusal is counted by kind and cause.
 
-use crate::maps::{BLANK, DURATIONS, FLOORS, OPS, RING, STATS};
+use crate::maps::{BLANK, DURATIONS, FLOORS, OPS, PASSES, RING, STATS};
 use aya_ebpf::{EbpfContext, helpers::bpf_ktime_get_ns};
 use aya_log_ebpf::debug;
 use tracer_common::{
+    cookie::Cookie,
     op::{Key, Op, Wait, flag, kind},
     record::{Header, OpEnded, WaitEnded, record_kind},
     settings::{BUCKETS, bucket},
@@ -33,6 +34,14 @@ fn stat(kind: u32, slot: u32) {
 #[inline(always)]
 pub fn hit(kind: u32) {
     stat(kind, HITS);
+}
+
+/// Counts a hit of any site in a Go program, whatever comes of it.
+#[inline(always)]
+pub fn passed(cookie: Cookie) {
+    if let Some(counter) = PASSES.get_ptr_mut(cookie.counter()) {
+        increment(counter);
+    }
 }
 
 /// Counts a refusal, and tells of it in the diagnostic log when that is on.

@@ -19,6 +19,8 @@ globals! {
     HAVE_COOKIE: u32, have_cookie;
     /// 1 when kernel memory may be read (0 under lockdown=confidentiality).
     READ_KERNEL: u32, read_kernel;
+    /// Always 0, which only user space and the verifier know.
+    NEVER: u32, never;
     /// Offset of `thread.fsbase` in `task_struct`; 0 when not known.
     OFF_FSBASE: u32, off_fsbase;
     /// Offset of `s_dev` in `super_block`.

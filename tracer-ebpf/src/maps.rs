@@ -2,9 +2,10 @@
 
 use aya_ebpf::{
     macros::map,
-    maps::{Array, HashMap, RingBuf},
+    maps::{Array, HashMap, ProgramArray, RingBuf},
 };
 use tracer_common::{
+    cookie::COUNTERS,
     op::{Key, Op, Wait, kind},
     settings::{BUCKETS, Process, Site},
     stats::SLOTS,
@@ -54,6 +55,16 @@ pub static DURATIONS: Array<u64> = Array::with_max_entries(kind::LIMIT * BUCKETS
 /// Hits and refusals: kind * SLOTS + slot.
 #[map]
 pub static STATS: Array<u64> = Array::with_max_entries(kind::LIMIT * SLOTS, 0);
+
+/// Hits of all sites in Go programs, also of those that come to nothing: what looking costs. See [`Cookie::counter`].
+///
+/// [`Cookie::counter`]: tracer_common::cookie::Cookie::counter
+#[map]
+pub static PASSES: Array<u64> = Array::with_max_entries(COUNTERS, 0);
+
+/// Always empty: see `own_stack` in the probes of Go programs.
+#[map]
+pub static NOWHERE: ProgramArray = ProgramArray::with_max_entries(1, 0);
 
 /// A kretprobe has no arguments, so the kprobe leaves here what began.
 #[repr(C)]

@@ -54,6 +54,9 @@ pub struct Probing {
     /// Which probes may be attached.
     #[arg(long, value_enum, default_value_t = Probes::All, value_name = "WHICH")]
     pub probes: Probes,
+    /// Take probes off a program that they cost more than this share of a core, in percent, for 3 s; 0 or none for no limit.
+    #[arg(long, value_name = "PERCENT", value_parser = percent, default_value = "2")]
+    pub max_target_cost: Limit,
     /// Trace lock waits in this Go process too; may be given several times.
     #[arg(long, value_name = "PID")]
     pub also: Vec<u32>,
@@ -63,6 +66,22 @@ pub struct Probing {
     /// Tell more on standard error, also what the kernel half could not do.
     #[arg(long, short)]
     pub verbose: bool,
+}
+
+/// A share of a core, in millionths; `None` for no limit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limit(pub Option<u32>);
+
+fn percent(text: &str) -> Result<Limit, String> {
+    if matches!(text, "none" | "0") {
+        return Ok(Limit(None));
+    }
+    let number: f64 =
+        text.trim_end_matches('%').trim().parse().map_err(|_| "not a number of percent, nor none")?;
+    if !(0.0001..=100.0).contains(&number) {
+        return Err("between 0.0001 and 100, or none".into());
+    }
+    Ok(Limit(Some((number * 10_000.0).round() as u32)))
 }
 
 /// How high on the ladder.
@@ -156,6 +175,7 @@ impl Probing {
             },
             survey_only: false,
             also: self.also.clone(),
+            max_target_cost: self.max_target_cost.0,
             diagnostics: self.verbose,
         }
     }
@@ -176,6 +196,32 @@ mod tests {
         let cli = Cli::try_parse_from(["plegscope", "--plain"]).unwrap();
         assert!(cli.verb.is_none() && cli.live.plain);
         assert!(Cli::try_parse_from(["plegscope", "live", "--plain", "--json"]).is_err());
+    }
+
+    #[test]
+    fn a_limit_is_percent_or_none() {
+        let limit = |text: &str| {
+            Cli::try_parse_from(["plegscope", "live", "--max-target-cost", text]).ok().and_then(|cli| {
+                match cli.verb {
+                    Some(Verb::Live(live)) => Some(live.probing.max_target_cost),
+                    _ => None,
+                }
+            })
+        };
+        assert_eq!(limit("2"), Some(Limit(Some(20_000))));
+        assert_eq!(limit("0.5%"), Some(Limit(Some(5_000))));
+        assert_eq!([limit("none"), limit("0")], [Some(Limit(None)); 2]);
+        for wrong in ["-1", "101", "nan", "much"] {
+            assert_eq!(limit(wrong), None, "{wrong}");
+        }
+        let Some(Verb::Live(live)) = Cli::try_parse_from(["plegscope", "live"]).unwrap().verb else {
+            panic!()
+        };
+        assert_eq!(
+            live.probing.max_target_cost,
+            Limit(Some(20_000)),
+            "2 % unless something else is asked for"
+        );
     }
 
     #[test]

@@ -215,6 +215,15 @@ mod tests {
     }
 
     #[test]
+    fn only_an_unmount_fails_with_an_errno() {
+        let failed = |kind, flags| outcome(&Op { flags, errno: 16, ..raw(kind, "", "") });
+        assert_eq!(failed(kind::UNMOUNT, flag::ERRNO | flag::FAILED), Outcome::Errno(16));
+        assert_eq!(failed(kind::CRI_CALL, flag::ERRNO | flag::FAILED), Outcome::Error);
+        assert_eq!(failed(kind::EXIT_HANDLING, flag::FAILED), Outcome::Error);
+        assert_eq!(failed(kind::EXIT_HANDLING, 0), Outcome::Done);
+    }
+
+    #[test]
     fn numbers_and_kinds_agree() {
         for kind in Kind::RECORDED {
             assert_eq!(kind_of(&Key { what: number_of(kind) | 5 << 8, ..Key::default() }), Some(kind));

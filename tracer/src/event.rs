@@ -103,6 +103,9 @@ pub enum Body {
     },
 }
 
+/// A blind spot whose reason says this is none for what containerd and its shims do themselves.
+pub const OTHERS_ONLY: &str = "of programs other than containerd and its shims";
+
 /// Who does something: a thread, or a goroutine on a thread.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Actor {
@@ -159,7 +162,8 @@ pub enum Kind {
     /// A file system is synced (`sync_filesystem`; nested: overlay, then its upper file system).
     Sync,
     /// A whole process does not run although it should: frozen, stopped, or starved of CPU. Seen in `/proc`, never by a
-    /// probe; [`Operation::method`] says in words how, for instance `frozen by its cgroup`.
+    /// probe; the actor is the process (`tid` = `pid`, no goroutine) and [`Operation::method`] says in words how, as the
+    /// rest of the sentence `it is …`. The first word decides what it is taken for, see [`Stall::of`].
     Stalled,
 }
 
@@ -218,6 +222,29 @@ pub struct Operation {
     pub fs_type: Option<String>,
     /// How the probe knows (`uprobe`, `fentry`, `kprobe`, `tracepoint`, `poll`), shown as evidence.
     pub seen_by: SeenBy,
+}
+
+/// How a process does not run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Stall {
+    /// Not one of its threads can run.
+    Still,
+    /// It runs, but gets less than it needs.
+    Starved,
+}
+
+impl Stall {
+    /// By the first word of the method of a [`Kind::Stalled`] operation: `frozen` (by its control group), `stopped` (by a
+    /// signal) and `traced` (held by a tracer or debugger) say that it stands still, `starved` (of CPU or memory) and
+    /// everything else that it is starved. Examples: `frozen by its cgroup /kubelet.slice`, `stopped by a signal`, `traced
+    /// by strace (pid 7)`, `starved: its cgroup /system.slice is throttled`. It belongs to the identity, so no number that
+    /// changes while it lasts may stand in it.
+    pub fn of(method: &str) -> Stall {
+        match method.split(|c: char| !c.is_ascii_alphabetic()).next() {
+            Some("frozen" | "stopped" | "traced") => Stall::Still,
+            _ => Stall::Starved,
+        }
+    }
 }
 
 /// Identity of an operation: two reports with the same identity are about the same operation.
@@ -474,4 +501,20 @@ pub enum LossPoint {
     Queue,
     /// It came later than the orderer waits.
     Late,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_word_of_a_stall_decides() {
+        for still in ["frozen by its cgroup /a", "stopped by a signal", "traced by strace (pid 7)", "frozen"]
+        {
+            assert_eq!(Stall::of(still), Stall::Still, "{still}");
+        }
+        for starved in ["starved: its cgroup is throttled", "unfrozen", "slow", ""] {
+            assert_eq!(Stall::of(starved), Stall::Starved, "{starved}");
+        }
+    }
 }

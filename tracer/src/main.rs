@@ -10,7 +10,8 @@ fn main() -> ExitCode {
         Err(error) if is_closed_pipe(&error) => Exit::Done.into(),
         Err(error) => {
             // Nobody may read the standard error; that is no reason to panic.
-            let _ = writeln!(std::io::stderr(), "plegscope: {error:#}");
+            let _ =
+                writeln!(std::io::stderr(), "plegscope: {}", tracer::sinks::sanitise(&format!("{error:#}")));
             Exit::Failed.into()
         }
     }

@@ -5,7 +5,7 @@ use crate::{
     correlator::{Correlator, Frame, TieBreak},
     event::{Body, Event, LossPoint, Ns},
     order::{Grid, Orderer, Released},
-    thresholds::{LATENESS, TICK_EVERY, Thresholds},
+    thresholds::{LATENESS, SECOND, TICK_EVERY, Thresholds},
 };
 
 /// Events held back at most; at its bound the oldest goes early, which the orderer counts.
@@ -16,13 +16,20 @@ pub struct Pipeline {
     order: Orderer<TieBreak, Event>,
     correlator: Correlator,
     grid: Grid,
+    /// Whether anything has happened since the last frame that is not just told again and again.
+    stirred: bool,
 }
 
 impl Pipeline {
     /// Nothing has happened yet.
     pub fn new(thresholds: Thresholds) -> Pipeline {
         let order = Orderer::new(LATENESS, MOST_HELD);
-        Pipeline { order, correlator: Correlator::new(thresholds), grid: Grid::new(TICK_EVERY) }
+        Pipeline {
+            order,
+            correlator: Correlator::new(thresholds),
+            grid: Grid::new(TICK_EVERY),
+            stirred: true,
+        }
     }
 
     /// Takes events in any order.
@@ -37,12 +44,19 @@ impl Pipeline {
     fn apply(&mut self, released: Released<Event>) {
         if let Released::Late(at, _) = &released {
             self.correlator.apply(&Event { at: *at, body: Body::Lost { at: LossPoint::Late, count: 1 } });
+            self.stirred = true;
         }
-        self.correlator.apply(&released.into_item());
+        let event = released.into_item();
+        let usual = matches!(
+            event.body,
+            Body::PollComplete { .. } | Body::Memory { .. } | Body::Device(_) | Body::Cost(_)
+        );
+        self.stirred |= !usual;
+        self.correlator.apply(&event);
     }
 
     /// It is `now`: applies what can no longer be overtaken, and gives the frame of each grid point passed, oldest
-    /// first, to `each`.
+    /// first, to `each`. While nothing happens and nothing is in flight, whole seconds are enough.
     pub fn advance(&mut self, now: Ns, mut each: impl FnMut(Frame)) {
         /// After a pause (a stopped process, a suspended machine) the grid is taken up again instead of being filled in.
         const MOST_TICKS: u64 = 100;
@@ -52,7 +66,55 @@ impl Pipeline {
             while let Some(released) = self.order.pop() {
                 self.apply(released);
             }
-            each(self.correlator.tick(tick));
+            let quiet = !self.stirred && self.correlator.is_quiet();
+            if !quiet || tick.is_multiple_of(SECOND) {
+                self.stirred = false;
+                each(self.correlator.tick(tick));
+            }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::event::{Actor, Kind, Operation, Outcome, SeenBy};
+    use crate::thresholds::MILLISECOND;
+
+    fn frames_until(pipeline: &mut Pipeline, end: Ns) -> Vec<Ns> {
+        let mut times = Vec::new();
+        pipeline.advance(end + LATENESS, |frame| times.push(frame.now));
+        times
+    }
+
+    #[test]
+    fn a_quiet_node_gives_a_frame_a_second_and_a_busy_one_each_tick() {
+        let mut pipeline = Pipeline::new(Thresholds::default());
+        assert_eq!(frames_until(&mut pipeline, 10 * SECOND), [10 * SECOND], "the first");
+        let poll = |at| Event { at, body: Body::PollComplete { kinds: vec![Kind::Unmount], older_than: at } };
+        pipeline.push((101..=120).map(|tick| poll(tick * TICK_EVERY)).collect());
+        // What was known when nothing was: the first poll is no news.
+        assert_eq!(frames_until(&mut pipeline, 12 * SECOND), [11 * SECOND, 12 * SECOND]);
+
+        let operation = Operation {
+            kind: Kind::Unmount,
+            method: String::new(),
+            actor: Actor { pid: 5, tid: 5, g: None, goid: None },
+            begin: 12 * SECOND + 250 * MILLISECOND,
+            object: 0,
+            container: None,
+            path: None,
+            device: None,
+            fs_type: None,
+            seen_by: SeenBy::Uprobe,
+        };
+        let begin = operation.begin;
+        pipeline.push(vec![Event { at: begin, body: Body::InFlight(operation.clone()) }]);
+        let ticks = |from: Ns, to: Ns| (from..=to).map(|tick| tick * TICK_EVERY).collect::<Vec<Ns>>();
+        assert_eq!(frames_until(&mut pipeline, 13_200 * MILLISECOND), ticks(123, 132), "as long as it lasts");
+        pipeline.push(vec![Event { at: begin + SECOND, body: Body::Ended(operation, Outcome::Done) }]);
+        let times = frames_until(&mut pipeline, 16 * SECOND);
+        assert_eq!(times[0], 13_300 * MILLISECOND, "its end is told");
+        assert_eq!(times[times.len() - 2..], [15 * SECOND, 16 * SECOND], "quiet again");
     }
 }

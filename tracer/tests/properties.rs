@@ -71,8 +71,8 @@ fn check_proven(truth: &Truth, frames: &[Frame]) -> Result<[u64; 3], TestCaseErr
                     seen[2] += 1;
                     prop_assert!(truth.serves(&a, &b), "{:?} is not served by {:?}", a, b);
                 }
-                EdgeKind::SameSuperBlock | EdgeKind::SameDevice => {
-                    prop_assert!(false, "never proven");
+                EdgeKind::SameSuperBlock | EdgeKind::SameDevice | EdgeKind::Behind | EdgeKind::RunsIn => {
+                    prop_assert!(false, "never proven, or not in this world");
                 }
             }
         }
@@ -288,7 +288,16 @@ fn actors() -> impl Strategy<Value = Actor> {
 }
 
 fn operations() -> impl Strategy<Value = Operation> {
-    let method = prop::sample::select(vec!["", "Delete", "Update", "ListContainers", "UpdateSync", "Wait"]);
+    let method = prop::sample::select(vec![
+        "",
+        "Delete",
+        "Update",
+        "UpdateContainerResources",
+        "ListContainers",
+        "UpdateSync",
+        "Wait",
+        "frozen",
+    ]);
     let object =
         prop::sample::select(vec![0u64, 0x1000, 0x1004, 0x1008, 0x100c, 0x1020, 0x1024, u64::MAX, 3]);
     let container = prop::sample::select(vec![None, Some("aa".to_owned()), Some("bb".to_owned())]);
@@ -314,6 +323,32 @@ fn nonsense() -> impl Strategy<Value = Event> {
         8 => operations().prop_map(Body::InFlight),
         4 => operations().prop_map(|o| Body::Ended(o, Outcome::Done)),
         1 => operations().prop_map(|o| Body::Ended(o, Outcome::Errno(16))),
+        2 => operations().prop_map(|o| Body::Ended(o, Outcome::Error)),
+        1 => (1u32..5, 0u64..20).prop_map(|(pid, s)| Body::Process(tracer::event::Process {
+            pid,
+            started: s * 1_000_000_000,
+            role: if pid % 2 == 0 { tracer::event::Role::Containerd } else { tracer::event::Role::Kubelet },
+            comm: String::new(),
+            go_version: "go1.19.8".to_owned(),
+            version: None,
+        })),
+        1 => prop::sample::select(vec!["aa", "bb", "cc"]).prop_map(|id| Body::Container(tracer::event::Container {
+            id: id.to_owned(),
+            runtime_namespace: String::new(),
+            pod: Some("pod".to_owned()),
+            namespace: Some("prod".to_owned()),
+            name: Some("main".to_owned()),
+            sandbox: false,
+            shim: Some(2),
+            upper: None,
+            volatile: None,
+        })),
+        1 => (1u32..4).prop_map(|pid| Body::LeakedShim { pid, id: "aa".to_owned() }),
+        1 => (1u32..4).prop_map(|pid| Body::Pins(tracer::event::Pins {
+            path: "/x/io.containerd.runtime.v2.task/k8s.io/aa/rootfs".to_owned(),
+            of: vec![tracer::event::Pin { pid, comm: String::new(), container: None, how: String::new() }],
+            reason: String::new(),
+        })),
         2 => (actors(), actors(), 0x1000u64..0x1030)
             .prop_map(|(by, waiter, semaphore)| Body::Woken { by, waiter, semaphore }),
         1 => (0u64..20).prop_map(|s| Body::PollComplete {
@@ -359,6 +394,13 @@ fn a_flood_is_bounded_and_counted() {
         correlator.apply(&Event { at, body: Body::Ended(op(3_000_000 + n, Kind::CriCall), Outcome::Done) });
         correlator
             .apply(&Event { at, body: Body::Ended(op(4_000_000 + n, Kind::Unmount), Outcome::Errno(16)) });
+    }
+    for n in 0..limits::EXITS as u64 + 50 {
+        let exit =
+            Operation { container: Some(format!("{n:064x}")), ..op(6_000_000 + n, Kind::ExitHandling) };
+        correlator.apply(&Event { at, body: Body::Ended(exit, Outcome::Error) });
+        let leaked = Body::LeakedShim { pid: n as u32, id: String::new() };
+        correlator.apply(&Event { at, body: leaked });
     }
     for n in 0..limits::CONTAINERS as u32 + 50 {
         correlator.apply(&Event { at, body: Body::ProcessGone { pid: 100_000 + n } });
@@ -418,6 +460,8 @@ fn a_flood_is_bounded_and_counted() {
     assert!(dropped("lock waits that may go on") > 0);
     assert!(dropped("distributions of CRI methods") > 0);
     assert!(dropped("failed unmounts") > 0);
+    assert_eq!(dropped("exits that are not handled yet"), 50);
+    assert!(dropped("leaked shims") > 0);
     assert!(frame.diagnoses.len() <= limits::DIAGNOSES);
     assert!(frame.in_flight.len() <= limits::IN_FLIGHT_SHOWN);
     let ids: std::collections::BTreeSet<OperationId> =

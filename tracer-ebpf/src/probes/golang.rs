@@ -6,7 +6,7 @@
 use crate::{
     actor::{Site, thread, user_word},
     emit, globals,
-    maps::{OPS, PROCESSES, SITES, UNMOUNTING, WAITS},
+    maps::{NOWHERE, OPS, PROCESSES, SITES, UNMOUNTING, WAITS},
 };
 use aya_ebpf::{
     EbpfContext,
@@ -30,9 +30,32 @@ const PROFILE_OF_LOCKS: u64 = 3;
 /// Bytes of a container id that CRI makes.
 const ID: u64 = 64;
 
-/// The site's cookie: from the attachment, or before kernel 5.15 by the address of the instruction.
+/// Keeps the program's variables on the stack of the thread that runs it; to be called in each program of this file.
+///
+/// Since 6.13 the kernel gives programs of the kprobe type a stack of their own, one per CPU, taking it that they cannot
+/// be preempted. In uprobes they can be since 6.0: where the kernel is preemptible, two threads on one CPU would write
+/// over each other's variables, pointers among them (the kernel panics of opentelemetry-ebpf-instrumentation issue
+/// 3056). A program that contains a tail call gets no such stack (`check_max_stack_depth` in the verifier); this one is
+/// never made, and no instruction of it is left when the verifier is done.
+#[inline(always)]
+fn own_stack(ctx: &ProbeContext) {
+    if globals::never() != 0 {
+        // SAFETY: the map is always empty, so the call comes back; and it is never made.
+        unsafe { NOWHERE.tail_call(ctx, 0) };
+    }
+}
+
+/// The site's cookie, and the hit is counted.
 #[inline(always)]
 fn cookie<C: EbpfContext>(ctx: &C, end: bool) -> Option<Cookie> {
+    let cookie = find_cookie(ctx, end)?;
+    emit::passed(cookie);
+    Some(cookie)
+}
+
+/// From the attachment, or before kernel 5.15 by the address of the instruction.
+#[inline(always)]
+fn find_cookie<C: EbpfContext>(ctx: &C, end: bool) -> Option<Cookie> {
     if globals::have_cookie() != 0 {
         // SAFETY: the helper only reads the context.
         return Some(Cookie(unsafe { bpf_get_attach_cookie(ctx.as_ptr()) }));
@@ -66,6 +89,7 @@ fn goid(site: &Site, g: u64) -> u64 {
 /// `runtime.semacquire1(addr *uint32, lifo bool, profile semaProfileFlags, …)` begins.
 #[uprobe]
 pub fn go_lock_wait(ctx: ProbeContext) -> u32 {
+    own_stack(&ctx);
     try_lock_wait(&ctx);
     0
 }
@@ -83,6 +107,7 @@ fn try_lock_wait(ctx: &ProbeContext) -> Option<()> {
 /// `sync.(*RWMutex).Lock()` begins: from here on this goroutine holds the write lock, or waits for it.
 #[uprobe]
 pub fn go_write_lock(ctx: ProbeContext) -> u32 {
+    own_stack(&ctx);
     try_write_lock(&ctx);
     0
 }
@@ -115,6 +140,7 @@ fn remember_lock(ctx: &ProbeContext, site: &Site, kind: u32, object: u64, key_ob
 /// `runtime.semacquire1` is about to return: the goroutine has the semaphore.
 #[uprobe]
 pub fn go_lock_wait_end(ctx: ProbeContext) -> u32 {
+    own_stack(&ctx);
     try_lock_end(&ctx, LOCK_WAIT);
     0
 }
@@ -122,6 +148,7 @@ pub fn go_lock_wait_end(ctx: ProbeContext) -> u32 {
 /// `sync.(*RWMutex).Unlock()` begins. The lock is told released here, a moment before it is.
 #[uprobe]
 pub fn go_write_unlock(ctx: ProbeContext) -> u32 {
+    own_stack(&ctx);
     try_lock_end(&ctx, LOCK_HOLD);
     0
 }
@@ -144,6 +171,7 @@ fn try_lock_end(ctx: &ProbeContext, kind: u32) -> Option<()> {
 /// `runtime.readyWithTime(s *sudog, …)`: the goroutine at `s.g` is made runnable by this one.
 #[uprobe]
 pub fn go_wake(ctx: ProbeContext) -> u32 {
+    own_stack(&ctx);
     try_wake(&ctx);
     0
 }
@@ -171,6 +199,7 @@ fn try_wake(ctx: &ProbeContext) -> Option<()> {
 /// A named Go function begins.
 #[uprobe]
 pub fn go_operation(ctx: ProbeContext) -> u32 {
+    own_stack(&ctx);
     try_operation(&ctx);
     0
 }
@@ -262,6 +291,7 @@ fn read_text(ctx: &ProbeContext, site: &Site, op: &mut Op, kind: u32) {
 /// A named Go function is about to return.
 #[uprobe]
 pub fn go_operation_end(ctx: ProbeContext) -> u32 {
+    own_stack(&ctx);
     try_operation_end(&ctx);
     0
 }

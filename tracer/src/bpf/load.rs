@@ -17,6 +17,7 @@ use aya::{
     },
 };
 use aya_obj::generated::bpf_insn;
+use serde::{Deserialize, Serialize};
 use std::{
     collections::{BTreeMap, HashSet},
     ffi::CString,
@@ -30,7 +31,7 @@ struct Aligned<T: ?Sized>(T);
 static OBJECT: &Aligned<[u8]> = &Aligned(*include_bytes!(concat!(env!("OUT_DIR"), "/plegscope.bpf.o")));
 
 /// Programs for sites in Go executables.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum GoProgram {
     /// `runtime.semacquire1` begins.
     LockWait,
@@ -77,7 +78,7 @@ impl GoProgram {
 }
 
 /// One site to probe.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SiteRequest {
     /// By which program.
     pub program: GoProgram,
@@ -87,7 +88,14 @@ pub struct SiteRequest {
     pub address: u64,
     /// What the site knows of itself.
     pub cookie: u64,
+    /// The file's bytes from there on, as they were when the site was chosen; zeros behind the file's end.
+    pub bytes: [u8; SITE_BYTES],
+    /// Whether the kernel single-steps the instruction.
+    pub stepped: bool,
 }
+
+/// Bytes of the file that the kernel reads for a site (`MAX_UINSN_BYTES`).
+pub const SITE_BYTES: usize = 16;
 
 /// Attached to one executable; dropping it detaches.
 pub enum Attached {
@@ -113,6 +121,7 @@ fn globals(features: &Features, diagnostics: bool) -> Vec<(&'static str, Vec<u8>
         // The level of aya-log, one byte; 0 lets the verifier drop all diagnostics.
         ("AYA_LOG_LEVEL", vec![if diagnostics { 5 } else { 0 }]),
         ("HAVE_COOKIE", flag(&features.cookies)),
+        ("NEVER", 0u32.to_ne_bytes().to_vec()),
         ("READ_KERNEL", flag(&features.kernel_memory)),
         ("OFF_FSBASE", offset("OFF_FSBASE")),
         ("OFF_S_DEV", offset("OFF_S_DEV")),
@@ -366,6 +375,7 @@ impl Kernel {
         for kind in Kind::RECORDED {
             map.set(crate::decode::number_of(kind), floor(kind), 0)?;
         }
+        map.set(tracer_common::op::kind::MEASURED, u64::MAX, 0)?;
         Ok(())
     }
 
@@ -379,6 +389,7 @@ impl Kernel {
             take("OPS")?,
             take("STATS")?,
             take("DURATIONS")?,
+            take("PASSES")?,
         )
     }
 
@@ -414,11 +425,65 @@ unsafe impl aya::Pod for ProcessValue {}
 pub(super) fn map_data(map: &aya::maps::Map) -> Option<&MapData> {
     use aya::maps::Map;
     match map {
-        Map::Array(data) | Map::HashMap(data) | Map::RingBuf(data) => Some(data),
+        Map::Array(data) | Map::HashMap(data) | Map::RingBuf(data) | Map::ProgramArray(data) => Some(data),
         _ => None,
     }
 }
 
 fn map_fd(map: &aya::maps::Map) -> Option<i32> {
     Some(map_data(map)?.fd().as_fd().as_raw_fd())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// `add r9, gs:[…]`: how the kernel's compiler finds a program's private stack on x86-64 (6.13 and later).
+    const PRIVATE_STACK: [u8; 5] = [0x65, 0x4c, 0x03, 0x0c, 0x25];
+
+    fn has_private_stack(program: &OwnedFd) -> Option<bool> {
+        let code = sys::machine_code(program.as_fd()).unwrap();
+        (!code.is_empty()).then(|| code.windows(5).any(|bytes| bytes == PRIVATE_STACK))
+    }
+
+    /// A program that keeps a word at the far end of its stack.
+    fn deep() -> OwnedFd {
+        let instruction = |code: u8, dst: u8, src: u8, off: i16, imm: i32| bpf_insn {
+            code,
+            _bitfield_align_1: [],
+            _bitfield_1: bpf_insn::new_bitfield_1(dst, src),
+            off,
+            imm,
+        };
+        let code = [
+            instruction(0x7a, 10, 0, -256, 42), // *(u64 *)(r10 - 256) = 42
+            instruction(0xb7, 0, 0, 0, 0),      // r0 = 0
+            instruction(0x95, 0, 0, 0, 0),      // exit
+        ];
+        let program = sys::Program { kind: sys::PROGRAM_KPROBE, attach: 0, code: &code, function: 0 };
+        sys::load(&program).unwrap()
+    }
+
+    #[test]
+    fn no_program_for_go_has_a_stack_that_it_could_share_with_another_thread() {
+        let features = Features::detect();
+        if !features.bpf.yes() || !features.uprobe_multi.yes() {
+            eprintln!("not tried: {:?}, {:?}", features.bpf, features.uprobe_multi);
+            return;
+        }
+        let kernel = Kernel::load(&features, false).unwrap();
+        assert_eq!(kernel.multi.len(), GoProgram::ALL.len());
+        for (program, fd) in &kernel.multi {
+            assert_ne!(has_private_stack(fd), Some(true), "{program:?}");
+        }
+        // The control: on such a kernel the look at the machine code does find one.
+        let release: Vec<u32> = features.kernel.split('.').map_while(|part| part.parse().ok()).collect();
+        if has_private_stack(&deep()) == Some(false) {
+            assert!(
+                release < vec![6, 13],
+                "{} gives no private stacks, or they look different",
+                features.kernel
+            );
+        }
+    }
 }

@@ -178,6 +178,11 @@ mod tests {
     use super::super::features::Answer;
     use super::*;
 
+    #[test]
+    fn a_kernel_without_unmounts_leaves_those_of_containerd_visible() {
+        assert!(UNMOUNT_LOSS.contains(crate::event::OTHERS_ONLY));
+    }
+
     fn all() -> Features {
         let offsets = [
             "OFF_FSBASE",

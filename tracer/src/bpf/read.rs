@@ -9,6 +9,7 @@ use std::{
     time::Duration,
 };
 use tracer_common::{
+    cookie::COUNTERS,
     op::{Key, Op, Wait},
     record::Record,
     settings::BUCKETS,
@@ -25,6 +26,7 @@ pub struct Reader {
     ops: Map,
     stats: Array<MapData, u64>,
     durations: Array<MapData, u64>,
+    passes: Array<MapData, u64>,
     keys: Vec<Key>,
 }
 
@@ -38,13 +40,21 @@ pub struct Counters {
 }
 
 impl Reader {
-    pub(super) fn new(ring: Map, waits: Map, ops: Map, stats: Map, durations: Map) -> anyhow::Result<Reader> {
+    pub(super) fn new(
+        ring: Map,
+        waits: Map,
+        ops: Map,
+        stats: Map,
+        durations: Map,
+        passes: Map,
+    ) -> anyhow::Result<Reader> {
         Ok(Reader {
             ring: RingBuf::try_from(ring)?,
             waits,
             ops,
             stats: Array::try_from(stats)?,
             durations: Array::try_from(durations)?,
+            passes: Array::try_from(passes)?,
             keys: Vec::new(),
         })
     }
@@ -107,6 +117,11 @@ impl Reader {
     /// How often any of these kinds has begun so far. Counted before the operation is put into its map.
     pub fn begun(&self, kinds: impl Iterator<Item = u32>) -> u64 {
         kinds.map(|kind| self.stats.get(&(kind * SLOTS + HITS), 0).unwrap_or(0)).sum()
+    }
+
+    /// Hits of sites in Go programs, in the order of [`tracer_common::cookie::counter`].
+    pub fn passes(&self) -> Vec<u64> {
+        (0..COUNTERS).map(|at| self.passes.get(&at, 0).unwrap_or(0)).collect()
     }
 
     /// Number of operations of a kind per bucket of [`tracer_common::settings::bucket`], of all durations.

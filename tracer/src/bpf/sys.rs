@@ -261,3 +261,32 @@ pub fn read_all<K: Plain, V: Plain>(
         first = false;
     }
 }
+
+/// The machine code that the kernel made of a loaded program; empty where it does not show it.
+#[cfg(test)]
+pub fn machine_code(program: BorrowedFd<'_>) -> io::Result<Vec<u8>> {
+    const OBJ_GET_INFO_BY_FD: i64 = 15;
+    #[repr(C)]
+    #[derive(Default)]
+    struct Info {
+        kind: u32,
+        id: u32,
+        tag: [u8; 8],
+        jited_len: u32,
+        xlated_len: u32,
+        jited: u64,
+    }
+    #[repr(C)]
+    struct Get {
+        fd: u32,
+        len: u32,
+        info: u64,
+    }
+    let mut code = vec![0u8; 1 << 16];
+    let mut info = Info { jited_len: code.len() as u32, jited: code.as_mut_ptr() as u64, ..Info::default() };
+    let mut attributes =
+        Get { fd: program.as_raw_fd() as u32, len: size_of::<Info>() as u32, info: &raw mut info as u64 };
+    bpf(OBJ_GET_INFO_BY_FD, &mut attributes)?;
+    code.truncate(if info.jited == 0 { 0 } else { info.jited_len as usize });
+    Ok(code)
+}

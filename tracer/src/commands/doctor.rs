@@ -5,7 +5,7 @@ use crate::{
     cli::Doctor,
     event::Role,
     exit::Exit,
-    sinks::sanitise,
+    sinks::{json, sanitise},
     source::Live,
     warden::{
         self, Settings,
@@ -37,9 +37,9 @@ pub fn run(options: &Doctor) -> anyhow::Result<Exit> {
             findings: &'a [Finding],
             survey: &'a Survey,
         }
-        say(&serde_json::to_string_pretty(&Report { findings: &findings, survey: &survey })?)?;
+        say(&json::pretty(&Report { findings: &findings, survey: &survey })?)?;
     } else {
-        say(text(&survey, &findings).trim_end())?;
+        say(text(&survey, &findings).trim_end().as_bytes())?;
     }
     Ok(match survey.features.as_ref().map(|f| f.bpf.yes() && f.ring_buffer.yes()) {
         Some(true) if findings.is_empty() => Exit::Done,
@@ -49,9 +49,10 @@ pub fn run(options: &Doctor) -> anyhow::Result<Exit> {
 }
 
 /// Writes to standard output; not with `print!`, which panics when nobody reads.
-fn say(text: &str) -> std::io::Result<()> {
+fn say(text: &[u8]) -> std::io::Result<()> {
     let mut out = std::io::stdout().lock();
-    writeln!(out, "{text}")?;
+    out.write_all(text)?;
+    out.write_all(b"\n")?;
     out.flush()
 }
 
@@ -130,7 +131,7 @@ fn write_text(out: &mut String, survey: &Survey, findings: &[Finding]) -> std::f
         }
     }
     if let Some(f) = &survey.features {
-        writeln!(out, "\nkernel {}", f.kernel)?;
+        writeln!(out, "\nkernel {}", sanitise(&f.kernel))?;
         let answers: [(&str, &Answer); 10] = [
             ("BPF programs", &f.bpf),
             ("type description (BTF)", &f.btf),
@@ -146,8 +147,8 @@ fn write_text(out: &mut String, survey: &Survey, findings: &[Finding]) -> std::f
         for (what, answer) in answers {
             match answer {
                 Answer::Yes => writeln!(out, "  {what:<24} yes")?,
-                Answer::No(reason) => writeln!(out, "  {what:<24} no: {reason}")?,
-                Answer::Unknown(reason) => writeln!(out, "  {what:<24} not known: {reason}")?,
+                Answer::No(reason) => writeln!(out, "  {what:<24} no: {}", sanitise(reason))?,
+                Answer::Unknown(reason) => writeln!(out, "  {what:<24} not known: {}", sanitise(reason))?,
             }
         }
     }
@@ -171,6 +172,7 @@ fn write_text(out: &mut String, survey: &Survey, findings: &[Finding]) -> std::f
     if survey.programs.is_empty() {
         writeln!(out, "  none; {}", super::no_containerd(survey))?;
     }
+    write_costs(out, survey)?;
     writeln!(out, "\nprobes")?;
     for probe in &survey.probes {
         match probe.how {
@@ -188,9 +190,78 @@ fn write_text(out: &mut String, survey: &Survey, findings: &[Finding]) -> std::f
     Ok(())
 }
 
+/// What attaching would put into the programs. What a hit costs is measured when something is attached, so not here.
+fn write_costs(out: &mut String, survey: &Survey) -> std::fmt::Result {
+    let probed = || survey.programs.iter().filter(|program| program.pages > 0);
+    if probed().next().is_none() {
+        return Ok(());
+    }
+    writeln!(
+        out,
+        "\nmemory that probes would put into them (each page with a probe is copied into each process)"
+    )?;
+    let mut all = 0;
+    for program in probed() {
+        let (each, processes) = (u64::from(program.pages) * 4, program.pids.len() as u64);
+        all += each * processes;
+        let comm = sanitise(&program.comm);
+        writeln!(out, "  {comm:<24} {} pages, {each} kB in each of {processes} processes", program.pages)?;
+    }
+    writeln!(out, "  {:<24} {all} kB", "in all")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn no_name_of_a_program_gets_out_of_its_line() {
+        let hostile = "x\u{1b}[2J\n\u{202e}y\u{9b}";
+        let probe = |how| crate::bpf::plan::Probe {
+            what: hostile.into(),
+            target: hostile.into(),
+            how,
+            sites: 1,
+            emulated: 1,
+            loss: hostile.into(),
+            note: hostile.into(),
+        };
+        let program = crate::warden::protocol::GoProgram {
+            role: Role::Other,
+            comm: hostile.into(),
+            go_version: hostile.into(),
+            pids: vec![1],
+            build_id: Some(hostile.into()),
+            pages: 1,
+        };
+        let probes = vec![probe(None), probe(Some(crate::event::SeenBy::Uprobe))];
+        let mut survey = Survey { programs: vec![program], probes, ..Survey::default() };
+        let lines = |survey: &Survey| text(survey, &findings(survey)).lines().count();
+        let told = text(&survey, &findings(&survey));
+        assert!(told.lines().all(|line| sanitise(line) == line), "{told:?}");
+        let hostile_lines = lines(&survey);
+        survey.programs[0].comm = "x".into();
+        survey.probes.iter_mut().for_each(|probe| probe.what = "x".into());
+        assert_eq!(lines(&survey), hostile_lines);
+        let json = String::from_utf8(json::pretty(&survey).unwrap()).unwrap();
+        assert!(json.lines().all(|line| sanitise(line) == line), "{json:?}");
+    }
+
+    #[test]
+    fn what_it_would_cost_is_told_by_program() {
+        let program = crate::warden::protocol::GoProgram {
+            role: Role::Shim,
+            comm: "containerd-shim".into(),
+            go_version: "go1.19.8".into(),
+            pids: (1..=250).collect(),
+            build_id: None,
+            pages: 20,
+        };
+        let survey = Survey { programs: vec![program], ..Survey::default() };
+        let told = text(&survey, &[]);
+        assert!(told.contains("20 pages, 80 kB in each of 250 processes"), "{told}");
+        assert!(told.contains("20000 kB"), "{told}");
+    }
 
     #[test]
     fn a_node_without_containerd_is_a_finding_with_a_cure() {

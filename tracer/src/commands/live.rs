@@ -7,10 +7,10 @@ use super::{
 };
 use crate::{
     cli::Live,
-    correlator::{EndsIn, Frame},
+    correlator::{EndsIn, Frame, Harm},
     event::{Ns, OperationId},
     exit::Exit,
-    sinks::text,
+    sinks::{json, text},
     thresholds::{MILLISECOND, SECOND, Thresholds},
 };
 use anyhow::Context;
@@ -82,14 +82,26 @@ impl Settling {
 /// What a frame says apart from ages: two frames of the same shape differ only in how long it has lasted.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Shape {
-    chains: Vec<(String, Vec<OperationId>)>,
+    /// What it ends in, by which operations, and what has come of it.
+    chains: Vec<(String, Vec<OperationId>, Vec<String>)>,
     changes: Vec<(String, String)>,
 }
 
 impl Shape {
     fn of(frame: &Frame) -> Shape {
+        let ends_in = |ends_in: &EndsIn| match ends_in {
+            // It fails twenty times a second.
+            EndsIn::MountBusy { pins, .. } => format!("MountBusy {pins:?}"),
+            other => format!("{other:?}"),
+        };
+        let harm = |c: &crate::correlator::Consequence| match &c.what {
+            Harm::ExitLate { of, reported, .. } => format!("ExitLate {of:?} {reported}"),
+            Harm::UpdatesFailed { of, .. } => format!("UpdatesFailed {of:?}"),
+            other => format!("{other:?}"),
+        };
         let chain = |d: &crate::correlator::Diagnosis| {
-            (format!("{:?}", d.ends_in), d.chain.links.iter().map(|l| l.operation.id()).collect())
+            let operations = d.chain.links.iter().map(|l| l.operation.id()).collect();
+            (ends_in(&d.ends_in), operations, d.consequences.iter().map(harm).collect())
         };
         let change =
             |i: &crate::correlator::Incident| i.change.as_ref().map(|c| (i.id.clone(), format!("{c:?}")));
@@ -103,21 +115,21 @@ impl Shape {
 impl Follower for Teller {
     fn frame(&mut self, frame: Frame, streams: &Streams) -> anyhow::Result<()> {
         let shape = Shape::of(&frame);
+        let stuck = frame.diagnoses.iter().any(|d| d.is_stuck());
         let elapsed = |since: Ns| frame.now.saturating_sub(since);
         if let Some(file) = self.file.take() {
             self.copy = Some(Output::new(file).context("starting to write")?);
         }
         if let Some(copy) = &self.copy
-            && (shape != self.told || (!frame.diagnoses.is_empty() && elapsed(self.file_at) >= REMIND_JSON))
+            && (shape != self.told || (stuck && elapsed(self.file_at) >= REMIND_JSON))
         {
-            let mut line = serde_json::to_vec(&frame)?;
-            line.push(b'\n');
+            let line = json::line(&frame)?;
             copy.check().context("writing the JSON objects")?;
             copy.write(line);
             self.file_at = frame.now;
         }
         let remind = if self.json { REMIND_JSON } else { REMIND };
-        let due = !frame.diagnoses.is_empty() && elapsed(self.told_at) >= remind;
+        let due = stuck && elapsed(self.told_at) >= remind;
         let changed = shape.chains != self.told.chains;
         let notes = text::notes(&frame);
         // Asked for every frame, so that a moment's invisibility that is over does not count for the next.
@@ -128,8 +140,7 @@ impl Follower for Teller {
         }
         let mut out = Vec::new();
         if self.json {
-            serde_json::to_writer(&mut out, &frame)?;
-            writeln!(out)?;
+            out = json::line(&frame)?;
         } else {
             let clock = wall_clock();
             for line in frame.incidents.iter().filter_map(text::change) {
@@ -145,7 +156,7 @@ impl Follower for Teller {
                 return Ok(());
             }
             self.settling.tell(&frame);
-            if frame.diagnoses.is_empty() && changed {
+            if !stuck && changed {
                 writeln!(out, "{clock} {}", text::healthy(&frame))?;
             }
             for diagnosis in &frame.diagnoses {
@@ -197,6 +208,7 @@ mod tests {
             subject: None,
             device: None,
             lock: None,
+            exit: None,
             since: relist_began,
             age: 0,
             critical: 0,

@@ -1,6 +1,7 @@
 //! One file per verb. All of them fork the warden first, while the process has one thread, and only then start a
 //! runtime.
 
+mod costs;
 mod doctor;
 mod live;
 mod output;
@@ -50,6 +51,7 @@ fn follow(
     follower: &mut dyn Follower,
 ) -> anyhow::Result<Exit> {
     let verbose = settings.diagnostics;
+    zone();
     let socket = warden::fork(settings).context("starting the warden process")?;
     let streams = Streams::new().context("starting to write")?;
     if let Err(error) = warden::lock_memory()
@@ -88,24 +90,25 @@ async fn listen(
     };
     tokio::pin!(deadline);
     let mut watched = Watched::default();
-    let mut costs = Vec::new();
+    let mut begun = Vec::new();
+    let mut costs = costs::Costs::default();
     let exit = loop {
         tokio::select! {
             message = source.next() => match message.context("hearing from the warden")? {
                 Some(Message::Events(events)) => pipeline.push(events),
                 Some(Message::Survey(survey)) => {
                     for line in watched.news(&survey) {
-                        streams.messages.line(format_args!("plegscope: {line}"));
+                        streams.messages.line(format_args!("plegscope: {}", crate::sinks::sanitise(&line)));
                     }
                 }
-                Some(Message::Cost(latest)) => costs = latest,
+                Some(Message::Cost(latest)) => begun = latest,
                 Some(Message::Log(level, line)) => {
                     if verbose || level != Level::Debug {
                         streams.messages.line(format_args!("plegscope: {}", crate::sinks::sanitise(&line)));
                     }
                 }
                 Some(Message::Fatal(reason)) => {
-                    streams.messages.line(format_args!("plegscope: {reason}"));
+                    streams.messages.line(format_args!("plegscope: {}", crate::sinks::sanitise(&reason)));
                     break Exit::NotAllowed;
                 }
                 None => anyhow::bail!("the warden process ended; run plegscope again with --verbose and report it"),
@@ -113,6 +116,9 @@ async fn listen(
             _ = ticks.tick() => {
                 let mut result = Ok(());
                 pipeline.advance(crate::node::clock::monotonic(), |frame| {
+                    for line in costs.news(&frame.costs) {
+                        streams.messages.line(format_args!("plegscope: {line}"));
+                    }
                     if result.is_ok() {
                         result = follower.frame(frame, streams);
                     }
@@ -126,11 +132,14 @@ async fn listen(
         }
     };
     if verbose {
-        for cost in costs {
+        for cost in begun {
             let refusals: Vec<String> =
                 cost.refusals.iter().map(|(why, n)| format!("; {why}: {n}")).collect();
             let line = format_args!("plegscope: {:?}: {} begun{}", cost.kind, cost.hits, refusals.concat());
             streams.messages.line(line);
+        }
+        for line in costs.last_words() {
+            streams.messages.line(format_args!("plegscope: {line}"));
         }
     }
     Ok(exit)
@@ -196,7 +205,13 @@ fn ready_line(survey: &Survey) -> String {
     )
 }
 
+/// The node's own zone, read once: asked again, jiff would now and then look into `/etc`, which may be on the stuck disk.
+fn zone() -> &'static jiff::tz::TimeZone {
+    static ZONE: std::sync::OnceLock<jiff::tz::TimeZone> = std::sync::OnceLock::new();
+    ZONE.get_or_init(jiff::tz::TimeZone::system)
+}
+
 /// The time of day as the node's own clock and zone tell it.
 fn wall_clock() -> String {
-    jiff::Zoned::now().strftime("%H:%M:%S").to_string()
+    jiff::Timestamp::now().to_zoned(zone().clone()).strftime("%H:%M:%S").to_string()
 }

@@ -1,7 +1,12 @@
 //! `watch`: a line at the first crossing of a threshold while it is still blocked, at growth, and at the end.
 
 use super::{Follower, follow, output::Streams, wall_clock};
-use crate::{cli::Watch, correlator::Frame, exit::Exit, sinks::text};
+use crate::{
+    cli::Watch,
+    correlator::Frame,
+    exit::Exit,
+    sinks::{json, text},
+};
 use std::io::Write;
 
 /// Runs the verb.
@@ -19,8 +24,7 @@ impl Follower for Teller {
         let mut out = Vec::new();
         for incident in frame.incidents.iter().filter(|i| i.change.is_some()) {
             if self.json {
-                serde_json::to_writer(&mut out, incident)?;
-                writeln!(out)?;
+                out.extend(json::line(incident)?);
             } else if let Some(line) = text::change(incident) {
                 writeln!(out, "{} {line}", wall_clock())?;
             }

@@ -12,6 +12,8 @@ pub struct Circumstances<'a> {
     pub through_update: bool,
     /// Whether the container's overlay is known to be volatile.
     pub volatile: bool,
+    /// Whether it is containerd's own temporary mount that is unmounted: it is never volatile.
+    pub temporary: bool,
     /// Operation kinds on the way.
     pub kinds: &'a [Kind],
 }
@@ -41,18 +43,21 @@ pub fn advice(ends_in: &EndsIn, on: &Circumstances<'_>) -> Advice {
         }
         EndsIn::Unmount { device: None, .. } => {
             a.do_now.push("run `plegscope doctor`: it says which kernel probe is off and why; look at dirty memory and the disks' write rates".into());
-            if !on.volatile {
+            if on.temporary {
+                a.fixes.push(read_only_temporary());
+            } else if !on.volatile {
                 a.fixes.push(volatile());
             }
         }
+        EndsIn::MountBusy { pins, .. } if !pins.is_empty() => {
+            let who: Vec<String> =
+                pins.iter().take(3).map(|p| format!("{} (pid {})", p.comm, p.pid)).collect();
+            a.do_now.push(format!("end {} or unmount it there; the unmount is tried again", who.join(", ")));
+            a.fixes.push(no_host_root());
+        }
         EndsIn::MountBusy { .. } => {
             a.do_now.push("find who keeps the mount: grep the path in /proc/*/mountinfo; end that process or unmount it there".into());
-            a.fixes.push(fix(
-                "do not mount the host's root into agent pods, or mount it with propagation HostToContainer",
-                "unmounts are not refused any more",
-                "",
-                "",
-            ));
+            a.fixes.push(no_host_root());
         }
         EndsIn::RemoteFileSystem { what } => {
             a.do_now
@@ -93,7 +98,21 @@ pub fn advice(ends_in: &EndsIn, on: &Circumstances<'_>) -> Advice {
         EndsIn::Frozen { by } => {
             a.do_now.push(format!("let it go on: it is {by}"));
         }
-        EndsIn::Starved { .. } | EndsIn::ExitRetry { .. } | EndsIn::LeakedShims { .. } => {}
+        EndsIn::Starved { by } => {
+            a.do_now.push(format!("give it what it needs: it is {by}"));
+        }
+        EndsIn::ExitRetry { .. } => {
+            a.do_now.push("wait: nothing blocks it any more, and containerd tries again by itself, five minutes after the last attempt at most".into());
+        }
+        EndsIn::LeakedShims { .. } => {
+            a.do_now.push("nothing waits for them, they only hold memory: see that their containers are gone (`crictl ps -a`), then end them one by one, by pid".into());
+            a.fixes.push(fix(
+                "upgrade containerd: it deletes the shim even when the Delete was given up",
+                "a slow unmount leaves no shim behind",
+                "containerd 1.6.24, 1.7.4",
+                "",
+            ));
+        }
         EndsIn::Cycle => {
             a.do_now.push("save the evidence (`plegscope now --json`): this does not end by itself; report it to the program's authors".into());
             a.fixes.push(fix("upgrade the program named in the chain", "a deadlock is a bug", "", ""));
@@ -122,7 +141,9 @@ pub fn advice(ends_in: &EndsIn, on: &Circumstances<'_>) -> Advice {
 
 fn disk(a: &mut Advice, device: Option<&DeviceName>, on: &Circumstances<'_>) {
     a.do_now.push(limit_writer(device));
-    if !on.volatile {
+    if on.temporary {
+        a.fixes.push(read_only_temporary());
+    } else if !on.volatile {
         a.fixes.push(volatile());
     }
     a.fixes.push(dirty_bytes());
@@ -150,6 +171,24 @@ fn volatile() -> Fix {
         "the unmount does not sync: seconds become milliseconds",
         "kernel 5.10, containerd 1.6.24 or 1.7.24 (1.6.20 ignores it silently)",
         "a later sync pays; pulled layers can be lost on power failure",
+    )
+}
+
+fn no_host_root() -> Fix {
+    fix(
+        "do not mount the host's root into agent pods, or mount it with propagation HostToContainer",
+        "unmounts are not refused any more",
+        "",
+        "",
+    )
+}
+
+fn read_only_temporary() -> Fix {
+    fix(
+        "upgrade containerd: it mounts the image read-only to look up its user; volatile is taken off this mount and does not help",
+        "the unmount does not sync",
+        "containerd 1.6.21 or 1.7.1 (volumes of an image: 1.5)",
+        "",
     )
 }
 

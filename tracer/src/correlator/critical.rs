@@ -15,7 +15,7 @@
 //! there are only begins to go by.
 
 use super::frame::{Chain, Diagnosis, Link};
-use super::limits;
+use super::{exits, limits};
 use crate::event::{Ns, OperationId};
 use std::collections::BTreeMap;
 
@@ -56,7 +56,7 @@ impl Critical {
         self.calls.retain(|head, _| in_flight(head));
         for diagnosis in diagnoses {
             let chain = &mut diagnosis.chain;
-            let Some(head) = chain.links.first().map(|link| link.operation.id()) else { continue };
+            let Some(head) = chain.links.first().map(identity) else { continue };
             if self.calls.len() >= limits::DIAGNOSES && !self.calls.contains_key(&head) {
                 // Not accounted for: what the begins say is what is shown.
                 continue;
@@ -117,6 +117,14 @@ impl Spent {
                 link.critical = share;
             }
         }
+    }
+}
+
+/// By what a stuck call is known from tick to tick. An exit is the same over all attempts to handle it.
+fn identity(link: &Link) -> OperationId {
+    match &link.exit {
+        Some(_) => exits::identity(link.operation.actor.pid, link.since),
+        None => link.operation.id(),
     }
 }
 

@@ -9,8 +9,10 @@ use super::frame::{
 };
 use super::graph::{Graph, Next, RELIST_CALLS};
 use super::leaf::{FailedUnmounts, Leaf, leaf_of};
-use super::limits;
-use crate::event::{Kind, Ns, Operation, OperationId};
+use super::operations::is_temporary;
+use super::other_cause::Case;
+use super::{exits, leaked, limits, stalls, words};
+use crate::event::{Kind, Ns, Operation, OperationId, Role};
 use crate::thresholds::{PLEG_THRESHOLD, SECOND, Thresholds};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -30,6 +32,9 @@ const PATIENT: [&str; 12] = [
     "RemoveImage",
 ];
 
+/// What a blind spot is called that says that what is in flight was not read lately.
+pub const STALE: &str = "operations in flight";
+
 /// The kubelet waits this long between two relists.
 const RELIST_PERIOD: Ns = SECOND;
 
@@ -48,6 +53,8 @@ pub struct Found {
     pub key: Key,
     /// All operations on all its chains, bounded.
     pub members: BTreeSet<OperationId>,
+    /// Containers on its chains, and whether their removal is in flight in a shim; bounded.
+    pub containers: BTreeMap<String, bool>,
     /// The greatest age of a member beside its threshold.
     pub worst: Option<Crossing>,
     /// Stuck relists (or list calls that stand for them) among the members.
@@ -156,13 +163,14 @@ impl Inputs<'_> {
             };
             rank(a).cmp(&rank(b)).then_with(|| a.key.cmp(&b.key))
         });
+        found.extend(leaked::found(self.facts, self.blind));
         let total = found.len() as u64;
         found.truncate(limits::DIAGNOSES);
         Diagnoses { found, total, stand_in }
     }
 
     fn age(&self, node: usize) -> Ns {
-        self.now.saturating_sub(self.graph.nodes[node].flight.since)
+        self.now.saturating_sub(self.graph.nodes[node].since)
     }
 
     /// What symptom this operation is, if it is one by itself and not a part of another.
@@ -199,6 +207,7 @@ impl Inputs<'_> {
                     | Kind::Sync
                     | Kind::ShimServe
                     | Kind::InitMethod
+                    | Kind::Stalled
             )
         })
     }
@@ -273,6 +282,10 @@ impl Inputs<'_> {
                 (1, u64::from(d.device.major), u64::from(d.device.minor), String::new())
             }
             EndsIn::StatusWrite => (2, pid, 0, String::new()),
+            EndsIn::ExitRetry { .. } => (7, pid, 0, String::new()),
+            EndsIn::Frozen { .. } | EndsIn::Starved { .. } if op.kind == Kind::Stalled => {
+                (8, pid, 0, words::class(ends_in).to_owned())
+            }
             EndsIn::NotVisible { .. } => match (op.kind, &node.lock) {
                 (Kind::LockWait, Some(lock)) => match lock.base {
                     Some(base) => (3, pid, base, String::new()),
@@ -297,7 +310,7 @@ impl Inputs<'_> {
                 Head::LateExit | Head::CriCall => 2,
                 Head::Alone => 3,
             };
-            let first = &self.graph.nodes[w.path[0]].flight;
+            let first = &self.graph.nodes[w.path[0]];
             // Of operations that nobody is seen to wait for, the one that waits for the others tells most.
             let shorter = if w.head == Head::Alone { limits::LINKS.saturating_sub(w.path.len()) } else { 0 };
             (symptom, shorter, first.since, w.path[0])
@@ -308,7 +321,7 @@ impl Inputs<'_> {
         let any_call = walks.iter().any(|w| w.head != Head::Alone);
         let calls: Vec<&Walk> = walks.iter().filter(|w| !any_call || w.head != Head::Alone).collect();
         let mut stuck: Vec<&Walk> = calls.clone();
-        stuck[1..].sort_by_key(|w| (self.graph.nodes[w.path[0]].flight.since, w.path[0]));
+        stuck[1..].sort_by_key(|w| (self.graph.nodes[w.path[0]].since, w.path[0]));
         let stuck_calls: Vec<StuckCall> = stuck
             .iter()
             .take(limits::STUCK_CALLS_SHOWN)
@@ -320,6 +333,7 @@ impl Inputs<'_> {
                     who: self.facts.who(&first.flight.op.actor),
                     subject: first.container.as_deref().map(|id| self.facts.subject(id)),
                     age: self.age(w.path[0]),
+                    exit: first.exit.clone(),
                     joins: w.path.iter().find_map(|n| drawn_path.iter().position(|d| d == n)),
                 }
             })
@@ -338,6 +352,7 @@ impl Inputs<'_> {
                 .iter()
                 .any(|&n| self.graph.nodes[n].flight.op.method == "UpdateContainerResources"),
             volatile,
+            temporary: drawn_path.iter().any(|&n| is_temporary(&self.graph.nodes[n].flight.op)),
             kinds: &kinds,
         };
         let relists: Vec<OperationId> = walks
@@ -362,15 +377,40 @@ impl Inputs<'_> {
                 confidence: Confidence::Inferred,
                 evidence: "the default".to_owned(),
             });
+        let not_ready = self.with_stall(not_ready, &drawn_path);
         let mut members = BTreeSet::new();
+        let mut concerned: BTreeMap<String, bool> = BTreeMap::new();
         for walk in &walks {
+            let first = &self.graph.nodes[walk.path[0]];
+            if walk.head == Head::LateExit && members.len() < limits::INCIDENT_MEMBERS {
+                // Each attempt is another operation; between two there is none.
+                members.insert(exits::identity(first.flight.op.actor.pid, first.since));
+            }
             for &n in walk.path.iter().rev() {
                 if members.len() >= limits::INCIDENT_MEMBERS {
                     break;
                 }
-                members.insert(self.graph.nodes[n].flight.op.id());
+                let node = &self.graph.nodes[n];
+                members.insert(node.flight.op.id());
+                let op = &node.flight.op;
+                if let Some(id) = &node.container
+                    && (concerned.len() < limits::INCIDENT_CONTAINERS || concerned.contains_key(id))
+                {
+                    let removal = op.kind == Kind::Unmount
+                        || (matches!(op.kind, Kind::ShimServe | Kind::InitMethod) && op.method == "Delete");
+                    *concerned.entry(id.clone()).or_insert(false) |= removal;
+                }
             }
         }
+        let not_this_chain = Case {
+            graph: self.graph,
+            facts: self.facts,
+            path: &drawn_path,
+            head: walks[0].head,
+            ends_in: &leaf.ends_in,
+            blind: self.blind.iter().find(|b| b.starts_with(STALE)).map(String::as_str),
+        }
+        .why_not();
         let worst = self.worst(&walks);
         let advice = advice(&leaf.ends_in, &on);
         Found {
@@ -388,7 +428,7 @@ impl Inputs<'_> {
                 pods_waiting: 0,
                 dirtied_by: Vec::new(),
                 consequences: Vec::new(),
-                not_this_chain: None,
+                not_this_chain,
                 signature: String::new(),
                 blind_spots: self.blind.to_vec(),
                 advice,
@@ -396,6 +436,7 @@ impl Inputs<'_> {
             },
             key,
             members,
+            containers: concerned,
             worst,
             relists,
         }
@@ -404,14 +445,14 @@ impl Inputs<'_> {
     /// The drawn chain. Seconds per link: link *i* is reached when it and all before it have begun; its part of the
     /// stuck call's age is from then until the next is reached, so the parts sum to the age.
     fn chain(&self, path: &[usize]) -> Chain {
-        let begin = self.graph.nodes[path[0]].flight.since;
+        let begin = self.graph.nodes[path[0]].since;
         let mut reached = Vec::with_capacity(path.len());
         let mut latest = begin;
         for (i, &n) in path.iter().enumerate() {
             if i > 0 {
                 let since = match &self.graph.nodes[path[i - 1]].next {
                     Next::To { since, .. } => *since,
-                    _ => self.graph.nodes[n].flight.since,
+                    _ => self.graph.nodes[n].since,
                 };
                 latest = latest.max(since).min(self.now);
             }
@@ -452,7 +493,8 @@ impl Inputs<'_> {
             subject: node.container.as_deref().map(|id| self.facts.subject(id)),
             device: op.device.map(|d| self.facts.device_name(d)),
             lock,
-            since: node.flight.since,
+            exit: node.exit.clone(),
+            since: node.since,
             age: self.age(n),
             critical,
         }
@@ -473,6 +515,15 @@ impl Inputs<'_> {
             }
         }
         out
+    }
+
+    /// A kubelet that stands still is not heard of long before its relist is too old; without a relist that is seen,
+    /// a containerd that stands still tells as much as one.
+    fn with_stall(&self, relist: Option<NotReady>, path: &[usize]) -> Option<NotReady> {
+        let op = &self.graph.nodes[*path.last()?].flight.op;
+        let role = self.facts.process_of(op.actor.pid).map(|p| p.role);
+        let stall = stalls::not_ready(op, role);
+        if role == Some(Role::Kubelet) { stall.or(relist) } else { relist.or(stall) }
     }
 
     /// When the kubelet calls the node NotReady: three minutes after the begin of the last good relist, which was one
@@ -530,6 +581,10 @@ impl Inputs<'_> {
                     Kind::LockWait => consider("lock wait", age, t.lock),
                     Kind::Relist => consider("relist", age, t.relist),
                     Kind::ExitHandling => consider("exit", age, t.exit),
+                    // Nobody need be seen to wait for it: the node waits.
+                    Kind::Stalled if self.with_stall(None, &[n]).is_some() => {
+                        consider("stall", age, t.relist)
+                    }
                     Kind::CriCall if walk.head == Head::ListCall && i == 0 => {
                         consider("relist", age, t.relist)
                     }

@@ -3,8 +3,8 @@
 use super::frame::{BlindSpot, DeviceName, DeviceState, LockKind, Loss, Memory, Subject, Who};
 use super::limits;
 use crate::event::{
-    Actor, Container, Device, DeviceFacts, KubeletFacts, LockName, LossPoint, Ns, Operation, Pins, Process,
-    ProgramCost, Role, ThreadSite, Writers,
+    Actor, Container, Device, DeviceFacts, KubeletFacts, LockName, LossPoint, Ns, OTHERS_ONLY, Operation,
+    Pins, Process, ProgramCost, Role, ThreadSite, Writers,
 };
 use std::collections::BTreeMap;
 
@@ -23,7 +23,8 @@ pub struct Facts {
     losses: BTreeMap<LossPoint, u64>,
     blind: BTreeMap<String, String>,
     costs: BTreeMap<String, ProgramCost>,
-    leaked: BTreeMap<u32, String>,
+    /// Shims that are left over, and since when that is known.
+    leaked: BTreeMap<u32, (Ns, String)>,
     /// The kubelets by pid.
     kubelets: BTreeMap<u32, KubeletFacts>,
     /// The last two samples of who has memory to write.
@@ -184,9 +185,10 @@ impl Facts {
             .map(|(_, (_, site))| site)
     }
 
-    /// Forgets thread sites that are not fresh any more.
+    /// Forgets where threads sat, and who kept a mount busy, when that is not fresh any more.
     pub fn forget_sites(&mut self, now: Ns) {
         self.sites.retain(|_, (at, _)| at.saturating_add(limits::SITE_FRESH) >= now);
+        self.pins.retain(|_, (at, _)| at.saturating_add(limits::PINS_FRESH) >= now);
     }
 
     /// What is known of a device, with a new sample of what it has written.
@@ -244,17 +246,31 @@ impl Facts {
     }
 
     /// A shim is left over.
-    pub fn leaked_shim(&mut self, pid: u32, id: &str) {
+    pub fn leaked_shim(&mut self, pid: u32, id: &str, at: Ns) {
+        if self.leaked.get(&pid).is_some_and(|(_, known)| known == id) {
+            return;
+        }
         if self.leaked.len() >= limits::LEAKED_SHIMS && !self.leaked.contains_key(&pid) {
             self.drop_one("leaked shims", limits::LEAKED_SHIMS);
             return;
         }
-        self.leaked.insert(pid, id.to_owned());
+        self.leaked.insert(pid, (at, id.to_owned()));
+    }
+
+    /// Shims of which it is known since `since` that they are left over, and the containers they were started for.
+    pub fn leaked_since(&self, since: Ns) -> impl Iterator<Item = (u32, &str)> {
+        self.leaked.iter().filter(move |(_, (at, _))| *at >= since).map(|(pid, (_, id))| (*pid, id.as_str()))
+    }
+
+    /// How many shims are left over.
+    pub fn leaked_total(&self) -> u64 {
+        self.leaked.len() as u64
     }
 
     /// Shims that are left over.
     pub fn leaked_shims(&self) -> Vec<(u32, Subject)> {
-        self.leaked.iter().take(limits::SUBJECTS_SHOWN).map(|(pid, id)| (*pid, self.subject(id))).collect()
+        let shown = self.leaked.iter().take(limits::SUBJECTS_SHOWN);
+        shown.map(|(pid, (_, id))| (*pid, self.subject(id))).collect()
     }
 
     /// What a kubelet really uses.
@@ -318,13 +334,18 @@ impl Facts {
         self.blind.iter().map(|(w, r)| BlindSpot { what: w.clone(), reason: r.clone() }).collect()
     }
 
-    /// Why something cannot be seen whose name has these words in it (`lock` is in `lock waits in shims`, not in `block
-    /// device`), if it cannot.
+    /// Why something of containerd or its shims cannot be seen whose name has these words in it (`lock` is in `lock waits
+    /// in shims`, not in `block device`), if it cannot.
     pub fn blind_to(&self, words: &str) -> Option<String> {
-        let has = |what: &str| {
+        self.blind_where(|what| {
             what.match_indices(words).any(|(at, _)| !what[..at].ends_with(|c: char| c.is_alphanumeric()))
-        };
-        self.blind.iter().find(|(what, _)| has(what)).map(|(what, reason)| format!("{what}: {reason}"))
+        })
+    }
+
+    /// The first thing of containerd or its shims that cannot be seen and is such, and why.
+    pub fn blind_where(&self, is_such: impl Fn(&str) -> bool) -> Option<String> {
+        let mut ours = self.blind.iter().filter(|(_, reason)| !reason.contains(OTHERS_ONLY));
+        ours.find(|(what, _)| is_such(what)).map(|(what, reason)| format!("{what}: {reason}"))
     }
 
     /// A process by its pid.
@@ -332,9 +353,14 @@ impl Facts {
         self.processes.get(&pid)
     }
 
+    /// Processes of this role.
+    pub fn pids_of(&self, role: Role) -> impl Iterator<Item = u32> {
+        self.processes.values().filter(move |p| p.role == role).map(|p| p.pid)
+    }
+
     /// Whether a process of this role is there.
     pub fn has_role(&self, role: Role) -> bool {
-        self.processes.values().any(|p| p.role == role)
+        self.pids_of(role).next().is_some()
     }
 
     /// Whether no relist can be seen, so that containerd's list calls must stand for it: no kubelet is seen, or its
@@ -377,7 +403,7 @@ impl Facts {
     }
 
     /// Sizes of the bounded collections beside their bounds, for tests.
-    pub fn sizes(&self) -> [(usize, usize); 7] {
+    pub fn sizes(&self) -> [(usize, usize); 9] {
         [
             (self.processes.len(), limits::PROCESSES),
             (self.gone.len(), limits::GONE),
@@ -386,6 +412,8 @@ impl Facts {
             (self.sites.len(), limits::SITES),
             (self.devices.len(), limits::DEVICES),
             (self.blind.len(), limits::BLIND_SPOTS),
+            (self.leaked.len(), limits::LEAKED_SHIMS),
+            (self.pins.len(), limits::FAILED_UNMOUNTS),
         ]
     }
 }

@@ -4,7 +4,8 @@
 //! them through [`crate::sinks::sanitise`] before they reach a terminal, a label or a log. All lists are bounded by the
 //! constants in [`super::limits`]; where a list is cut, a number beside it says how many there are in all.
 
-use crate::event::{Device, LossPoint, Ns, Operation, OperationId, Pin, ProgramCost, Role};
+use super::exits::Attempts;
+use crate::event::{Device, LossPoint, Ns, Operation, OperationId, ProgramCost, Role};
 use serde::{Deserialize, Serialize};
 
 /// Everything that is known at `now`. Immutable once made.
@@ -90,6 +91,13 @@ pub struct Diagnosis {
     pub incident: Option<String>,
 }
 
+impl Diagnosis {
+    /// Whether anything is stuck; what is only left over is not.
+    pub fn is_stuck(&self) -> bool {
+        !matches!(self.ends_in, EndsIn::LeakedShims { .. })
+    }
+}
+
 /// What kind of symptom a chain begins with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum Head {
@@ -108,7 +116,8 @@ pub enum Head {
 /// The path from a stuck call to what it waits for.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Chain {
-    /// From the symptom to the leaf; never empty. The [`Link::critical`] of all links sum to [`Chain::age`].
+    /// From the symptom to the leaf; empty only for what is left over and that nobody does ([`EndsIn::LeakedShims`]).
+    /// The [`Link::critical`] of all links sum to [`Chain::age`].
     pub links: Vec<Link>,
     /// Age of the stuck call.
     pub age: Ns,
@@ -129,7 +138,10 @@ pub struct Link {
     pub device: Option<DeviceName>,
     /// Whose lock it is, for a lock wait.
     pub lock: Option<Lock>,
-    /// Since when it lasts: its begin, or the begin of the first of several merged lock waits.
+    /// How far containerd has got with a container's exit, for its handling.
+    pub exit: Option<Attempts>,
+    /// Since when it lasts: its begin, or the begin of the first of several merged lock waits, or that of the first
+    /// attempt to handle an exit.
     pub since: Ns,
     /// How long it has lasted.
     pub age: Ns,
@@ -161,6 +173,10 @@ pub enum EdgeKind {
     SameSuperBlock,
     /// Both sync the same device; the later waits for the earlier.
     SameDevice,
+    /// One goroutine does both, one after the other; the first waits for its turn.
+    Behind,
+    /// The process that does the first does not run; the second is that.
+    RunsIn,
 }
 
 /// How sure something is. A table decides (docs/wait-graph.md), not a mood.
@@ -257,7 +273,7 @@ pub enum EndsIn {
         /// How often in a row.
         failures: u64,
         /// Who keeps it busy, as far as that was seen.
-        pins: Vec<Pin>,
+        pins: Vec<Pinner>,
     },
     /// A remote or user-space file system that does not answer.
     RemoteFileSystem {
@@ -270,7 +286,7 @@ pub enum EndsIn {
     StatusWrite,
     /// runc or the shim writes a cgroup file or asks systemd over D-Bus.
     CgroupOrDbus,
-    /// The thread is stopped: by a tracer, a signal, or a frozen cgroup.
+    /// The thread, or the whole process, is stopped: by a tracer, a signal, or a frozen cgroup.
     Frozen {
         /// By what.
         by: String,
@@ -310,6 +326,19 @@ pub struct DeviceName {
     pub name: Option<String>,
 }
 
+/// A process that keeps a mount busy.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Pinner {
+    /// Which.
+    pub pid: u32,
+    /// Its `comm`.
+    pub comm: String,
+    /// The container it runs in, where it does.
+    pub subject: Option<Subject>,
+    /// How, in words: `has it mounted too`.
+    pub how: String,
+}
+
 /// A stuck call, short.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StuckCall {
@@ -323,6 +352,8 @@ pub struct StuckCall {
     pub subject: Option<Subject>,
     /// How long it has lasted.
     pub age: Ns,
+    /// How far containerd has got with it, for an exit.
+    pub exit: Option<Attempts>,
     /// Index of the link of the drawn chain where this call's own chain joins it; `None` when they share none.
     pub joins: Option<usize>,
 }
@@ -332,7 +363,7 @@ pub struct StuckCall {
 pub struct NotReady {
     /// NotReady from then on (may lie in the past).
     pub at: Ns,
-    /// The age of the last good relist that makes it so.
+    /// The age of the last good relist that makes it so; of the last heartbeat, where the kubelet stands still.
     pub threshold: Ns,
     /// Pods that tolerate it for the default 300 s are evicted from then on.
     pub evictions_from: Ns,
@@ -515,6 +546,8 @@ pub struct Incident {
     pub stuck_calls: u64,
     /// Containers it was about, the culprit first.
     pub containers: Vec<Subject>,
+    /// What has come of it so far, the gravest first; at most [`super::limits::CONSEQUENCES_SHOWN`].
+    pub consequences: Vec<Consequence>,
     /// What changed at this tick, if anything did.
     pub change: Option<Change>,
     /// Why the end is not certain; `None` when it is, or when it has not ended.
@@ -532,6 +565,8 @@ pub enum Change {
     Grew,
     /// All of it is over.
     Ended,
+    /// It is over, and something more has come of it.
+    Aftermath,
     /// It turned out to be the same as this other incident.
     MergedInto(String),
 }

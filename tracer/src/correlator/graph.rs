@@ -4,12 +4,13 @@
 //! walk and never a search. The operations of one actor form a *stack*, outermost first; only the innermost one can
 //! wait for another actor.
 
+use super::exits::{Attempts, Exits, Waiting};
 use super::facts::{Facts, container_of_path};
 use super::frame::{Confidence, LockKind};
 use super::ground::{Ground, LOSSY};
 use super::limits;
 use super::locks::Locks;
-use super::operations::{Flight, Operations, held_base, is_kernel};
+use super::operations::{Flight, Operations, held_base, is_kernel, is_temporary};
 use crate::event::{Kind, Ns, Role};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -27,6 +28,12 @@ pub struct Node<'a> {
     pub container: Option<String>,
     /// The lock it waits for.
     pub lock: Option<WaitedLock>,
+    /// Since when it lasts, all attempts and merged waits counted.
+    pub since: Ns,
+    /// How far containerd has got with the exit that it is about.
+    pub exit: Option<Attempts>,
+    /// For an exit between two attempts: whether the next is due.
+    pub(super) waiting: Option<bool>,
     /// Where the chain goes on.
     pub next: Next,
 }
@@ -100,16 +107,30 @@ pub struct Graph<'a> {
 
 impl<'a> Graph<'a> {
     /// The graph of all operations in flight at `now`.
-    pub fn build(operations: &'a Operations, facts: &'a Facts, now: Ns) -> Self {
-        let nodes: Vec<Node<'a>> = operations
-            .iter()
-            .filter(|f| f.op.begin <= now)
-            .map(|flight| Node {
-                flight,
-                stack: usize::MAX,
-                container: own_container(flight),
-                lock: None,
-                next: Next::Leaf,
+    pub fn build(
+        operations: &'a Operations,
+        exits: &'a Exits,
+        waiting: &'a [Waiting],
+        facts: &'a Facts,
+        now: Ns,
+    ) -> Self {
+        let flights = operations.iter().map(|flight| (flight, None));
+        let waiting = waiting.iter().map(|w| (&w.flight, Some(w.due)));
+        let nodes: Vec<Node<'a>> = flights
+            .chain(waiting)
+            .filter(|(f, _)| f.op.begin <= now)
+            .map(|(flight, waiting)| {
+                let exit = (flight.op.kind == Kind::ExitHandling).then(|| exits.of(&flight.op)).flatten();
+                Node {
+                    flight,
+                    stack: usize::MAX,
+                    container: own_container(flight),
+                    lock: None,
+                    since: exit.as_ref().map_or(flight.since, |(first, _)| flight.since.min(*first)),
+                    exit: exit.map(|(_, attempts)| attempts),
+                    waiting,
+                    next: Next::Leaf,
+                }
             })
             .collect();
         let inner = vec![false; nodes.len()];
@@ -123,6 +144,8 @@ impl<'a> Graph<'a> {
             graph.link_stack(stack, &locks, &servers);
         }
         graph.queue_syncs();
+        graph.link_late_exits(exits);
+        graph.link_stalled();
         for node in 0..graph.nodes.len() {
             if let Next::To { node: to, ground, .. } = &graph.nodes[node].next
                 && matches!(ground.edge(), super::frame::EdgeKind::Contains | super::frame::EdgeKind::Calls)
@@ -150,7 +173,12 @@ impl<'a> Graph<'a> {
                 Some(g) => (a.pid, true, g),
                 None => (a.pid, false, u64::from(a.tid)),
             };
-            groups.entry(key).or_default().push(i);
+            // A whole process is none of its threads, and nobody is at an exit that waits.
+            if node.waiting.is_some() || node.flight.op.kind == Kind::Stalled {
+                self.stacks.push(Stack { members: vec![i], holds: Vec::new(), joint: None });
+            } else {
+                groups.entry(key).or_default().push(i);
+            }
         }
         let mut thread_stacks = Vec::new();
         // Goroutine stacks per process, to look for owners of thread stacks.
@@ -241,6 +269,9 @@ impl<'a> Graph<'a> {
         for stack in &self.stacks {
             let mut outer: Option<String> = None;
             for &m in &stack.members {
+                if is_temporary(&self.nodes[m].flight.op) {
+                    break; // Neither it nor what the kernel does for it is about the container it is mounted for.
+                }
                 match &self.nodes[m].container {
                     Some(c) => outer = Some(c.clone()),
                     None => self.nodes[m].container.clone_from(&outer),
@@ -298,7 +329,7 @@ impl<'a> Graph<'a> {
                 _ if self.nodes[nested].flight.op.actor.g.is_some() => Ground::SameGoroutine,
                 _ => Ground::SameThread,
             };
-            self.nodes[outer].next = self.edge(outer, nested, ground, self.nodes[nested].flight.since);
+            self.nodes[outer].next = self.edge(outer, nested, ground, self.nodes[nested].since);
         }
         let Some(&tip) = members.last() else { return };
         self.nodes[tip].next = match self.kind(tip) {

@@ -52,11 +52,24 @@ pub enum Ground {
     EarlierOnSuperBlock,
     /// Both sync the same device, this one began earlier.
     EarlierOnDevice,
+    /// containerd gave up an attempt to handle an exit; the shim goes on with the Delete that the attempt asked for, and no
+    /// later attempt can get past it.
+    RemovalGoesOn,
+    /// containerd has one goroutine that retries exits, and it is at another.
+    RetriedInTurn,
+    /// The process stands still: frozen, stopped, or held by a tracer.
+    StandsStill,
+    /// The process gets less CPU or memory than it needs.
+    Starves,
+    /// The call was not begun by its server, which stands still.
+    ServerStandsStill,
+    /// The call was not begun by its server, which is starved.
+    ServerStarves,
 }
 
 impl Ground {
     /// All, in the order of the table.
-    pub const ALL: [Ground; 23] = [
+    pub const ALL: [Ground; 29] = [
         Ground::SameGoroutine,
         Ground::SameThread,
         Ground::PinnedThread,
@@ -80,6 +93,12 @@ impl Ground {
         Ground::ListWithinRelist,
         Ground::EarlierOnSuperBlock,
         Ground::EarlierOnDevice,
+        Ground::RemovalGoesOn,
+        Ground::RetriedInTurn,
+        Ground::StandsStill,
+        Ground::Starves,
+        Ground::ServerStandsStill,
+        Ground::ServerStarves,
     ];
 
     /// The kind of edge it is about.
@@ -105,9 +124,14 @@ impl Ground {
             | Ground::SameShimAndMethod
             | Ground::SoleCallOfMethod
             | Ground::CallByOrder
-            | Ground::ListWithinRelist => EdgeKind::Calls,
+            | Ground::ListWithinRelist
+            | Ground::RemovalGoesOn
+            | Ground::ServerStandsStill
+            | Ground::ServerStarves => EdgeKind::Calls,
             Ground::EarlierOnSuperBlock => EdgeKind::SameSuperBlock,
             Ground::EarlierOnDevice => EdgeKind::SameDevice,
+            Ground::RetriedInTurn => EdgeKind::Behind,
+            Ground::StandsStill | Ground::Starves => EdgeKind::RunsIn,
         }
     }
 
@@ -121,7 +145,8 @@ impl Ground {
             | Ground::SoleOnLock
             | Ground::PendingWriter
             | Ground::SameContainerAndMethod
-            | Ground::SoleCallOfMethod => Confidence::Proven,
+            | Ground::SoleCallOfMethod
+            | Ground::StandsStill => Confidence::Proven,
             Ground::ThreadAtBegin
             | Ground::PathNamesContainer
             | Ground::SoleOnLockLossy
@@ -131,7 +156,12 @@ impl Ground {
             | Ground::CallByOrder
             | Ground::ListWithinRelist
             | Ground::EarlierOnSuperBlock
-            | Ground::EarlierOnDevice => Confidence::Inferred,
+            | Ground::EarlierOnDevice
+            | Ground::RemovalGoesOn
+            | Ground::RetriedInTurn
+            | Ground::Starves
+            | Ground::ServerStandsStill
+            | Ground::ServerStarves => Confidence::Inferred,
             Ground::SeveralOnLock
             | Ground::NobodyOnLock
             | Ground::ReadersHold
@@ -168,6 +198,14 @@ impl Ground {
             }
             Ground::EarlierOnSuperBlock => "same super block, it began earlier",
             Ground::EarlierOnDevice => "same device, it began earlier",
+            Ground::RemovalGoesOn => {
+                "an attempt was given up, and the shim goes on with the Delete that it asked for"
+            }
+            Ground::RetriedInTurn => "exits are retried one after the other, and it is this one's turn",
+            Ground::StandsStill => "its process does not run",
+            Ground::Starves => "its process gets less than it needs",
+            Ground::ServerStandsStill => "it was not begun there, and that process does not run",
+            Ground::ServerStarves => "it was not begun there, and that process gets less than it needs",
         }
     }
 }
@@ -183,6 +221,8 @@ pub fn edge_word(kind: EdgeKind) -> &'static str {
         EdgeKind::Calls => "calls",
         EdgeKind::SameSuperBlock => "same super block",
         EdgeKind::SameDevice => "same device",
+        EdgeKind::Behind => "behind",
+        EdgeKind::RunsIn => "runs in",
     }
 }
 
@@ -228,7 +268,7 @@ mod tests {
         assert_eq!(words.len(), Ground::ALL.len(), "two grounds say the same");
         // What is chosen by order, or stands on something earlier, is never proven.
         for ground in Ground::ALL {
-            if matches!(ground.edge(), EdgeKind::SameSuperBlock | EdgeKind::SameDevice) {
+            if matches!(ground.edge(), EdgeKind::SameSuperBlock | EdgeKind::SameDevice | EdgeKind::Behind) {
                 assert_eq!(ground.confidence(), Confidence::Inferred);
             }
         }

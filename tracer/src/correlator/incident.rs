@@ -1,5 +1,6 @@
 //! Diagnoses over time: when a threshold is first passed, growth, end. What alerts and reports speak of.
 
+use super::consequences::{Harms, News, Scene};
 use super::diagnosis::{Crossing, Found, Key, explains};
 use super::facts::{Facts, container_of_path};
 use super::frame::{Change, Diagnosis, EndsIn, Incident};
@@ -8,12 +9,15 @@ use super::operations::{EndedBy, Finished, Operations};
 use super::words;
 use crate::event::{Kind, Ns, OperationId, Role};
 use crate::thresholds::Thresholds;
-use std::collections::{BTreeMap, BTreeSet};
+use std::cmp::Ordering;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 /// Open incidents.
 #[derive(Clone, Debug, Default)]
 pub struct Incidents {
     open: BTreeMap<String, Open>,
+    /// Incidents that are over and may still have consequences, the oldest first.
+    over: VecDeque<Over>,
     /// Crossings that opened no incident because [`limits::INCIDENTS`] were open.
     pub refused: u64,
 }
@@ -30,6 +34,15 @@ struct Open {
     /// Greatest age of the leaf so far, of diagnoses that explain.
     leaf_age: Ns,
     last: Diagnosis,
+    harms: Harms,
+}
+
+/// An incident that is over.
+#[derive(Clone, Debug)]
+struct Over {
+    incident: Incident,
+    members: BTreeSet<OperationId>,
+    harms: Harms,
 }
 
 impl Incidents {
@@ -37,12 +50,18 @@ impl Incidents {
     pub fn tick(
         &mut self,
         found: &mut [Found],
-        over: &[Finished],
+        ended: &[Finished],
+        news: &[News],
         operations: &Operations,
-        facts: &Facts,
+        scene: &Scene<'_>,
         thresholds: &Thresholds,
-        now: Ns,
     ) -> Vec<Incident> {
+        let (facts, now) = (scene.facts, scene.now);
+        for open in self.open.values_mut() {
+            open.harms.look(news, &open.members, open.incident.since, scene);
+        }
+        let aftermaths = self.aftermaths(news, scene);
+        let mut out: BTreeMap<String, Incident> = BTreeMap::new();
         let quiet = self.open.is_empty();
         let mut claimed: BTreeMap<String, usize> = BTreeMap::new();
         let mut of_found: Vec<Option<String>> = vec![None; found.len()];
@@ -67,7 +86,6 @@ impl Incidents {
                 of_found[i] = Some(id.clone());
             }
         }
-        let mut out = BTreeMap::new();
         for (i, f) in found.iter_mut().enumerate() {
             let id = match (&of_found[i], &f.worst) {
                 (Some(id), _) => id.clone(),
@@ -79,7 +97,8 @@ impl Incidents {
             };
             f.diagnosis.incident = Some(id.clone());
             if let Some(open) = self.open.get_mut(&id) {
-                open.update(f, facts, now);
+                open.update(f, scene);
+                f.diagnosis.consequences.clone_from(&open.incident.consequences);
                 out.insert(id, open.incident.clone());
             }
         }
@@ -90,10 +109,22 @@ impl Incidents {
                 (!open.members.is_disjoint(&f.members)).then(|| f.diagnosis.incident.clone()).flatten()
             });
             open.incident.ended = Some(now);
+            open.incident.consequences = open.harms.list();
+            open.last.consequences.clone_from(&open.incident.consequences);
             open.incident.change = Some(match elsewhere {
-                Some(other) => Change::MergedInto(other),
+                Some(other) => {
+                    if let Some(goes_on) = self.open.get_mut(&other) {
+                        goes_on.harms.absorb(open.harms);
+                    }
+                    Change::MergedInto(other)
+                }
                 None => {
                     open.incident.uncertain_end = uncertainty(operations, &open.leaf);
+                    if self.over.len() >= limits::AFTERMATHS {
+                        self.over.pop_front();
+                    }
+                    let incident = Incident { change: Some(Change::Aftermath), ..open.incident.clone() };
+                    self.over.push_back(Over { incident, members: open.members, harms: open.harms });
                     Change::Ended
                 }
             });
@@ -101,7 +132,7 @@ impl Incidents {
             out.insert(id, open.incident);
         }
         if quiet && out.is_empty() {
-            for f in over.iter().filter(|f| !f.was_seen) {
+            for f in ended.iter().filter(|f| !f.was_seen) {
                 if let Some(incident) = unseen(f, facts, thresholds) {
                     out.insert(incident.id.clone(), incident);
                 }
@@ -110,12 +141,34 @@ impl Incidents {
                 }
             }
         }
+        for incident in aftermaths {
+            out.entry(incident.id.clone()).or_insert(incident);
+        }
         out.into_values().collect()
     }
 
-    /// How many are open.
-    pub fn len(&self) -> usize {
-        self.open.len()
+    /// What has newly come of incidents that are over.
+    fn aftermaths(&mut self, news: &[News], scene: &Scene<'_>) -> Vec<Incident> {
+        let now = scene.now;
+        self.over.retain(|o| o.incident.ended.is_some_and(|at| at.saturating_add(limits::AFTERMATH) > now));
+        let mut out = Vec::new();
+        for over in &mut self.over {
+            if over.harms.look(news, &over.members, over.incident.since, scene) {
+                over.incident.consequences = over.harms.list();
+                out.push(over.incident.clone());
+            }
+        }
+        out
+    }
+
+    /// Whether there is an incident of which something may come.
+    pub fn may_have_consequences(&self) -> bool {
+        !self.open.is_empty() || !self.over.is_empty()
+    }
+
+    /// How many are open, and how many are over and may still have consequences.
+    pub fn len(&self) -> (usize, usize) {
+        (self.open.len(), self.over.len())
     }
 
     /// Opens an incident for a diagnosis that has passed a threshold.
@@ -129,6 +182,9 @@ impl Incidents {
             self.refused = self.refused.saturating_add(1);
             return None;
         }
+        // The same last operation blocks again: what came of it before still stands.
+        let before = self.over.iter().position(|o| o.incident.id == id);
+        let harms = before.and_then(|at| self.over.remove(at)).map(|o| o.harms).unwrap_or_default();
         let incident = Incident {
             id: id.clone(),
             opened: now,
@@ -143,6 +199,7 @@ impl Incidents {
             longest: 0,
             stuck_calls: 0,
             containers: Vec::new(),
+            consequences: Vec::new(),
             change: None,
             uncertain_end: None,
             last: None,
@@ -156,6 +213,7 @@ impl Incidents {
                 leaf,
                 leaf_age: 0,
                 last: f.diagnosis.clone(),
+                harms,
             },
         );
         Some(id)
@@ -163,7 +221,11 @@ impl Incidents {
 }
 
 impl Open {
-    fn update(&mut self, f: &Found, facts: &Facts, now: Ns) {
+    fn update(&mut self, f: &Found, scene: &Scene<'_>) {
+        let (facts, now) = (scene.facts, scene.now);
+        self.harms.concern(f, facts);
+        self.harms.look(&[], &f.members, self.incident.since, scene);
+        self.incident.consequences = self.harms.list();
         let d = &f.diagnosis;
         let incident = &mut self.incident;
         let oldest = d.stuck_calls.iter().map(|c| c.age).max().unwrap_or(0).max(d.chain.age);
@@ -187,10 +249,16 @@ impl Open {
         let leaf = d.chain.links.last();
         let leaf_age = leaf.map_or(0, |l| l.age);
         let explained = explains(&d.ends_in);
-        let better = match (explains(&incident.ends_in), explained) {
-            (false, _) => true,
-            (true, true) => leaf_age >= self.leaf_age,
-            (true, false) => false,
+        // An exit that is left to be retried is what came of it, not why.
+        let weight = |ends_in: &EndsIn| match ends_in {
+            EndsIn::NotVisible { .. } => 0,
+            EndsIn::ExitRetry { .. } => 1,
+            _ => 2,
+        };
+        let better = match weight(&d.ends_in).cmp(&weight(&incident.ends_in)) {
+            Ordering::Less => false,
+            Ordering::Equal => !explained || leaf_age >= self.leaf_age,
+            Ordering::Greater => true,
         };
         if better || first {
             incident.ends_in = d.ends_in.clone();
@@ -287,6 +355,7 @@ fn unseen(f: &Finished, facts: &Facts, t: &Thresholds) -> Option<Incident> {
         longest: took,
         stuck_calls: 0,
         containers: subject.into_iter().collect(),
+        consequences: Vec::new(),
         change: Some(Change::Ended),
         uncertain_end: None,
         last: None,

@@ -1,10 +1,11 @@
 //! What a chain ends in: told from its last operation, from where its thread sits, and from the mount table.
 
+use super::exits::Attempts;
 use super::facts::Facts;
-use super::frame::{Confidence, DeviceName, EndsIn};
+use super::frame::{Confidence, DeviceName, EndsIn, Pinner};
 use super::graph::{Graph, Next};
-use super::limits;
-use crate::event::{Kind, Ns, SeenBy, ThreadSite};
+use super::{limits, stalls};
+use crate::event::{Kind, Ns, Operation, Pin, SeenBy, ThreadSite};
 use std::collections::BTreeMap;
 
 /// The end of a chain.
@@ -18,8 +19,19 @@ pub struct Leaf {
     pub evidence: String,
 }
 
-/// An actor's unmounts that failed in a row: process and actor, how often, when last.
-pub type FailedUnmounts = BTreeMap<(u32, u64), (u64, Ns)>;
+/// Unmounts that failed in a row with EBUSY, by process and actor.
+pub type FailedUnmounts = BTreeMap<(u32, u64), Busy>;
+
+/// An actor's unmounts that failed in a row.
+#[derive(Clone, Debug)]
+pub struct Busy {
+    /// How often.
+    pub failures: u64,
+    /// When last.
+    pub last: Ns,
+    /// What it tried to unmount last, where the probe can tell.
+    pub path: Option<String>,
+}
 
 /// Kernel functions that tell what a thread waits for, innermost matching first.
 const SYNCS: [&str; 10] = [
@@ -42,6 +54,9 @@ pub fn leaf_of(graph: &Graph<'_>, path: &[usize], facts: &Facts, failed: &Failed
     };
     let node = &graph.nodes[tip];
     let op = &node.flight.op;
+    if op.kind == Kind::Stalled {
+        return stalls::leaf(op);
+    }
     let site = site_of(graph, tip, facts, now);
     if let Some((site, _)) = &site
         && let Some(by) = stopped_by(site)
@@ -78,16 +93,22 @@ pub fn leaf_of(graph: &Graph<'_>, path: &[usize], facts: &Facts, failed: &Failed
             };
             Leaf { ends_in: EndsIn::StatusWrite, confidence: Confidence::Inferred, evidence }
         }
-        Kind::ExitHandling => not_visible(
-            graph.doubt(tip).unwrap_or("between two attempts, or in a call that was not recorded").to_owned(),
-        ),
-        Kind::Stalled => Leaf {
-            ends_in: EndsIn::Frozen { by: op.method.clone() },
-            confidence: Confidence::Proven,
-            evidence: "the state of the process".to_owned(),
+        Kind::ExitHandling => match &node.exit {
+            Some(Attempts { begun, next: Some(next), .. }) => Leaf {
+                ends_in: EndsIn::ExitRetry { attempts: *begun, next: *next },
+                confidence: Confidence::Inferred,
+                evidence: "no attempt is in flight, nor a Delete or unmount of this container; when it tries again is an estimate by containerd's back-off rule".to_owned(),
+            },
+            _ => not_visible(graph.doubt(tip).unwrap_or("in a call that was not recorded").to_owned()),
         },
+        Kind::Stalled => stalls::leaf(op),
         Kind::LockHold => not_visible("it holds the lock, what it does is not recorded".to_owned()),
         Kind::CriCall | Kind::CriClient | Kind::Relist | Kind::ShimCall | Kind::LockWait => {
+            if op.kind == Kind::CriCall
+                && let Some(leaf) = busy_leaf(op, facts, failed, now)
+            {
+                return leaf;
+            }
             let blind = match op.kind {
                 Kind::CriCall => facts.blind_to("lock").or_else(|| facts.blind_to("containerd")),
                 _ => None,
@@ -263,6 +284,37 @@ fn remote(site: &ThreadSite) -> Option<&'static str> {
         .map(|(_, name)| *name)
 }
 
+/// An unmount that its actor tries again and again, because somebody keeps the mount busy.
+fn busy_leaf(op: &Operation, facts: &Facts, failed: &FailedUnmounts, now: Ns) -> Option<Leaf> {
+    // The failed calls may have been recorded on the thread.
+    let by = [op.actor.g, Some(u64::from(op.actor.tid))];
+    let busy = by.iter().flatten().find_map(|&actor| failed.get(&(op.actor.pid, actor)))?;
+    if busy.last < op.begin || busy.last.saturating_add(limits::RETRY_GAP) < now {
+        return None;
+    }
+    let pins = busy.path.as_deref().and_then(|path| facts.pins_of(path, op.begin));
+    let found = pins.map(|p| p.of.as_slice()).unwrap_or_default();
+    let who = match pins {
+        Some(p) if p.reason.is_empty() => "; who keeps it busy is read from /proc".to_owned(),
+        Some(p) => format!("; who keeps it busy is read from /proc, perhaps not all: {}", p.reason),
+        None => "; who keeps it busy was not looked up".to_owned(),
+    };
+    let pinner = |pin: &Pin| Pinner {
+        pid: pin.pid,
+        comm: pin.comm.clone(),
+        subject: pin.container.as_deref().map(|id| facts.subject(id)),
+        how: pin.how.clone(),
+    };
+    Some(Leaf {
+        ends_in: EndsIn::MountBusy {
+            failures: busy.failures,
+            pins: found.iter().take(limits::PINS_SHOWN).map(pinner).collect(),
+        },
+        confidence: Confidence::Proven,
+        evidence: format!("its last {} unmounts failed with EBUSY{who}", busy.failures),
+    })
+}
+
 /// A method of the shim below which nothing was seen.
 fn shim_leaf(
     graph: &Graph<'_>,
@@ -297,19 +349,10 @@ fn shim_leaf(
             return Leaf { confidence: Confidence::Inferred, evidence, ..leaf };
         }
     }
-    // The failed calls may have been recorded on the thread.
-    let by = [op.actor.g, Some(u64::from(op.actor.tid))];
     if op.method == "Delete"
-        && let Some(&(failures, last)) =
-            by.iter().flatten().find_map(|&actor| failed.get(&(op.actor.pid, actor)))
-        && last >= op.begin
-        && last.saturating_add(limits::RETRY_GAP) >= now
+        && let Some(leaf) = busy_leaf(op, facts, failed, now)
     {
-        return Leaf {
-            ends_in: EndsIn::MountBusy { failures, pins: Vec::new() },
-            confidence: Confidence::Proven,
-            evidence: format!("its last {failures} unmounts failed with EBUSY"),
-        };
+        return leaf;
     }
     if let Some(doubt) = graph.doubt(tip) {
         return not_visible(doubt.to_owned());

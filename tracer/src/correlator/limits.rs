@@ -48,6 +48,18 @@ pub const DIRTIERS_SHOWN: usize = 4;
 pub const CONSEQUENCES_SHOWN: usize = 16;
 /// Programs whose cost is known.
 pub const COSTS: usize = 64;
+/// Processes listed that keep a mount busy.
+pub const PINS_SHOWN: usize = 8;
+/// Exits that containerd has not handled yet.
+pub const EXITS: usize = 4_096;
+/// Containers of an incident by which its consequences are known.
+pub const INCIDENT_CONTAINERS: usize = 64;
+/// Things that may be consequences, kept until the next tick.
+pub const NEWS: usize = 1_024;
+/// Consequences of an incident that are remembered.
+pub const HARMS: usize = 64;
+/// Incidents that are over and may still have consequences.
+pub const AFTERMATHS: usize = 32;
 /// Leaked shims that are remembered.
 pub const LEAKED_SHIMS: usize = 1_024;
 /// Operations in flight listed in a frame.
@@ -63,6 +75,8 @@ pub const SETTLE: Ns = crate::thresholds::floor(crate::event::Kind::LockWait) + 
 pub const UNREPORTED: Ns = crate::thresholds::floor(crate::event::Kind::ShimCall) + POLL_EVERY + LATENESS;
 /// A thread's site is believed this long.
 pub const SITE_FRESH: Ns = 5 * SECOND;
+/// Who keeps a mount busy is remembered this long: containerd tries fifty times, 50 ms apart.
+pub const PINS_FRESH: Ns = 60 * SECOND;
 /// In-flight state that was last read completely longer ago than this is a blind spot.
 pub const POLL_STALE: Ns = 2 * SECOND;
 /// Facts about a lock are kept this long after the last operation that referred to it.
@@ -71,3 +85,7 @@ pub const LOCK_GRACE: Ns = SECOND;
 pub const ENDED_MEMORY: Ns = 30 * SECOND;
 /// A failed unmount counts as part of a retry loop this long (containerd retries every 50 ms).
 pub const RETRY_GAP: Ns = SECOND;
+/// An incident that is over may still have consequences this long: containerd retries an exit after five minutes at most.
+pub const AFTERMATH: Ns = 600 * SECOND;
+/// An exit whose next attempt is overdue by this much is forgotten: the container was removed, or the attempt was lost.
+pub const EXIT_OVERDUE: Ns = 300 * SECOND;

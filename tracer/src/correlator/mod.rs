@@ -3,12 +3,16 @@
 //!
 //! ```text
 //! event ─┬─> operations   what is in flight, what is over                 (operations.rs)
+//!        ├─> exits        which container exits are not handled yet       (exits.rs)
 //!        └─> facts        processes, containers, locks, devices, losses   (facts.rs)
 //! tick ───> graph         who waits for whom, and what that rests on      (graph.rs, ground.rs)
 //!                         and who holds what others wait for              (locks.rs)
+//!                         and which processes do not run                  (stalls.rs)
 //!        ─> diagnoses     chains from stuck calls to their ends           (diagnosis.rs, leaf.rs, advice.rs)
 //!                         and what each link has cost so far              (critical.rs)
-//!        ─> incidents     diagnoses over time                             (incident.rs)
+//!                         and why it is not the unmount chain             (other_cause.rs)
+//!                         and shims that are left over                    (leaked.rs)
+//!        ─> incidents     diagnoses over time, and what comes of them     (incident.rs, consequences.rs)
 //!        ─> frame         all of it as plain data                         (frame.rs)
 //! ```
 //!
@@ -16,33 +20,41 @@
 //! of something that is over never brings it back.
 
 mod advice;
+mod consequences;
 mod critical;
 mod diagnosis;
+mod exits;
 mod facts;
 pub mod frame;
 mod graph;
 pub mod ground;
 mod incident;
 mod leaf;
+mod leaked;
 pub mod limits;
 mod locks;
 mod operations;
+mod other_cause;
 #[doc(hidden)]
 pub mod scenario;
+mod stalls;
 pub mod words;
 
 pub use diagnosis::{explains, has_edge};
+pub use exits::{Attempts, Failed};
 pub use frame::*;
 
 use crate::event::{Body, Event, Kind, Ns, OperationId, Outcome};
 use crate::stats::Stats;
 use crate::thresholds::{SECOND, Thresholds, floor};
+use consequences::{News, Scene};
 use critical::Critical;
 use diagnosis::{Inputs, RelistHealth};
+use exits::Exits;
 use facts::Facts;
 use graph::{Graph, RELIST_CALLS};
 use incident::Incidents;
-use leaf::FailedUnmounts;
+use leaf::{Busy, FailedUnmounts};
 use operations::{Finished, Operations};
 use std::collections::BTreeMap;
 
@@ -59,10 +71,13 @@ pub struct Correlator {
     facts: Facts,
     stats: Stats,
     incidents: Incidents,
+    exits: Exits,
     failed: FailedUnmounts,
     failed_dropped: u64,
     /// What ended since the last tick without having been seen in flight.
     unseen: Vec<Finished>,
+    /// What happened since the last tick that may have come of an incident.
+    news: Vec<News>,
     health: RelistHealth,
     critical: Critical,
     relists: RelistSummary,
@@ -79,9 +94,11 @@ impl Correlator {
             facts: Facts::default(),
             stats: Stats::default(),
             incidents: Incidents::default(),
+            exits: Exits::default(),
             failed: FailedUnmounts::new(),
             failed_dropped: 0,
             unseen: Vec::new(),
+            news: Vec::new(),
             health: RelistHealth::default(),
             critical: Critical::default(),
             relists: RelistSummary::default(),
@@ -98,6 +115,9 @@ impl Correlator {
                 if !operations::lasts_by_design(op) && !self.facts.is_of_the_past(op) {
                     let settled = self.operations.report(op, at);
                     settled.iter().for_each(|f| self.finished(f));
+                    if op.kind == Kind::ExitHandling && self.operations.contains(&op.id()) {
+                        self.exits.begun(op);
+                    }
                 }
             }
             Body::Ended(op, outcome) => {
@@ -115,13 +135,18 @@ impl Correlator {
             Body::Process(process) => {
                 if let Some(started) = self.facts.process(process, at) {
                     self.operations.process_gone(process.pid, started);
+                    self.exits.process_gone(process.pid, started);
                 }
             }
             Body::ProcessGone { pid } => {
                 self.operations.process_gone(*pid, at);
+                self.exits.process_gone(*pid, at);
                 self.facts.process_gone(*pid, at);
             }
-            Body::Container(container) => self.facts.container(container),
+            Body::Container(container) => {
+                self.facts.container(container);
+                self.hear(Some(News::Container(container.clone())));
+            }
             Body::LockIdentity { pid, base, lock } => self.facts.lock(*pid, *base, lock, at),
             Body::ThreadSite(site) => self.facts.site(site, at),
             Body::Device(device) => self.facts.device(device, at),
@@ -137,7 +162,7 @@ impl Correlator {
             }
             Body::BlindSpot { what, reason } => self.facts.blind_spot(what, reason),
             Body::Cost(cost) => self.facts.cost(cost),
-            Body::LeakedShim { pid, id } => self.facts.leaked_shim(*pid, id),
+            Body::LeakedShim { pid, id } => self.facts.leaked_shim(*pid, id, at),
             Body::Kubelet(kubelet) => self.facts.kubelet(kubelet),
             Body::Writers(writers) => self.facts.writers(writers, at),
             Body::Pins(pins) => self.facts.pins(pins, at),
@@ -148,12 +173,21 @@ impl Correlator {
     fn finished(&mut self, f: &Finished) {
         let took = f.at.saturating_sub(f.op.begin);
         self.stats.record(&f.op, f.outcome, took);
+        self.hear(News::of(f));
         let list = f.op.kind == Kind::CriCall && RELIST_CALLS[..2].contains(&f.op.method.as_str());
         match f.op.kind {
             Kind::Unmount => self.unmounted(f),
+            Kind::ExitHandling => self.exits.ended(f, self.facts.process_of(f.op.actor.pid)),
             Kind::Relist => self.relisted(f, took),
             Kind::CriCall if list && self.facts.relists_unseen() => self.relisted(f, took),
             _ => {}
+        }
+    }
+
+    /// Keeps what may be a consequence until the next tick, while there is something that it may be one of.
+    fn hear(&mut self, news: Option<News>) {
+        if self.incidents.may_have_consequences() && self.news.len() < limits::NEWS {
+            self.news.extend(news);
         }
     }
 
@@ -168,9 +202,10 @@ impl Correlator {
             self.failed_dropped = self.failed_dropped.saturating_add(1);
             return;
         }
-        let entry = self.failed.entry(key).or_insert((0, f.at));
-        let in_a_row = entry.1.saturating_add(limits::RETRY_GAP) >= f.at;
-        *entry = (if in_a_row { entry.0.saturating_add(1) } else { 1 }, f.at);
+        let entry = self.failed.entry(key).or_insert(Busy { failures: 0, last: f.at, path: None });
+        let in_a_row = entry.last.saturating_add(limits::RETRY_GAP) >= f.at;
+        let failures = if in_a_row { entry.failures.saturating_add(1) } else { 1 };
+        *entry = Busy { failures, last: f.at, path: f.op.path.clone() };
     }
 
     fn relisted(&mut self, f: &Finished, took: Ns) {
@@ -193,17 +228,25 @@ impl Correlator {
         self.health.bad = Some((first, f.at));
     }
 
+    /// Whether nothing is in flight, blocked or about to be told: a tick would say what the last one has said.
+    pub fn is_quiet(&self) -> bool {
+        let settling = self.operations.sizes()[3];
+        self.operations.len() + settling + self.incidents.len() + self.failed.len() + self.unseen.len() == 0
+    }
+
     /// Says what is known at `now`.
     pub fn tick(&mut self, now: Ns) -> Frame {
         for f in self.operations.settle(now) {
             self.finished(&f);
         }
-        self.failed.retain(|_, (_, last)| last.saturating_add(limits::RETRY_GAP) >= now);
+        self.failed.retain(|_, busy| busy.last.saturating_add(limits::RETRY_GAP) >= now);
         self.facts.forget_sites(now);
         let blind_spots = self.blind_spots(now);
         let blind: Vec<String> = blind_spots.iter().map(|b| format!("{}: {}", b.what, b.reason)).collect();
 
-        let graph = Graph::build(&self.operations, &self.facts, now);
+        self.exits.tick(now, |id| self.operations.contains(id));
+        let waiting = self.exits.waiting(now);
+        let graph = Graph::build(&self.operations, &self.exits, &waiting, &self.facts, now);
         let mut diagnoses = Inputs {
             graph: &graph,
             facts: &self.facts,
@@ -229,19 +272,27 @@ impl Correlator {
         drop(graph);
         self.facts.forget_locks(now, |pid, base| lock_bases.contains(&(pid, base)));
 
-        let operations = &self.operations;
+        let (operations, exits) = (&self.operations, &self.exits);
         let drawn = diagnoses.found.iter_mut().map(|found| &mut found.diagnosis);
-        self.critical.tick(drawn, now, |id| operations.contains(id));
+        self.critical.tick(drawn, now, |id| operations.contains(id) || exits.contains(id));
         self.note_losses(&mut diagnoses.found, now);
+        let scene = Scene {
+            facts: &self.facts,
+            exits: &self.exits,
+            last_loss: self.operations.last_loss(),
+            late: self.thresholds.exit,
+            now,
+        };
         let incidents = self.incidents.tick(
             &mut diagnoses.found,
             &self.unseen,
+            &self.news,
             &self.operations,
-            &self.facts,
+            &scene,
             &self.thresholds,
-            now,
         );
         self.unseen.clear();
+        self.news.clear();
         self.sum_up_relists(&diagnoses, now);
         Frame {
             now,
@@ -268,7 +319,7 @@ impl Correlator {
         if let Some(last) = self.operations.polls_older(now.saturating_sub(limits::POLL_STALE)) {
             let ago = words::duration(now.saturating_sub(last));
             all.push(BlindSpot {
-                what: "operations in flight".to_owned(),
+                what: diagnosis::STALE.to_owned(),
                 reason: format!("last read completely {ago} ago"),
             });
         }
@@ -293,7 +344,7 @@ impl Correlator {
         let mut nodes: Vec<usize> = (0..graph.nodes.len())
             .filter(|&i| {
                 let f = graph.nodes[i].flight;
-                now.saturating_sub(f.op.begin) >= floor(f.op.kind)
+                graph.nodes[i].waiting.is_none() && now.saturating_sub(f.op.begin) >= floor(f.op.kind)
             })
             .collect();
         nodes.sort_by_key(|&i| (graph.nodes[i].flight.since, i));
@@ -347,6 +398,7 @@ impl Correlator {
             ("lock waits that may go on", limits::SETTLING, self.operations.unsettled),
             ("incidents", limits::INCIDENTS, self.incidents.refused),
             ("failed unmounts", limits::FAILED_UNMOUNTS, self.failed_dropped),
+            ("exits that are not handled yet", limits::EXITS, self.exits.dropped),
             ("distributions of CRI methods", limits::METHODS, self.stats.dropped),
         ];
         own.into_iter()
@@ -360,16 +412,20 @@ impl Correlator {
     #[doc(hidden)]
     pub fn sizes(&self) -> Vec<(usize, usize)> {
         let [flights, past, order, settling] = self.operations.sizes();
+        let (open, over) = self.incidents.len();
         let mut all = vec![
             (flights, limits::OPERATIONS),
             (past, limits::ENDED),
             (order, limits::ENDED),
             (settling, limits::SETTLING),
             (self.failed.len(), limits::FAILED_UNMOUNTS),
-            (self.incidents.len(), limits::INCIDENTS),
+            (open, limits::INCIDENTS),
+            (over, limits::AFTERMATHS),
             (self.slow_relists.len(), limits::SLOW_RELISTS),
             (self.unseen.len(), limits::SUBJECTS_SHOWN),
+            (self.news.len(), limits::NEWS),
         ];
+        all.extend(self.exits.sizes());
         all.extend(self.facts.sizes());
         all
     }

@@ -59,6 +59,23 @@ pub struct Flight {
     pub idle_since: Option<Ns>,
 }
 
+impl Flight {
+    /// An operation that was reported just now and of which nothing else is known.
+    pub fn standing_for(op: Operation) -> Flight {
+        Flight {
+            since: op.begin,
+            op,
+            reported: 0,
+            reported_at: 0,
+            missed: 0,
+            held_since: None,
+            released_at: None,
+            woken: None,
+            idle_since: None,
+        }
+    }
+}
+
 /// Why an operation is no longer in flight.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum EndedBy {
@@ -149,6 +166,14 @@ pub fn lasts_by_design(op: &Operation) -> bool {
 /// Whether this kind is seen in the kernel, on a thread, rather than in a Go program.
 pub fn is_kernel(kind: Kind) -> bool {
     matches!(kind, Kind::Unmount | Kind::SuperShutdown | Kind::Sync)
+}
+
+/// Whether this unmounts a mount that containerd makes for itself while it creates a container, and that no shim has a part
+/// in: `mount.WithTempMount` (to look up the image's user) and `WithVolumes` (to copy what the image has in a volume).
+pub fn is_temporary(op: &Operation) -> bool {
+    let folder = op.path.as_deref().and_then(|path| path.rsplit('/').next());
+    op.kind == Kind::Unmount
+        && folder.is_some_and(|f| f.starts_with("containerd-mount") || f.starts_with("ctd-volume"))
 }
 
 /// Whether `newer`, which began later on the same goroutine or thread, could not have begun while `older` lasted.
@@ -305,17 +330,7 @@ impl Operations {
                 fill(&mut flight.op, op);
                 *flight
             }
-            None => Flight {
-                op: op.clone(),
-                since: op.begin,
-                reported: 0,
-                reported_at: at,
-                missed: 0,
-                held_since: None,
-                released_at: None,
-                woken: None,
-                idle_since: None,
-            },
+            None => Flight::standing_for(op.clone()),
         };
         flight.reported = self.sequence;
         flight.reported_at = at;
@@ -510,14 +525,14 @@ impl Operations {
 
     /// When an operation returns, everything its actor began within it is over too, even if those ends were lost.
     fn end_nested(&mut self, outer: &Operation, at: Ns) {
-        if matches!(outer.kind, Kind::LockHold | Kind::LockWait) {
-            return; // A lock may be kept beyond the function that took it.
+        if matches!(outer.kind, Kind::LockHold | Kind::LockWait | Kind::Stalled) {
+            return; // A lock may be kept beyond the function that took it; a process goes on when it runs again.
         }
         let (pid, actor) = actor_key(&outer.actor);
         let within = |f: &Flight| (f.op.begin, f.op.kind) > (outer.begin, outer.kind) && f.op.begin < at;
         let mut over: Vec<OperationId> = self
             .ids_of(pid, actor)
-            .filter(|(_, f)| f.op.kind != Kind::LockHold && within(f))
+            .filter(|(_, f)| !matches!(f.op.kind, Kind::LockHold | Kind::Stalled) && within(f))
             .map(|(id, _)| id.clone())
             .collect();
         if is_kernel(outer.kind) && outer.actor.g.is_some() {

@@ -20,16 +20,21 @@
 //! 10.0 device 259:1 /dev/nvme1n1 sectors=1000
 //! 10.0 memory dirty=1000 writeback=10
 //! 10.0 lost ring|map|queue|late COUNT
+//! 10.0 pins PATH PID:COMM:HOW[:CONTAINER]..           who keeps a mount busy; `_` in HOW stands for a space
+//!                           [reason=..]
+//! 10.0 leaked PID CONTAINER                        a shim whose bundle is gone and that still runs
 //! 10.0 blind WHAT = REASON                        words up to `=`; nothing behind it means it can be seen again
 //! 10.0 tick                                       asks for a frame
 //! 10.0 until 20.0 [every=0.1]                     polls everything and ticks on a grid, frames are not shown
 //! ```
 //!
+//! The method of a `stalled` operation is a sentence, with `_` for each space: `stalled:frozen_by_its_cgroup`.
+//!
 //! Container ids are hex and are repeated up to 64 digits: `aa` stands for `aaaa…`.
 
 use crate::event::{
     Actor, Body, Container, Device, DeviceFacts, Event, Kind, LockName, LossPoint, Ns, Operation, Outcome,
-    Process, Role, SeenBy, ThreadSite,
+    Pin, Pins, Process, Role, SeenBy, ThreadSite,
 };
 use std::collections::BTreeMap;
 
@@ -240,6 +245,15 @@ impl Reader {
                 let body = Body::BlindSpot { what: what.trim().to_owned(), reason: reason.trim().to_owned() };
                 self.event(at, body);
             }
+            "pins" => {
+                let of = l.words.iter().skip(3).map(|w| pin(w)).collect::<Result<Vec<Pin>, String>>()?;
+                let reason = spaced(l.field("reason").unwrap_or_default());
+                self.event(at, Body::Pins(Pins { path: whole_path(l.word(2)?), of, reason }));
+            }
+            "leaked" => {
+                let body = Body::LeakedShim { pid: number(l.word(2)?)?, id: container_id(l.word(3)?) };
+                self.event(at, body);
+            }
             "tick" => self.steps.push(Step::Tick(at, true)),
             other => return Err(format!("unknown verb {other}")),
         }
@@ -285,6 +299,35 @@ fn seconds(text: &str) -> Result<Ns, String> {
 
 fn container_id(text: &str) -> String {
     text.chars().cycle().take(64).collect()
+}
+
+/// `a_b` for `a b`.
+fn spaced(text: &str) -> String {
+    text.replace('_', " ")
+}
+
+/// A path; `…/*aa/rootfs` writes the whole id.
+fn whole_path(text: &str) -> String {
+    match text.split_once('*') {
+        Some((before, rest)) => {
+            let (id, after) = rest.split_once('/').unwrap_or((rest, ""));
+            format!("{before}{}/{after}", container_id(id))
+        }
+        None => text.to_owned(),
+    }
+}
+
+fn pin(text: &str) -> Result<Pin, String> {
+    let parts: Vec<&str> = text.split(':').collect();
+    let &[pid, comm, how, ref container @ ..] = parts.as_slice() else {
+        return Err(format!("not PID:COMM:HOW[:CONTAINER]: {text}"));
+    };
+    Ok(Pin {
+        pid: number(pid)?,
+        comm: comm.to_owned(),
+        container: container.first().map(|id| container_id(id)),
+        how: spaced(how),
+    })
 }
 
 fn device(text: &str) -> Result<Device, String> {
@@ -353,19 +396,12 @@ fn operation(l: &Line<'_>, first: usize, at: Ns) -> Result<Operation, String> {
     };
     Ok(Operation {
         kind,
-        method: method.to_owned(),
+        method: if kind == Kind::Stalled { spaced(method) } else { method.to_owned() },
         actor: actor(l.word(first + 1)?)?,
         begin: l.field("since").map_or(Ok(at), seconds)?,
         object: l.field("object").map_or(Ok(0), hex)?,
         container: l.field("container").map(container_id),
-        path: l.field("path").map(|p| match p.split_once('*') {
-            // `…/*aa/rootfs` writes the whole id.
-            Some((before, rest)) => {
-                let (id, after) = rest.split_once('/').unwrap_or((rest, ""));
-                format!("{before}{}/{after}", container_id(id))
-            }
-            None => p.to_owned(),
-        }),
+        path: l.field("path").map(whole_path),
         device: l.field("device").map(device).transpose()?,
         fs_type: l.field("fs").map(str::to_owned),
         seen_by: by,

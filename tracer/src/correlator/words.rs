@@ -1,6 +1,10 @@
 //! How things are called when people read them: durations, operations, containers, and what a chain ends in.
 
-use super::frame::{DeviceName, Diagnosis, EndsIn, Head, Link, Lock, LockKind, Subject};
+use super::exits::Attempts;
+use super::frame::{
+    Confidence, Consequence, DeviceName, Diagnosis, EndsIn, Harm, Head, Link, Lock, LockKind, Pinner, Subject,
+};
+use super::operations::is_temporary;
 use crate::event::{Kind, Ns, Operation, Role};
 use crate::thresholds::{MILLISECOND, SECOND};
 
@@ -80,6 +84,9 @@ pub fn operation(op: &Operation, device_name: Option<&DeviceName>) -> String {
         Kind::InitMethod => format!("Init.{method}"),
         Kind::LockWait => "wait for a lock".to_owned(),
         Kind::LockHold => "hold of a lock".to_owned(),
+        Kind::Unmount if is_temporary(op) => {
+            "unmount of containerd's own temporary mount at create".to_owned()
+        }
         Kind::Unmount => match &op.path {
             Some(path) => format!("unmount of {path}"),
             None => "unmount".to_owned(),
@@ -103,6 +110,59 @@ pub fn operation(op: &Operation, device_name: Option<&DeviceName>) -> String {
             }
         }
     }
+}
+
+/// How far containerd has got with an exit at `now`; `None` while it is at its first attempt.
+pub fn attempts(exit: &Attempts, now: Ns) -> Option<String> {
+    let failed = exit.failed.as_ref()?;
+    let why = match (failed.deadline, failed.seen) {
+        (true, true) => ": deadline exceeded",
+        (true, false) => ": deadline exceeded, by its length",
+        (false, _) => "",
+    };
+    let failed = format!("after {}{why}", duration(failed.took));
+    Some(match exit.next {
+        None => {
+            let more = if exit.more { " or later" } else { "" };
+            format!("attempt {}{more}, the one before failed {failed}", exit.begun)
+        }
+        Some(next) => {
+            let count = match (exit.begun, exit.more) {
+                (1, _) => "1 attempt has failed,".to_owned(),
+                (n, false) => format!("{n} attempts have failed, the last"),
+                (n, true) => format!("at least {n} attempts have failed, the last"),
+            };
+            let when = match next.checked_sub(now) {
+                Some(left) if left > 0 => format!("the next in about {}", duration(left)),
+                _ => "the next is due".to_owned(),
+            };
+            format!("{count} {failed}; {when}")
+        }
+    })
+}
+
+/// What has come of an incident.
+pub fn harm(c: &Consequence) -> String {
+    let sure = if c.confidence == Confidence::Proven { "" } else { " (inferred)" };
+    let what = match &c.what {
+        Harm::Unknown { of } => format!("{} is Unknown to containerd", subject(of)),
+        Harm::Recreated { of, by } => {
+            format!("{} was made anew as {} while the old one was still there", subject(of), short_id(by))
+        }
+        Harm::ExitLate { of, late, attempts, reported } => {
+            let tries = if *attempts == 1 { "1 attempt".to_owned() } else { format!("{attempts} attempts") };
+            let late = duration(*late);
+            match reported {
+                true => format!("exit of {} reported at least {late} late ({tries})", subject(of)),
+                false => format!("exit of {} not reported for at least {late} ({tries} so far)", subject(of)),
+            }
+        }
+        Harm::UpdatesFailed { of, count: 1 } => format!("an update of {} failed", subject(of)),
+        Harm::UpdatesFailed { of, count } => format!("{count} updates of {} failed", subject(of)),
+        Harm::Restarted { pid } => format!("containerd was restarted in it (now {pid})"),
+        Harm::ShimLeaked { pid, of } => format!("shim {pid} of {} is left over", subject(of)),
+    };
+    what + sure
 }
 
 /// What a lock is called.
@@ -147,20 +207,36 @@ pub fn ends_in(ends_in: &EndsIn) -> String {
         EndsIn::UnmountSync { device, .. } | EndsIn::Sync { device, .. } => format!("sync of {}", on(device)),
         EndsIn::Unmount { device: Some(d), .. } => format!("unmount from {}", device(d)),
         EndsIn::Unmount { device: None, .. } => "unmount".to_owned(),
-        EndsIn::MountBusy { failures, .. } => format!("unmount that fails with EBUSY ({failures} times)"),
+        EndsIn::MountBusy { failures, pins } => {
+            format!("unmount that fails with EBUSY ({failures} times){}", kept_busy(pins))
+        }
         EndsIn::RemoteFileSystem { what } => format!("{what} that does not answer"),
         EndsIn::IoDrain => "container output that does not drain, or runc delete".to_owned(),
         EndsIn::StatusWrite => "containerd's write of its own state".to_owned(),
         EndsIn::CgroupOrDbus => "runc: a cgroup write or a D-Bus call to systemd".to_owned(),
-        EndsIn::Frozen { by } => format!("a thread that is stopped ({by})"),
-        EndsIn::Starved { by } => format!("a process that does not get what it needs ({by})"),
+        EndsIn::Frozen { by } => format!("a thread or process that does not run ({by})"),
+        EndsIn::Starved { by } => format!("a process that is {by}"),
         EndsIn::ExitRetry { attempts, .. } => {
-            format!("an exit that containerd will try again to handle ({attempts} attempts failed)")
+            let failed =
+                if *attempts == 1 { "1 has failed".to_owned() } else { format!("{attempts} have failed") };
+            format!("containerd's next attempt to handle an exit ({failed})")
         }
+        EndsIn::LeakedShims { count: 1 } => "a shim that is left over".to_owned(),
         EndsIn::LeakedShims { count } => format!("{count} shims that are left over"),
         EndsIn::Cycle => "operations that wait for each other (deadlock)".to_owned(),
         EndsIn::NotVisible { .. } => "not visible".to_owned(),
     }
+}
+
+/// Who keeps a mount busy: `, kept busy by node_exporter 700 of monitoring/agent-x (has it mounted too) and 1 more`.
+fn kept_busy(pins: &[Pinner]) -> String {
+    let Some(first) = pins.first() else { return String::new() };
+    let of = first.subject.as_ref().map(|s| format!(" of {}", pod(s))).unwrap_or_default();
+    let more = match pins.len() {
+        1 => String::new(),
+        n => format!(" and {} more", n - 1),
+    };
+    format!(", kept busy by {} {}{of} ({}){more}", first.comm, first.pid, first.how)
 }
 
 /// Why the end is not visible, where it is not.
@@ -206,6 +282,10 @@ pub fn device_class(name: &str) -> String {
 
 /// The whole diagnosis in one sentence, for somebody woken at 3 am.
 pub fn sentence(d: &Diagnosis, now: Ns) -> String {
+    if let EndsIn::LeakedShims { .. } = d.ends_in {
+        let of: Vec<String> = d.containers.iter().take(3).map(pod).collect();
+        return format!("LEFT OVER · {} · of {} · nobody waits", ends_in(&d.ends_in), of.join(", "));
+    }
     let mut parts = vec![format!("STUCK {}", duration(d.chain.age))];
     match d.not_ready.as_ref().map(|n| n.at) {
         Some(at) if at > now => parts.push(format!("NotReady in {}", duration(at - now))),
@@ -225,7 +305,14 @@ pub fn sentence(d: &Diagnosis, now: Ns) -> String {
 pub fn cause(d: &Diagnosis) -> String {
     let leaf = d.chain.links.last();
     let what = ends_in(&d.ends_in);
-    let of = |l: &Link| l.subject.as_ref().map(|s| format!(" of {}", pod(s))).unwrap_or_default();
+    let of = |l: &Link| match &l.subject {
+        _ if is_temporary(&l.operation) => " of containerd's own temporary mount at create".to_owned(),
+        Some(s) => format!(" of {}", pod(s)),
+        None => String::new(),
+    };
+    if let Some(l) = leaf.filter(|l| l.operation.kind == Kind::Stalled) {
+        return format!("{} that is {} ({})", role(l.who.role), l.operation.method, duration(l.age));
+    }
     match &d.ends_in {
         EndsIn::UnmountSync { .. }
         | EndsIn::Sync { .. }
@@ -237,7 +324,8 @@ pub fn cause(d: &Diagnosis) -> String {
         },
         EndsIn::Unmount { .. } => match unmount_of(&d.chain.links) {
             Some(u) => {
-                let place = u.operation.path.as_ref().filter(|_| u.subject.is_none());
+                let named = u.subject.is_some() || is_temporary(&u.operation);
+                let place = u.operation.path.as_ref().filter(|_| !named);
                 let place = place.map(|p| format!(" of {p}")).unwrap_or_default();
                 let device = match &d.ends_in {
                     EndsIn::Unmount { device: Some(dev), .. } => format!(" on {}", device(dev)),
@@ -245,6 +333,21 @@ pub fn cause(d: &Diagnosis) -> String {
                 };
                 format!("unmount{}{place}{device} ({})", of(u), duration(u.age))
             }
+            None => what,
+        },
+        EndsIn::MountBusy { failures, pins } => match leaf {
+            Some(l) => {
+                let busy = kept_busy(pins);
+                format!(
+                    "unmount{} that fails with EBUSY ({failures} times){busy} ({})",
+                    of(l),
+                    duration(l.age)
+                )
+            }
+            None => what,
+        },
+        EndsIn::ExitRetry { .. } => match leaf {
+            Some(l) => format!("{what}{}, not reported for {}", of(l), duration(l.age)),
             None => what,
         },
         EndsIn::NotVisible { because } => match leaf {

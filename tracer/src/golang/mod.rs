@@ -10,6 +10,7 @@ pub mod elf;
 pub mod offsets;
 pub mod pclntab;
 pub mod probe_site;
+pub mod program;
 #[cfg(test)]
 mod synthetic;
 pub mod unwind;

@@ -7,6 +7,7 @@
 
 use super::Refusal;
 use super::buildinfo::GoVersion;
+use serde::{Deserialize, Serialize};
 
 /// How Go functions get their arguments, on x86-64.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -25,7 +26,7 @@ impl Abi {
 }
 
 /// Byte offsets in the Go runtime's structs. Sizes are 8 bytes where nothing else is said.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Offsets {
     /// `g.stack.lo`, `g.stack.hi`: bounds of the goroutine's stack.
     pub g_stack_lo: u16,
@@ -76,7 +77,7 @@ pub struct Offsets {
 }
 
 /// Values of `g.waitreason` for semaphores.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct WaitReasons {
     /// Wait for a `sync.Mutex`.
     pub mutex: u8,

@@ -8,16 +8,21 @@
 //! and anything below a container's rootfs or an overlay's upper folder (it would pin what is to be unmounted).
 
 pub mod bundle;
+pub mod cgroups;
 pub mod clock;
+pub mod contained;
 pub mod containers;
 pub mod disk;
 pub mod locks;
 pub mod memory;
 pub mod mounts;
+pub mod own;
 pub mod procs;
 pub mod residency;
+pub mod stalls;
 pub mod threads;
 pub mod worker;
+pub mod writers;
 
 use std::fs::File;
 use std::io::{self, Read};

@@ -22,6 +22,8 @@ pub struct Mount {
     pub parent: u32,
     /// Device of the super block (`0:N` for file systems without one of their own).
     pub device: Device,
+    /// Which folder of its file system is mounted; usually `/`.
+    pub root: PathBuf,
     /// Where it is mounted.
     pub point: PathBuf,
     /// File-system type.
@@ -71,6 +73,11 @@ impl Mounts {
         mounts
     }
 
+    /// All mounts, covered ones included.
+    pub fn iter(&self) -> impl Iterator<Item = &Mount> {
+        self.mounts.iter()
+    }
+
     /// The mount that is visible at exactly `point`: the topmost one, if several are stacked there.
     pub fn at(&self, point: &Path) -> Option<&Mount> {
         self.holding(point).filter(|mount| mount.point == point)
@@ -108,7 +115,7 @@ fn parse_line(line: &[u8]) -> Option<Mount> {
     let id = number(fields.next()?)?;
     let parent = number(fields.next()?)?;
     let device = parse_device(fields.next()?)?;
-    let _root = fields.next()?;
+    let root = PathBuf::from(unescape(fields.next()?));
     let point = PathBuf::from(unescape(fields.next()?));
     let _mount_options = fields.next()?;
     // Any number of optional fields, then a lone hyphen.
@@ -117,7 +124,7 @@ fn parse_line(line: &[u8]) -> Option<Mount> {
     let _source = fields.next()?;
     // Commas inside of a value are escaped, so it is split first.
     let options = fields.next()?.split(|b| *b == b',').map(unescape).collect();
-    point.is_absolute().then_some(Mount { id, parent, device, point, fs_type, options })
+    point.is_absolute().then_some(Mount { id, parent, device, root, point, fs_type, options })
 }
 
 /// `254:0`

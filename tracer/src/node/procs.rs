@@ -17,7 +17,7 @@
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fs;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -25,6 +25,7 @@ use std::time::Duration;
 
 use rustix::fs::{AtFlags, Mode, OFlags, StatxFlags};
 
+use super::contained::Outside;
 use super::worker::{WorkerError, Workers};
 use super::{ReadError, clock, number, proc_folder, read_below, read_file};
 use crate::event::{Device, Ns};
@@ -62,6 +63,8 @@ pub enum Exe {
     File(FileId),
     /// Nothing: it is a kernel thread.
     KernelThread,
+    /// A file below a container's root, which is left alone.
+    Contained,
     /// Not to be seen, and why (it is exiting, or the kernel refuses).
     Unknown(String),
 }
@@ -108,6 +111,7 @@ pub struct Processes {
     hung: BTreeMap<PathBuf, Arc<()>>,
     /// Longest wait for the identity of one file.
     patience: Duration,
+    outside: Outside,
 }
 
 struct Known {
@@ -131,7 +135,13 @@ impl Processes {
             rotor: 0,
             hung: BTreeMap::new(),
             patience: EXE_LOOK,
+            outside: Outside::find(Vec::new()),
         }
+    }
+
+    /// The same, but these processes are looked at also when they run in a container.
+    pub fn with(wanted: Vec<u32>) -> Self {
+        Processes { outside: Outside::find(wanted), ..Self::new() }
     }
 
     /// What is known of a process as of the last look at it.
@@ -265,7 +275,13 @@ impl Processes {
             return Err(ReadError::new(format!("/proc/{pid}/stat"), gone));
         }
         let innermost_pid = parse_innermost_pid(&read("status")?);
-        let exe = if stat.kernel_thread { Exe::KernelThread } else { self.exe(folder, workers) };
+        let exe = if stat.kernel_thread {
+            Exe::KernelThread
+        } else if self.outside.excludes(pid, folder.as_fd(), &stat.comm) {
+            Exe::Contained
+        } else {
+            self.exe(folder, workers)
+        };
         Ok(ProcessFacts {
             pid,
             parent: stat.parent,

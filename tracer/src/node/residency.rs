@@ -78,26 +78,69 @@ fn look(file: BorrowedFd<'_>, offset: u64, len: u64) -> Result<bool, String> {
     Ok(pages.iter().all(|page| page & 1 == 1))
 }
 
-/// An inaccessible mapping of a piece of a file.
+/// A piece of a file that stays in memory for as long as this lives: it is locked, and can be neither reclaimed nor
+/// dropped by anybody.
+#[derive(Debug)]
+pub struct Pinned {
+    mapping: Mapping,
+    /// Where in the mapping the piece begins.
+    skip: usize,
+    len: usize,
+}
+
+// SAFETY: a private, read-only mapping that nobody else knows of; it may be read and unmapped by any thread.
+unsafe impl Send for Pinned {}
+
+/// Pins the bytes from `offset` to `offset + len`, or to the end of the file where that comes first, if they are in memory.
+/// Should they be reclaimed in the very moment between the look and the lock, this waits for the disk (holding nothing
+/// that anybody else needs): for a worker.
+pub fn pin(file: &File, offset: u64, len: u64) -> Result<Pinned, Residency> {
+    let unknown = |why: String| Residency::Unknown(why);
+    let size = file.metadata().map_err(|e| unknown(format!("its size cannot be read: {e}")))?.len();
+    let len = len.min(size.saturating_sub(offset));
+    match residency(file, offset, len) {
+        Residency::Resident => {}
+        other => return Err(other),
+    }
+    let page = rustix::param::page_size() as u64;
+    let start = offset - offset % page;
+    let (skip, len) = ((offset - start) as usize, len as usize);
+    let mapping = Mapping::with(file.as_fd(), start, skip + len, libc::PROT_READ)
+        .map_err(|e| unknown(format!("it cannot be mapped: {e}")))?;
+    // SAFETY: exactly the range that was just mapped.
+    if unsafe { libc::mlock(mapping.start, mapping.len) } != 0 {
+        return Err(unknown(format!("it cannot be locked: {}", std::io::Error::last_os_error())));
+    }
+    Ok(Pinned { mapping, skip, len })
+}
+
+impl Pinned {
+    /// The bytes, as the file has them.
+    pub fn bytes(&self) -> &[u8] {
+        // SAFETY: the mapping covers `skip + len` bytes of a file that is being executed, so it cannot be truncated.
+        unsafe { std::slice::from_raw_parts(self.mapping.start.cast::<u8>().add(self.skip), self.len) }
+    }
+}
+
+/// A private mapping of a piece of a file.
+#[derive(Debug)]
 struct Mapping {
     start: *mut libc::c_void,
     len: usize,
 }
 
 impl Mapping {
-    /// Maps `len` bytes from `offset`, a multiple of the page size.
+    /// Maps `len` bytes from `offset`, a multiple of the page size, so that nothing can touch them.
     fn new(file: BorrowedFd<'_>, offset: u64, len: usize) -> std::io::Result<Mapping> {
+        Mapping::with(file, offset, len, libc::PROT_NONE)
+    }
+
+    /// The same with these rights.
+    fn with(file: BorrowedFd<'_>, offset: u64, len: usize, rights: i32) -> std::io::Result<Mapping> {
         let offset = libc::off_t::try_from(offset).map_err(std::io::Error::other)?;
         // SAFETY: the kernel chooses a free range, so no existing mapping is touched; the memory is never accessed.
         let start = unsafe {
-            libc::mmap(
-                std::ptr::null_mut(),
-                len,
-                libc::PROT_NONE,
-                libc::MAP_PRIVATE,
-                file.as_raw_fd(),
-                offset,
-            )
+            libc::mmap(std::ptr::null_mut(), len, rights, libc::MAP_PRIVATE, file.as_raw_fd(), offset)
         };
         if start == libc::MAP_FAILED {
             Err(std::io::Error::last_os_error())
@@ -196,6 +239,29 @@ mod tests {
         // An instruction of 8 bytes that reaches into the next page.
         assert_eq!(residency(&sample.1, 5 * page - 4, 4), Residency::Resident);
         assert_eq!(residency(&sample.1, 5 * page - 4, 8), Residency::NotResident);
+    }
+
+    #[test]
+    fn a_pinned_page_stays_and_a_missing_one_is_not_read() {
+        let sample = Sample::new("pin");
+        let page = rustix::param::page_size() as u64;
+        let pinned = pin(&sample.1, 3 * page - 8, 16).unwrap();
+        assert_eq!(pinned.bytes(), [7; 16]);
+        assert_eq!(pin(&sample.1, PAGES * page - 4, 16).unwrap().bytes(), [7; 4], "the file ends there");
+        if !sample.evict() {
+            return;
+        }
+        assert_eq!(residency(&sample.1, 2 * page, 2 * page), Residency::Resident);
+        // Pages that were written together may be kept together; those that are gone stay so.
+        let gone = (0..PAGES).filter(|at| residency(&sample.1, at * page, 1) == Residency::NotResident);
+        for at in gone.collect::<Vec<_>>() {
+            assert_eq!(pin(&sample.1, at * page, 16).unwrap_err(), Residency::NotResident);
+            assert_eq!(residency(&sample.1, at * page, 1), Residency::NotResident);
+        }
+        assert_eq!(pinned.bytes(), [7; 16]);
+        drop(pinned);
+        sample.evict();
+        assert_eq!(residency(&sample.1, 2 * page, 2 * page), Residency::NotResident);
     }
 
     #[test]

@@ -38,6 +38,12 @@ pub fn look(pid: u32, tid: u32) -> Result<Site, ReadError> {
     Ok(Site { site, wchan, stack_refused })
 }
 
+/// Its state letter alone, which waits for nothing; `None` when it is gone.
+pub fn state(pid: u32, tid: u32) -> Option<char> {
+    let text = read_file(&format!("/proc/{pid}/task/{tid}/stat"), SMALL).ok()?;
+    Some(parse_stat(&text)?.state)
+}
+
 /// Thread ids of a process, at most `limit` of them.
 pub fn of_process(pid: u32, limit: usize) -> Result<Vec<u32>, ReadError> {
     let path = format!("/proc/{pid}/task");

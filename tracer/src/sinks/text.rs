@@ -7,15 +7,13 @@ use super::sanitise;
 use crate::correlator::ground::confidence_word;
 use crate::correlator::words;
 use crate::correlator::{
-    Change, Confidence, Diagnosis, EdgeKind, Fix, Frame, Head, Incident, Link, Outlook, Subject, Who,
-    explains,
+    Change, Confidence, Consequence, Diagnosis, EdgeKind, Fix, Frame, Head, Incident, Link, Outlook, Subject,
+    Who, explains,
 };
 use crate::event::{Kind, LossPoint, Ns, Role};
 
 /// At most this many lines for a diagnosis.
 pub const LINES: usize = 20;
-/// Of which at most this many are links; the rest is said in one line each.
-const LINK_LINES: usize = 13;
 
 /// Links that are told in one line: a shim call with the method it consists of, an unmount with the shutdown it comes
 /// down to, an overlay's sync with that of its upper file system.
@@ -32,9 +30,19 @@ impl Told<'_> {
 
 /// A diagnosis, at most [`LINES`] lines.
 pub fn diagnosis(d: &Diagnosis, now: Ns) -> Vec<String> {
+    let below = below(d);
     let mut out = vec![headline(d, now)];
+    out.extend(tree(d, LINES.saturating_sub(1 + below.len())));
+    out.extend(below);
+    out.into_iter().map(|line| sanitise(&line).into_owned()).collect()
+}
+
+/// The chain in at most `lines` lines; what does not fit is told in one.
+fn tree(d: &Diagnosis, lines: usize) -> Vec<String> {
+    let mut out = Vec::new();
     let told = told(d);
-    let (first, last) = if told.len() > LINK_LINES { (LINK_LINES - 5, 4) } else { (told.len(), 0) };
+    let (first, last) =
+        if told.len() > lines { (lines.saturating_sub(5).max(1), 4) } else { (told.len(), 0) };
     for i in 0..first {
         out.push(link_line(d, &told, i, i));
     }
@@ -47,10 +55,20 @@ pub fn diagnosis(d: &Diagnosis, now: Ns) -> Vec<String> {
             out.push(link_line(d, &told, told.len() - last + i, first + 1 + i));
         }
     }
-    if let Some(line) = also_stuck(d) {
-        out.push(line);
-    }
+    out
+}
+
+/// What is said below the chain.
+fn below(d: &Diagnosis) -> Vec<String> {
+    let mut out: Vec<String> = also_stuck(d).into_iter().collect();
     out.push(ends_in_line(d));
+    out.extend(d.not_this_chain.as_ref().map(|why| match why.strip_prefix("it cannot be excluded: ") {
+        Some(reason) => format!("  the unmount chain cannot be excluded: {reason}"),
+        None => format!("  not the unmount chain, because {why}"),
+    }));
+    if !d.consequences.is_empty() {
+        out.push(format!("  so far: {}", harms(&d.consequences)));
+    }
     if !d.blind_spots.is_empty() {
         let shown: Vec<&str> = d.blind_spots.iter().take(2).map(String::as_str).collect();
         let more = match d.blind_spots.len() {
@@ -68,7 +86,17 @@ pub fn diagnosis(d: &Diagnosis, now: Ns) -> Vec<String> {
         let fixes: Vec<String> = d.advice.fixes.iter().map(fix).collect();
         out.push(format!("  fix: {}", fixes.join("; or ")));
     }
-    out.into_iter().map(|line| sanitise(&line).into_owned()).collect()
+    out
+}
+
+/// What has come of it, the gravest first.
+fn harms(consequences: &[Consequence]) -> String {
+    let told: Vec<String> = consequences.iter().take(4).map(words::harm).collect();
+    let more = match consequences.len().saturating_sub(4) {
+        0 => String::new(),
+        n => format!("; {n} more"),
+    };
+    told.join("; ") + &more
 }
 
 /// The first line of a diagnosis: one sentence.
@@ -118,6 +146,8 @@ fn link_line(d: &Diagnosis, told: &[Told<'_>], index: usize, depth: usize) -> St
             EdgeKind::Contains => "",
             EdgeKind::WaitsForHolder => "held by ",
             EdgeKind::Calls | EdgeKind::SameSuperBlock | EdgeKind::SameDevice => "waits for ",
+            EdgeKind::Behind => "waits its turn behind ",
+            EdgeKind::RunsIn => "is done by ",
         });
     }
     // The id is said once; after that the name will do.
@@ -128,7 +158,9 @@ fn link_line(d: &Diagnosis, told: &[Told<'_>], index: usize, depth: usize) -> St
         line.push_str(" · ");
         line.push_str(&who(&l.who));
     }
-    line.push_str(&format!(" · {} ({} here)", words::duration(l.age), words::duration(t.critical())));
+    // The container had exited before the first attempt to handle that.
+    let least = if l.exit.as_ref().is_some_and(|e| e.failed.is_some()) { "at least " } else { "" };
+    line.push_str(&format!(" · {least}{} ({} here)", words::duration(l.age), words::duration(t.critical())));
     // The weakest edge of those told in this line; the one by which the way comes here when they are equal.
     let weakest = t.links.iter().filter_map(|l| l.edge.as_ref()).rev().max_by_key(|e| e.confidence);
     if let Some(edge) = weakest.filter(|e| l.edge.is_some() || e.confidence != Confidence::Proven) {
@@ -158,18 +190,23 @@ fn what(d: &Diagnosis, l: &Link, depth: usize, mentioned: bool) -> String {
         ),
         Kind::Unmount => match (&l.subject, &op.path) {
             (Some(s), _) => format!("unmount of {}", named(s)),
-            (None, Some(path)) => format!("unmount of {path}"),
-            (None, None) => "unmount".to_owned(),
+            (None, _) => words::operation(op, None),
         },
         Kind::Sync => words::operation(op, l.device.as_ref()),
         Kind::StatusUpdate | Kind::ShimCall | Kind::InitMethod | Kind::ShimServe | Kind::LockHold => {
             format!("{}{}", words::operation(op, None), of(&l.subject).unwrap_or_default())
         }
         Kind::Relist => words::operation(op, None),
-        Kind::ExitHandling => match &l.subject {
-            Some(s) => format!("handling of the exit of {}", named(s)),
-            None => words::operation(op, None),
-        },
+        Kind::ExitHandling => {
+            let what = match &l.subject {
+                Some(s) => format!("handling of the exit of {}", named(s)),
+                None => words::operation(op, None),
+            };
+            match l.exit.as_ref().and_then(|exit| words::attempts(exit, l.since.saturating_add(l.age))) {
+                Some(attempts) => format!("{what} ({attempts})"),
+                None => what,
+            }
+        }
         Kind::CriClient | Kind::CriCall | Kind::SuperShutdown | Kind::Stalled => {
             format!("{}{}", words::operation(op, None), of(&l.subject).unwrap_or_default())
         }
@@ -194,7 +231,10 @@ fn also_stuck(d: &Diagnosis) -> Option<String> {
     let mut kinds: Vec<(String, u64, Ns)> = Vec::new();
     for c in others {
         let what = match c.head {
-            Head::LateExit => "an exit".to_owned(),
+            Head::LateExit => match c.exit.as_ref().map_or(0, |exit| exit.begun) {
+                0 | 1 => "an exit".to_owned(),
+                n => format!("an exit (attempt {n})"),
+            },
             Head::Relist => "a relist".to_owned(),
             _ if c.id.method.is_empty() => format!("{:?}", c.id.kind),
             _ => c.id.method.clone(),
@@ -277,7 +317,19 @@ pub fn change(i: &Incident) -> Option<String> {
                 n => format!(" · up to {n} calls waited"),
             };
             let uncertain = i.uncertain_end.as_ref().map(|u| format!(" · {u}")).unwrap_or_default();
-            format!("ENDED {} after {}: {}{waited}{uncertain}", i.id, words::duration(i.longest), i.cause)
+            let harms = match i.consequences.is_empty() {
+                true => String::new(),
+                false => format!(" · {}", harms(&i.consequences)),
+            };
+            format!(
+                "ENDED {} after {}: {}{waited}{harms}{uncertain}",
+                i.id,
+                words::duration(i.longest),
+                i.cause
+            )
+        }
+        Change::Aftermath => {
+            format!("AFTER {}: {}", i.id, harms(&i.consequences))
         }
         Change::MergedInto(other) => {
             format!("ENDED {}: it is part of {other}", i.id)
@@ -361,7 +413,7 @@ pub fn frame(f: &Frame) -> Vec<String> {
     if hidden > 0 {
         out.push(format!("and {hidden} more things are stuck"));
     }
-    if f.diagnoses.is_empty() {
+    if !f.diagnoses.iter().any(Diagnosis::is_stuck) {
         out.push(healthy(f));
     }
     out.extend(relists(f));

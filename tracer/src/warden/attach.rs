@@ -1,35 +1,40 @@
 //! Attaches: the kernel's side once, Go programs as they come. Runs on a thread of its own, since attaching can take
 //! long; everybody else goes on.
 
+mod fasten;
+
 use super::{
-    Ladder, Settings,
+    Settings,
     binaries::{self, Examined, Target},
     child::{Known, Shared, lock},
+    cost::{Metered, Price, SHARED_METER},
+    guard::Pace,
+    index::{Identity, Index},
     outbox::Outbox,
+    price,
     protocol::{GoProgram, Level, Message, Survey},
     trim_memory,
 };
 use crate::{
     bpf::{
         features::Features,
-        load::{Attached, Kernel, SiteRequest},
+        load::Kernel,
         plan::{self, Probe, Sight, UNMOUNT_SIGHT},
         read::Reader,
     },
-    event::{Body, Event, Kind, Ns, Process, SeenBy},
+    event::{Body, Event, Kind, Ns, Process, Role, SeenBy},
     node::{
-        clock,
+        ReadError, clock,
         procs::{Exe, FileId, ProcessFacts, Processes},
-        residency::{Residency, open_exe, residency},
+        residency::open_exe,
         worker::Workers,
     },
     thresholds,
 };
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fs::File,
-    os::fd::AsRawFd,
-    sync::{Arc, PoisonError},
+    sync::{Arc, PoisonError, Weak},
     time::Duration,
 };
 
@@ -43,8 +48,10 @@ const DETACH_AFTER: u32 = 60;
 const MOST_BINARIES: usize = 4096;
 /// How long reading an executable may take.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// How long opening one may take: a disk is not asked, a network file system is.
+const OPEN_PATIENCE: Duration = Duration::from_secs(2);
 /// Threads that may hang with that.
-const READERS: usize = 2;
+const READERS: usize = 4;
 
 /// Finds programs, decides, attaches.
 pub struct Attacher {
@@ -62,6 +69,11 @@ pub struct Attacher {
     /// How many executables have been numbered: a number is never used again.
     numbered: u32,
     readers: Workers,
+    pace: Pace,
+    /// What earlier runs have found in program files.
+    index: Option<Index>,
+    /// Why no program is probed on this kernel.
+    known_bad: Option<String>,
     attached_after: Option<Ns>,
     told: Option<Survey>,
 }
@@ -71,7 +83,13 @@ enum Binary {
     /// Does not take part.
     Foreign,
     /// Could not be read; tried again after some scans.
-    Unreadable { why: String, role_of: String, scans: u32 },
+    Unreadable {
+        why: String,
+        role_of: String,
+        scans: u32,
+        /// Alive while a reader still waits for an answer about it.
+        asked: Weak<()>,
+    },
     /// Takes part.
     Ours(Box<Ours>),
 }
@@ -80,12 +98,17 @@ struct Ours {
     examined: Examined,
     comm: String,
     number: u32,
+    /// Where its hits are counted.
+    meter: u8,
     pids: Vec<u32>,
     probes: Vec<Probe>,
-    /// Held for its drop: that detaches.
-    attached: Vec<Attached>,
-    /// Targets that are off only because a page was not in memory.
+    attached: Vec<fasten::Fastened>,
+    /// Pages of the file that have, or had, a probe.
+    pages: BTreeSet<u64>,
+    /// Targets that are off for a reason that passes.
     waiting: Vec<Target>,
+    /// Kinds that the fuse has taken off, and why.
+    blown: BTreeMap<Kind, String>,
     scans: u32,
     /// Scans since the last process that ran it ended.
     idle: u32,
@@ -94,7 +117,11 @@ struct Ours {
 impl Attacher {
     /// Nothing is known and nothing attached yet.
     pub fn new(settings: Settings, outbox: Outbox, shared: Arc<Shared>) -> Attacher {
+        let index = Index::open()
+            .map_err(|why| outbox.log(Level::Debug, format!("what is found in programs is not kept: {why}")))
+            .ok();
         Attacher {
+            processes: Processes::with(settings.also.clone()),
             settings,
             outbox,
             shared,
@@ -103,10 +130,12 @@ impl Attacher {
             kernel: None,
             kernel_probes: Vec::new(),
             kernel_sees_unmounts: false,
-            processes: Processes::new(),
             binaries: BTreeMap::new(),
             numbered: 0,
             readers: Workers::new(READERS),
+            pace: Pace::default(),
+            index,
+            known_bad: None,
             attached_after: None,
             told: None,
         }
@@ -141,6 +170,10 @@ impl Attacher {
         let mut diagnostics = self.kernel.as_mut().and_then(Kernel::logger);
         loop {
             let examined = self.numbered;
+            let blown = std::mem::take(&mut *lock(&self.shared.blown));
+            for blown in blown {
+                self.take_off(&blown);
+            }
             self.scan();
             if self.numbered > examined {
                 trim_memory();
@@ -150,11 +183,47 @@ impl Attacher {
                 self.attached_after = Some(clock::monotonic() - self.started);
             }
             self.tell();
+            self.measure();
             if let Some(log) = diagnostics.as_mut() {
                 log.flush();
             }
             std::thread::sleep(SCAN_EVERY);
         }
+    }
+
+    /// Finds out what a hit costs, once, after all there was to attach is attached.
+    fn measure(&mut self) {
+        if lock(&self.shared.price).is_some() || self.features.as_ref().is_none_or(|f| !f.uprobes.yes()) {
+            return;
+        }
+        let Some(kernel) = self.kernel.as_mut() else { return };
+        // Dropped at the end of this function: it detaches.
+        let mut done = Vec::new();
+        let price = price::measure(kernel, &mut done).unwrap_or_else(|error| {
+            self.outbox.log(
+                Level::Warning,
+                format!("what a probe costs could not be measured ({error:#}); the most that was seen elsewhere is assumed"),
+            );
+            Price::ASSUMED
+        });
+        self.outbox.log(
+            Level::Debug,
+            format!(
+                "a hit costs {} ns where its instruction is emulated, {} ns where it is single-stepped ({})",
+                price.emulated,
+                price.stepped,
+                if price.measured { "measured now" } else { "assumed" }
+            ),
+        );
+        *lock(&self.shared.price) = Some(price);
+    }
+
+    /// A meter that no executable has, or the one that all further ones share.
+    fn free_meter(&self) -> u8 {
+        let used = |meter: &u8| {
+            self.binaries.values().any(|b| matches!(b, Binary::Ours(ours) if ours.meter == *meter))
+        };
+        (0..SHARED_METER).find(|meter| !used(meter)).unwrap_or(SHARED_METER)
     }
 
     /// Looks once and tells, without attaching anything.
@@ -181,6 +250,7 @@ impl Attacher {
 
     /// Looks for programs that have come or gone.
     fn scan(&mut self) {
+        self.pace.begin();
         let mut scans = Vec::new();
         for pid in std::mem::take(&mut *lock(&self.shared.recheck)) {
             scans.push(self.processes.recheck(pid, &self.readers));
@@ -228,8 +298,13 @@ impl Attacher {
             self.binaries.retain(|_, binary| matches!(binary, Binary::Ours(_)));
         }
         if !known || (other && matches!(self.binaries.get(&id), Some(Binary::Foreign))) {
-            let binary = self.examine(process, other);
+            let binary = self.examine(process, id, other);
+            let late = matches!(&binary, Binary::Unreadable { why, .. } if !why.is_empty());
             self.binaries.insert(id, binary);
+            if late && !self.settings.survey_only {
+                // It may have taken long, and the next may too.
+                self.tell();
+            }
         }
         let Some(Binary::Ours(ours)) = self.binaries.get_mut(&id) else { return };
         if !ours.pids.contains(&process.pid) {
@@ -242,7 +317,7 @@ impl Attacher {
                 role: ours.examined.role,
                 comm: process.comm.clone(),
                 go_version: ours.examined.go_version.clone(),
-                version: None,
+                version: ours.examined.version.clone(),
             },
             offsets: ours.examined.offsets,
         };
@@ -270,126 +345,124 @@ impl Attacher {
     }
 
     /// Reads an executable that was not seen before, and attaches.
-    fn examine(&mut self, process: &ProcessFacts, other: bool) -> Binary {
-        let unreadable = |why: String| Binary::Unreadable { why, role_of: process.comm.clone(), scans: 0 };
-        let file = match open_exe(process.pid) {
-            Ok(file) => file,
-            Err(error) if error.is_gone() => return unreadable(String::new()),
-            Err(error) => return unreadable(error.to_string()),
+    fn examine(&mut self, process: &ProcessFacts, id: FileId, other: bool) -> Binary {
+        let asked = Arc::new(());
+        let unreadable = |why: String| Binary::Unreadable {
+            why,
+            role_of: process.comm.clone(),
+            scans: 0,
+            asked: Arc::downgrade(&asked),
         };
-        match file.metadata() {
-            Ok(facts) if facts.len() < binaries::SMALLEST && !other => return Binary::Foreign,
-            Ok(_) => {}
-            Err(error) => return unreadable(error.to_string()),
+        let (file, length) = match self.open(process.pid, &asked) {
+            Ok(opened) => opened,
+            Err(why) => return unreadable(why),
+        };
+        if length < binaries::SMALLEST && !other {
+            return Binary::Foreign;
         }
+        let identity = Identity::of(&file);
+        let known = identity.as_ref().and_then(|identity| self.known(identity, other));
+        let kept = known.is_some();
         let pid = process.pid;
-        let reading = match file.try_clone() {
-            Ok(reading) => reading,
-            Err(error) => return unreadable(error.to_string()),
-        };
-        match self.readers.run(PATIENCE, move || binaries::examine(&reading, pid, other)) {
-            Ok(Ok(None)) => Binary::Foreign,
-            Ok(Ok(Some(examined))) => {
-                self.numbered += 1;
-                let mut ours = Box::new(Ours {
-                    comm: process.comm.clone(),
-                    number: self.numbered,
-                    pids: Vec::new(),
-                    probes: Vec::new(),
-                    attached: Vec::new(),
-                    waiting: Vec::new(),
-                    scans: 0,
-                    idle: 0,
-                    examined,
-                });
-                let mut targets = std::mem::take(&mut ours.examined.targets);
-                for target in &mut targets {
-                    target.note.clone_from(&ours.examined.note);
+        let read = match known {
+            Some(examined) => Ok(Ok(Some(examined))),
+            None => match file.try_clone() {
+                Ok(reading) => {
+                    let asked = Arc::clone(&asked);
+                    self.readers.run(PATIENCE, move || {
+                        let _asked = asked;
+                        binaries::examine(&reading, pid, other)
+                    })
                 }
-                self.attach(&mut ours, &file, targets);
-                Binary::Ours(ours)
+                Err(error) => return unreadable(error.to_string()),
+            },
+        };
+        let examined = match read {
+            Ok(Ok(None)) => return Binary::Foreign,
+            Ok(Ok(Some(examined))) => examined,
+            Ok(Err(why)) => return unreadable(why),
+            Err(error) => {
+                return unreadable(format!("reading its program file: {error}; its disk may be stuck"));
             }
-            Ok(Err(why)) => unreadable(why),
-            Err(error) => unreadable(format!("reading its program file: {error}; its disk may be stuck")),
+        };
+        if let (false, Some(identity)) = (kept, &identity) {
+            self.keep(identity, &examined);
+        }
+        self.numbered += 1;
+        let mut ours = Box::new(Ours {
+            comm: process.comm.clone(),
+            number: self.numbered,
+            meter: self.free_meter(),
+            pids: Vec::new(),
+            probes: Vec::new(),
+            attached: Vec::new(),
+            pages: BTreeSet::new(),
+            waiting: Vec::new(),
+            blown: BTreeMap::new(),
+            scans: 0,
+            idle: 0,
+            examined,
+        });
+        for target in &mut ours.examined.targets {
+            target.note.clone_from(&ours.examined.note);
+        }
+        let targets = ours.examined.targets.clone();
+        let differs = self.attach(&mut ours, id, &file, targets);
+        if let (true, true, Some(index), Some(identity)) = (differs, kept, &self.index, &identity) {
+            self.outbox
+                .log(Level::Warning, format!("what was kept of {} is not true; it is read again", ours.comm));
+            index.forget(identity);
+            drop(ours);
+            return self.examine(process, id, other);
+        }
+        Binary::Ours(ours)
+    }
+
+    /// Opens a program file and tells its length; no words when the process is gone. A network file system is asked for
+    /// both, so a reader does it.
+    fn open(&self, pid: u32, asked: &Arc<()>) -> Result<(File, u64), String> {
+        let asked = Arc::clone(asked);
+        let opened = self.readers.run(OPEN_PATIENCE, move || {
+            let _asked = asked;
+            let file = open_exe(pid)?;
+            let length =
+                file.metadata().map_err(|error| ReadError::new(format!("/proc/{pid}/exe"), error))?.len();
+            Ok::<_, ReadError>((file, length))
+        });
+        match opened {
+            Ok(Ok(opened)) => Ok(opened),
+            Ok(Err(error)) if error.is_gone() => Err(String::new()),
+            Ok(Err(error)) => Err(error.to_string()),
+            Err(error) => Err(format!("opening its program file: {error}; its file system may be stuck")),
         }
     }
 
-    /// Attaches what can be attached without touching the disk; the rest is off with its reason.
-    fn attach(&mut self, ours: &mut Ours, file: &File, targets: Vec<Target>) {
-        let mut ready: Vec<(Target, Vec<SiteRequest>)> = Vec::new();
-        for target in targets {
-            match self.decide(file, &target) {
-                Ok(sites) => ready.push((target, sites)),
-                Err((why, again)) => {
-                    ours.probes.push(probe(&target, None, 0, why));
-                    if again {
-                        ours.waiting.push(target);
-                    }
-                }
-            }
+    /// What an earlier run has found in this file.
+    fn known(&self, identity: &Identity, other: bool) -> Option<Examined> {
+        let found = self.index.as_ref()?.find(identity).unwrap_or_else(|why| {
+            self.outbox.log(Level::Warning, why);
+            None
+        })?;
+        // An earlier run may have been told to trace any program.
+        if found.role == Role::Other && !other {
+            return None;
         }
-        let Some(kernel) = self.kernel.as_mut() else {
-            // A survey: what would be attached counts as on.
-            ours.probes.extend(
-                ready.iter().map(|(t, sites)| probe(t, Some(SeenBy::Uprobe), sites.len(), String::new())),
-            );
-            return;
-        };
-        let path = format!("/proc/self/fd/{}", file.as_raw_fd());
-        let all: Vec<SiteRequest> = ready.iter().flat_map(|(_, sites)| sites.iter().copied()).collect();
-        if all.is_empty() {
-            return;
-        }
-        if let Ok(attached) = kernel.attach_uprobes(&path, ours.number, &all) {
-            ours.attached.push(attached);
-            ours.probes.extend(
-                ready.iter().map(|(t, sites)| probe(t, Some(SeenBy::Uprobe), sites.len(), String::new())),
-            );
-            return;
-        }
-        // One bad site refuses them all; one by one tells which.
-        for (target, sites) in &ready {
-            match kernel.attach_uprobes(&path, ours.number, sites) {
-                Ok(attached) => {
-                    ours.attached.push(attached);
-                    ours.probes.push(probe(target, Some(SeenBy::Uprobe), sites.len(), String::new()));
-                }
-                Err(error) => ours.probes.push(probe(target, None, 0, format!("{error:#}"))),
-            }
-        }
+        self.outbox
+            .log(Level::Debug, format!("{:?} {}: its table need not be read", found.role, found.go_version));
+        Some(found)
     }
 
-    /// Whether a target is probed; if not, why, and whether it is worth another try.
-    fn decide(&self, file: &File, target: &Target) -> Result<Vec<SiteRequest>, (String, bool)> {
-        let no = |why: &str| Err((why.to_owned(), false));
-        if let Some(reason) = self.features.as_ref().and_then(|f| f.uprobes.reason()) {
-            return no(reason);
+    /// Keeps what was found in a file for later runs.
+    fn keep(&self, identity: &Identity, examined: &Examined) {
+        // A doubt about one process is no knowledge of the file; and a survey leaves nothing behind.
+        let (Some(index), true, false) = (&self.index, examined.note.is_empty(), self.settings.survey_only)
+        else {
+            return;
+        };
+        if let Err(why) = index.keep(identity, examined) {
+            self.outbox
+                .log(Level::Debug, format!("what was found in {:?} is not kept: {why}", examined.role));
         }
-        if self.settings.ladder != Ladder::All {
-            return no("--probes says not to probe programs");
-        }
-        if target.kind == Kind::Unmount && self.kernel_sees_unmounts {
-            return no("not needed: a kernel probe sees every unmount");
-        }
-        let sites = target.sites.as_ref().map_err(|why| (why.clone(), false))?;
-        for site in sites {
-            // The longest instruction has 15 bytes; the kernel reads as many.
-            match residency(file, site.offset, 15) {
-                Residency::Resident => {}
-                Residency::NotResident => {
-                    let why = format!(
-                        "its page (file offset {:#x}) is not in memory; probing it would read the disk while holding a \
-                         lock that every fork() needs; tried again every {RETRY_AFTER} s",
-                        site.offset
-                    );
-                    return Err((why, true));
-                }
-                Residency::Unknown(why) => {
-                    return Err((format!("whether its page is in memory cannot be told: {why}"), true));
-                }
-            }
-        }
-        Ok(sites.clone())
     }
 
     /// Tries again what was off only because a page was not in memory, or because a file could not be read.
@@ -399,33 +472,39 @@ impl Attacher {
             let Some(mut binary) = self.binaries.remove(&id) else { continue };
             match &mut binary {
                 Binary::Foreign => {}
-                Binary::Unreadable { scans, .. } => {
+                Binary::Unreadable { scans, asked, .. } => {
                     *scans += 1;
                     let running = self.processes.iter().filter(|p| p.exe == Exe::File(id));
                     let running: Vec<ProcessFacts> = running.cloned().collect();
                     if running.is_empty() {
                         continue;
                     }
-                    if *scans >= RETRY_AFTER {
+                    if *scans >= RETRY_AFTER && asked.strong_count() == 0 {
                         // The first reads it, the others find it read.
                         running.iter().for_each(|process| self.came(process));
                         continue;
                     }
                 }
                 // Nobody has run it for a while: detach, so that a program that was replaced is not kept on the disk.
-                Binary::Ours(ours) if ours.pids.is_empty() && ours.idle >= DETACH_AFTER => continue,
+                // Not where the fuse has blown: that is remembered.
+                Binary::Ours(ours)
+                    if ours.pids.is_empty() && ours.idle >= DETACH_AFTER && ours.blown.is_empty() =>
+                {
+                    continue;
+                }
                 Binary::Ours(ours) => {
                     ours.scans += 1;
                     ours.idle = if ours.pids.is_empty() { ours.idle + 1 } else { 0 };
                     if ours.scans.is_multiple_of(RETRY_AFTER)
                         && !ours.waiting.is_empty()
-                        && let Some(Ok(file)) = ours.pids.first().map(|pid| open_exe(*pid))
+                        && let Some(Ok((file, _))) =
+                            ours.pids.first().map(|pid| self.open(*pid, &Arc::default()))
                     {
                         let waiting = std::mem::take(&mut ours.waiting);
                         let is_waiting =
                             |p: &Probe| waiting.iter().any(|t| t.what == p.what && t.function == p.target);
                         ours.probes.retain(|p| !(p.how.is_none() && is_waiting(p)));
-                        self.attach(ours, &file, waiting);
+                        self.attach(ours, id, &file, waiting);
                     }
                 }
             }
@@ -495,6 +574,7 @@ impl Attacher {
                         go_version: ours.examined.go_version.clone(),
                         pids: ours.pids.clone(),
                         build_id: ours.examined.build_id.clone(),
+                        pages: ours.pages.len() as u32,
                     });
                 }
                 Binary::Unreadable { why, role_of, .. } if !why.is_empty() && likely(role_of) => {
@@ -511,6 +591,18 @@ impl Attacher {
                 _ => {}
             }
         }
+        let metered = self.binaries.values().filter_map(|binary| match binary {
+            Binary::Ours(ours) if !ours.pages.is_empty() => Some(Metered {
+                number: ours.number,
+                meter: ours.meter,
+                comm: ours.comm.clone(),
+                role: ours.examined.role,
+                processes: ours.pids.len() as u32,
+                pages: ours.pages.len() as u32,
+            }),
+            _ => None,
+        });
+        *lock(&self.shared.metered) = metered.collect();
         if self.told.as_ref() == Some(&survey) {
             return;
         }

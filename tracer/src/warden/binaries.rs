@@ -2,7 +2,7 @@
 
 use super::verify::{self, Verdict};
 use crate::{
-    bpf::load::{GoProgram, SiteRequest},
+    bpf::load::{GoProgram, SITE_BYTES, SiteRequest},
     event::{Kind, Role},
     golang::{
         GoBinary,
@@ -13,6 +13,7 @@ use crate::{
     },
     node::{ReadError, memory::ProcessMemory, procs},
 };
+use serde::{Deserialize, Serialize};
 use std::fs::File;
 use tracer_common::cookie::Cookie;
 
@@ -20,12 +21,14 @@ use tracer_common::cookie::Cookie;
 pub const SMALLEST: u64 = 4 << 20;
 
 /// What is kept of an executable.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Examined {
     /// What it is.
     pub role: Role,
     /// Its Go version, or why that is not usable.
     pub go_version: String,
+    /// Its own version, where it can be told.
+    pub version: Option<String>,
     /// Its build id.
     pub build_id: Option<String>,
     /// Where its runtime keeps things.
@@ -39,7 +42,7 @@ pub struct Examined {
 }
 
 /// One function to probe.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Target {
     /// What it tells of.
     pub kind: Kind,
@@ -83,7 +86,7 @@ pub fn examine(file: &File, pid: u32, other: bool) -> Result<Option<Examined>, S
         table.goid = 0;
     }
     let abi = binary.abi();
-    let targets = match (&abi, &offsets) {
+    let mut targets: Vec<Target> = match (&abi, &offsets) {
         (Ok(abi), Ok(offsets)) => {
             lookup.resolve(role).iter().filter_map(|r| target(role, r, *abi, offsets)).collect()
         }
@@ -99,12 +102,16 @@ pub fn examine(file: &File, pid: u32, other: bool) -> Result<Option<Examined>, S
             catalog::entries(role).filter(|e| e.job != Job::Release).map(refused).collect()
         }
     };
+    for site in targets.iter_mut().flat_map(|target| target.sites.iter_mut().flatten()) {
+        site.bytes = bytes_at(&bytes, site.offset);
+    }
     Ok(Some(Examined {
         role,
         go_version: match &binary.version {
             Ok(_) => binary.build.go.clone(),
             Err(why) => why.to_string(),
         },
+        version: binary.program_version(),
         build_id: binary.build_id(),
         offsets: offsets.ok().filter(|_| note.is_empty()),
         entry: binary.elf.entry(),
@@ -201,7 +208,22 @@ fn target(role: Role, resolved: &Resolved, abi: Abi, offsets: &Offsets) -> Optio
 }
 
 fn request(program: GoProgram, site: Site, cookie: Cookie) -> SiteRequest {
-    SiteRequest { program, offset: site.file_offset, address: site.va, cookie: cookie.0 }
+    SiteRequest {
+        program,
+        offset: site.file_offset,
+        address: site.va,
+        cookie: cookie.0,
+        bytes: [0; SITE_BYTES],
+        stepped: site.cost != Cost::Emulated,
+    }
+}
+
+/// What the file has at a site.
+fn bytes_at(file: &[u8], offset: u64) -> [u8; SITE_BYTES] {
+    let mut bytes = [0; SITE_BYTES];
+    let rest = usize::try_from(offset).ok().and_then(|at| file.get(at..)).unwrap_or_default();
+    bytes.iter_mut().zip(rest).for_each(|(to, from)| *to = *from);
+    bytes
 }
 
 fn begin_program(entry: &catalog::Entry) -> GoProgram {

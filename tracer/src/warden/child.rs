@@ -1,7 +1,11 @@
 //! The warden's own main function: its threads and its end.
 
 use super::{
-    Ladder, Settings, attach, context, events, leave_all_but, lock_memory,
+    Ladder, Settings, attach, causes, context,
+    cost::{Metered, Price},
+    events,
+    fuse::{Blown, Fuse},
+    leave_all_but, lock_memory,
     outbox::Outbox,
     protocol::{Level, Message},
     return_memory_early,
@@ -22,6 +26,15 @@ pub struct Known {
     pub offsets: Option<crate::golang::offsets::Offsets>,
 }
 
+/// Something that is attached or detached in this moment.
+#[derive(Clone, Debug)]
+pub struct Attaching {
+    /// What, in words.
+    pub what: String,
+    /// Since when.
+    pub since: crate::event::Ns,
+}
+
 /// What the threads share. Every lock is held for moments only, never across a read or a system call that can hang.
 #[derive(Default)]
 pub struct Shared {
@@ -29,6 +42,16 @@ pub struct Shared {
     pub known: RwLock<BTreeMap<u32, Known>>,
     /// Operations in flight above their floor, as of the last poll.
     pub in_flight: Mutex<Vec<crate::event::Operation>>,
+    /// What the attaching thread does in the kernel right now.
+    pub attaching: Mutex<Option<Attaching>>,
+    /// Executables whose hits are counted.
+    pub metered: Mutex<Vec<Metered>>,
+    /// What a hit costs, once it was measured.
+    pub price: Mutex<Option<Price>>,
+    /// What the fuse wants taken off and the attaching thread has not yet.
+    pub blown: Mutex<Vec<Blown>>,
+    /// The shim of each container, as far as they run.
+    pub shims: Mutex<BTreeMap<String, u32>>,
     /// Pids that the kernel half has seen exit or exec since the attaching thread last looked.
     pub recheck: Mutex<Vec<u32>>,
 }
@@ -51,6 +74,9 @@ pub fn run(socket: UnixStream, settings: Settings) -> ! {
         Ok(()) => 0,
         Err(_) => 1,
     };
+    // Detaches now. A thread that hangs in the kernel keeps the process, and would keep its probes with it.
+    // SAFETY: nothing of this process uses a descriptor after this; a kernel before 5.9 refuses and changes nothing.
+    unsafe { libc::syscall(libc::SYS_close_range, 3, u32::MAX, 0) };
     // SAFETY: ends this process without running exit handlers that belong to the parent's copy of memory.
     unsafe { libc::_exit(code) }
 }
@@ -76,8 +102,10 @@ fn start(mut socket: UnixStream, settings: Settings) -> std::io::Result<()> {
     }
     let shared = Arc::new(Shared::default());
     if !settings.survey_only {
-        let (outbox, shared) = (outbox.clone(), Arc::clone(&shared));
-        std::thread::Builder::new().name("context".into()).spawn(move || context::run(&outbox, &shared))?;
+        for (name, run) in [("context", context::run as fn(&Outbox, &Shared)), ("causes", causes::run)] {
+            let (outbox, shared) = (outbox.clone(), Arc::clone(&shared));
+            std::thread::Builder::new().name(name.into()).spawn(move || run(&outbox, &shared))?;
+        }
     }
     std::thread::Builder::new().name("attach".into()).spawn(move || attach(settings, &outbox, &shared))?;
     // The parent says nothing; a read that returns means it is gone.
@@ -93,6 +121,7 @@ fn start(mut socket: UnixStream, settings: Settings) -> std::io::Result<()> {
 /// Attaches, and keeps looking for new programs. Other threads start when there is something for them.
 fn attach(settings: Settings, outbox: &Outbox, shared: &Arc<Shared>) {
     let (ladder, survey_only) = (settings.ladder, settings.survey_only);
+    let fuse = Fuse::new(settings.max_target_cost);
     let mut attacher = attach::Attacher::new(settings, outbox.clone(), Arc::clone(shared));
     if survey_only {
         attacher.survey();
@@ -103,7 +132,7 @@ fn attach(settings: Settings, outbox: &Outbox, shared: &Arc<Shared>) {
             let (outbox, shared) = (outbox.clone(), Arc::clone(shared));
             std::thread::Builder::new()
                 .name("events".into())
-                .spawn(move || events::run(reader, &outbox, &shared))?;
+                .spawn(move || events::run(reader, &outbox, &shared, fuse))?;
             Ok(())
         });
         if let Err(error) = started {

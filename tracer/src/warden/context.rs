@@ -169,10 +169,14 @@ impl Teller {
         }
         let changes = self.containers.scan(&self.workers);
         let at = clock::monotonic();
+        let mut running = lock(&shared.shims);
+        running.retain(|_, shim| self.shims.contains(shim));
         for container in changes.containers {
+            running.extend(container.shim.map(|shim| (container.id.clone(), shim)));
             self.devices.extend(container.upper.as_ref().map(|(device, _)| *device));
             events.push(Event { at, body: Body::Container(container) });
         }
+        drop(running);
         for (what, reason) in changes.blind_spots {
             events.push(Event { at, body: Body::BlindSpot { what, reason } });
         }

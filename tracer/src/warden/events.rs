@@ -3,6 +3,8 @@
 use super::{
     binaries::method_name,
     child::{Shared, lock},
+    cost::{Ledger, Price},
+    fuse::Fuse,
     outbox::Outbox,
     protocol::{Cost, Level, Message},
 };
@@ -32,10 +34,11 @@ const COST_EVERY: u32 = 10;
 const GATHER: Ns = 25_000_000;
 
 /// Reads until the process ends.
-pub fn run(mut reader: Reader, outbox: &Outbox, shared: &Shared) {
+pub fn run(mut reader: Reader, outbox: &Outbox, shared: &Shared, fuse: Fuse) {
     let mut poller = Poller::default();
     let mut next_poll = clock::monotonic();
     let mut polls = 0u32;
+    let mut meters = Meters { fuse, ledger: Ledger::default(), read_at: next_poll, warned: 0 };
     loop {
         let now = clock::monotonic();
         let wait = Duration::from_nanos(next_poll.saturating_sub(now));
@@ -67,10 +70,72 @@ pub fn run(mut reader: Reader, outbox: &Outbox, shared: &Shared) {
                 let costs = costs(&reader);
                 poller.losses(&costs, now, &mut events);
                 outbox.send(&Message::Cost(costs));
+                meters.read(&reader, now, shared, &mut events);
+                meters.watch_attaching(now, shared, outbox, &mut events);
             }
             polls = polls.wrapping_add(1);
         }
         outbox.events(events);
+    }
+}
+
+/// What looking costs, once a second; and whether attaching comes back.
+struct Meters {
+    fuse: Fuse,
+    ledger: Ledger,
+    read_at: Ns,
+    /// For how long the attaching that hangs had hung when that was told, ns; 0 when none does.
+    warned: Ns,
+}
+
+impl Meters {
+    fn read(&mut self, reader: &Reader, now: Ns, shared: &Shared, events: &mut Vec<Event>) {
+        let since = std::mem::replace(&mut self.read_at, now);
+        let price = lock(&shared.price).unwrap_or(Price::ASSUMED);
+        let metered = lock(&shared.metered).clone();
+        let bills = self.ledger.read(reader.passes(), now.saturating_sub(since), price, &metered);
+        for bill in &bills {
+            if let Some(blown) = self.fuse.look(bill.meter, since, now, &bill.shares) {
+                let mut waiting = lock(&shared.blown);
+                // The attaching thread may be stuck; what it was told already is not told again.
+                waiting.retain(|earlier| earlier.meter != blown.meter);
+                waiting.push(blown);
+            }
+        }
+        let told = self.ledger.programs(&bills, &metered).into_iter();
+        events.extend(told.map(|cost| Event { at: now, body: Body::Cost(cost) }));
+    }
+
+    /// Tells when the kernel does not come back from attaching or detaching, again at each doubling, and when it has.
+    fn watch_attaching(&mut self, now: Ns, shared: &Shared, outbox: &Outbox, events: &mut Vec<Event>) {
+        const FIRST: Ns = 2_000_000_000;
+        let blind = |reason: String| Event {
+            at: now,
+            body: Body::BlindSpot {
+                what: "attaching probes of containerd, shims and kubelet".into(),
+                reason,
+            },
+        };
+        let attaching = lock(&shared.attaching).clone();
+        let hung = attaching.map(|a| (now.saturating_sub(a.since), a.what)).filter(|(age, _)| *age >= FIRST);
+        match hung {
+            Some((age, what)) if self.warned == 0 || age >= 2 * self.warned => {
+                self.warned = age;
+                let line = format!(
+                    "attaching to {what} has not come back for {} s: every fork() on this node may wait for it too",
+                    age / 1_000_000_000
+                );
+                events.push(blind(line.clone()));
+                outbox.log(Level::Error, line);
+            }
+            Some(_) => {}
+            None if self.warned > 0 => {
+                self.warned = 0;
+                events.push(blind(String::new()));
+                outbox.log(Level::Warning, "attaching has come back");
+            }
+            None => {}
+        }
     }
 }
 

@@ -5,10 +5,16 @@
 
 mod attach;
 mod binaries;
+mod causes;
 mod child;
 mod context;
+mod cost;
 mod events;
+mod fuse;
+mod guard;
+mod index;
 mod outbox;
+mod price;
 pub mod protocol;
 mod verify;
 
@@ -41,6 +47,8 @@ pub struct Settings {
     pub survey_only: bool,
     /// Other Go processes whose lock waits are traced too.
     pub also: Vec<u32>,
+    /// What probes may take from a program at most, in millionths of a core; `None` for no limit.
+    pub max_target_cost: Option<u32>,
     /// Let the kernel half tell its refusals in its own log.
     pub diagnostics: bool,
 }
@@ -65,15 +73,9 @@ pub fn fork(settings: Settings) -> io::Result<UnixStream> {
     }
 }
 
-/// Locks present and future pages of this process in memory as they are touched: pages that were reclaimed would have to
-/// come back from the disk that may be stuck.
+/// Keeps this process in memory: see [`crate::node::own::lock`].
 pub fn lock_memory() -> io::Result<()> {
-    const ON_FAULT: i32 = 4;
-    // SAFETY: takes flags only.
-    if unsafe { libc::mlockall(libc::MCL_CURRENT | libc::MCL_FUTURE | ON_FAULT) } != 0 {
-        return Err(io::Error::last_os_error());
-    }
-    Ok(())
+    crate::node::own::lock()
 }
 
 /// Makes the allocator return large blocks to the system at once: with its own moving limit, the type description of the

@@ -51,6 +51,8 @@ pub struct GoProgram {
     pub pids: Vec<u32>,
     /// ELF build id.
     pub build_id: Option<String>,
+    /// Distinct pages of its file with a probe: each is copied into each process, 4 KiB.
+    pub pages: u32,
 }
 
 /// Counters of one kind of operation since the start.

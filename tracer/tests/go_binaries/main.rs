@@ -334,3 +334,23 @@ fn a_kubelet_1_20_is_known_by_its_relist() {
         "k8s.io/kubernetes/pkg/kubelet/cri/remote.(*remoteRuntimeService).ListContainers"
     );
 }
+
+/// As the programs print it themselves with `--version` and `-v`.
+#[test]
+fn programs_tell_their_version() {
+    for (name, version) in [
+        ("containerd-1.4", "1.4.13~ds1"),
+        ("containerd-1.6", "1.6.20~ds1"),
+        ("containerd-1.7", "1.7.24~ds1"),
+        ("containerd-2.1", "2.1.9+unknown"),
+        ("shim-1.4", "1.4.13~ds1"),
+        ("shim-1.6", "1.6.20~ds1"),
+        ("shim-1.7", "1.7.24~ds1"),
+        ("shim-2.1", "2.1.9+unknown"),
+        ("kubelet-1.20", "v1.20.2"),
+    ] {
+        let Some(bytes) = binary(name) else { continue };
+        let told = GoBinary::parse(&bytes).unwrap().program_version();
+        assert_eq!(told.as_deref(), Some(version), "{name}");
+    }
+}

@@ -113,3 +113,33 @@ fn function_entries(path: &Path, count: usize) -> Result<Vec<u64>> {
     ensure!(found.len() >= count, "{} is no Go program for x86-64 with register calls", path.display());
     Ok((0..count).map(|index| found[index * found.len() / count]).collect())
 }
+
+/// The first instructions of the functions in which these file offsets lie, as bpftrace wants them: a file offset where
+/// the program does not name its functions, an address where it does. Known by how Go's functions begin.
+pub fn functions_of(path: &Path, sites: &[u64]) -> Result<Vec<u64>> {
+    const CHECK: [&[u8]; 3] =
+        [&[0x49, 0x3b, 0x66, 0x10], &[0x4c, 0x8d, 0x64, 0x24], &[0x4c, 0x8d, 0xa4, 0x24]];
+    let bytes = std::fs::read(path).with_context(|| format!("reading {}", path.display()))?;
+    let file = object::File::parse(&*bytes).with_context(|| format!("reading {} as ELF", path.display()))?;
+    let named = file
+        .symbols()
+        .chain(file.dynamic_symbols())
+        .any(|symbol| symbol.kind() == SymbolKind::Text && symbol.size() > 0);
+    let mut found = std::collections::BTreeSet::new();
+    for site in sites {
+        let begins = |at: &u64| {
+            bytes.get(*at as usize..).is_some_and(|code| CHECK.iter().any(|check| code.starts_with(check)))
+        };
+        let aligned = site - site % 32;
+        let Some(entry) = (0..=aligned / 32).rev().map(|block| block * 32).take(4096).find(begins) else {
+            continue;
+        };
+        let segment = file.segments().find(|segment| {
+            let (start, size) = segment.file_range();
+            (start..start + size).contains(&entry)
+        });
+        let segment = segment.context("a site outside of all segments")?;
+        found.insert(if named { segment.address() + entry - segment.file_range().0 } else { entry });
+    }
+    Ok(found.into_iter().collect())
+}

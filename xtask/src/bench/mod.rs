@@ -5,9 +5,12 @@
 
 mod attach;
 pub mod bpf;
-mod contend;
+pub mod contend;
+mod forks;
+mod idle;
 mod peer;
 mod probe_cost;
+mod runtime;
 mod table;
 
 use crate::lab::containerd::Programs;
@@ -21,11 +24,17 @@ use std::path::PathBuf;
 #[derive(clap::Args)]
 pub struct Args {
     /// Only these benches
-    #[arg(long, value_enum, value_delimiter = ',', default_values = ["probe-cost", "attach"])]
+    #[arg(long, value_enum, value_delimiter = ',', default_values = ["probe-cost", "runtime", "attach", "idle", "forks"])]
     only: Vec<Bench>,
     /// Rounds in which all variants take turns
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u64).range(3..))]
     rounds: u64,
+    /// Pods of the runtime that is called
+    #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u64).range(1..=1000))]
+    pods: u64,
+    /// Shims that run while plegscope attaches
+    #[arg(long, default_value_t = 250, value_parser = clap::value_parser!(u64).range(1..=1000))]
+    shims: u64,
     /// Measure only the others, not plegscope
     #[arg(long)]
     without_plegscope: bool,
@@ -39,8 +48,14 @@ pub struct Args {
 pub enum Bench {
     /// B1: what a probe hit costs the target
     ProbeCost,
+    /// B2: cost to the container runtime
+    Runtime,
     /// B3: time until attached, and until the prompt is back
     Attach,
+    /// B4: memory and CPU time when idle
+    Idle,
+    /// B11: harm to the node while attaching
+    Forks,
 }
 
 /// Runs the benches and writes their tables.
@@ -61,6 +76,28 @@ pub fn run(args: Args) -> Result<()> {
                 let programs = Programs::find(None)?;
                 lab::run_interruptible(async |ledger| {
                     attach::measure(ledger, programs, scope.as_deref(), args.rounds).await
+                })?
+            }
+            Bench::Runtime => {
+                packages::ensure(&packages::LAB)?;
+                let programs = Programs::find(None)?;
+                lab::run_interruptible(async |ledger| {
+                    let pods = args.pods as usize;
+                    runtime::measure(ledger, programs, scope.as_deref(), args.rounds, pods).await
+                })?
+            }
+            Bench::Forks => {
+                packages::ensure(&packages::LAB)?;
+                let programs = Programs::find(None)?;
+                lab::run_interruptible(async |ledger| {
+                    forks::measure(ledger, programs, scope.as_deref(), args.rounds, args.shims as usize).await
+                })?
+            }
+            Bench::Idle => {
+                packages::ensure(&packages::LAB)?;
+                let programs = Programs::find(None)?;
+                lab::run_interruptible(async |ledger| {
+                    idle::measure(ledger, programs, scope.as_deref(), args.rounds).await
                 })?
             }
         };

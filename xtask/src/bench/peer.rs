@@ -53,6 +53,11 @@ impl Bpftrace {
         }
     }
 
+    /// Its process id.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
     /// Ends it as Ctrl-C does; returns how long that took, ns.
     pub async fn quit(mut self) -> Result<u64> {
         let begin = sys::monotonic();
@@ -93,6 +98,25 @@ uprobe:{path}:{ready:#x} {{ @woken[pid, reg("r14")] = nsecs; }}
   @waited = hist(nsecs - @begin[pid, reg("r14")]); delete(@begin[pid, reg("r14")]); delete(@lock[pid, reg("r14")]);
 }}"#
         );
+    }
+    Ok(script)
+}
+
+/// A script for the programs in which plegscope has sites, by the kernel's list: a time is stored and a count kept at the
+/// begin of each function. The ends are left out: bpftrace refuses sites inside functions that the file names, and its
+/// own way to see returns breaks Go's stacks.
+pub fn functions_script(warden: u32, targets: &[u32]) -> Result<String> {
+    let mut script = String::new();
+    for pid in targets {
+        let path = std::fs::read_link(format!("/proc/{pid}/exe")).context("reading a program's name")?;
+        let sites = super::bpf::uprobes_of(&[warden], &path);
+        for address in super::attach::functions_of(&path, &sites)? {
+            let path = path.display();
+            let _ = writeln!(
+                script,
+                r#"uprobe:{path}:{address:#x} {{ @begin[pid, reg("r14"), {address}] = nsecs; @calls[{address}] = count(); }}"#
+            );
+        }
     }
     Ok(script)
 }

@@ -90,8 +90,12 @@ pub async fn measure(ledger: &Ledger, scope: Option<&Path>, rounds: u64, out: &P
                 Variant::Plegscope => {
                     let scope = scope.context("plegscope's path")?;
                     let pid = target.pid().to_string();
-                    let mut tracer =
-                        Tracer::start(ledger, scope, &["live", "--plain", "--also", &pid], |_, _| {})?;
+                    let mut tracer = Tracer::start(
+                        ledger,
+                        scope,
+                        &["live", "--plain", "--also", &pid, "--max-target-cost", "none"],
+                        |_, _| {},
+                    )?;
                     tracer.ready().await?;
                     sites = uprobes_of(&sys::pids_of_tree(tracer.pid()), &binary.path);
                     ensure!(

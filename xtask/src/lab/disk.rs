@@ -22,6 +22,8 @@ pub struct SlowDisk {
     /// Its device number, as `MAJ:MIN`.
     pub device: String,
     cgroup: PathBuf,
+    /// Control files of cgroup v1 in which it has a limit.
+    limits: std::cell::RefCell<Vec<PathBuf>>,
 }
 
 /// How this machine limits writes.
@@ -52,7 +54,12 @@ impl SlowDisk {
             .with_context(|| format!("reading the device number of {node}"))?
             .trim()
             .to_owned();
-        Ok(SlowDisk { mounted: mounted.to_owned(), device, cgroup: cgroup.to_owned() })
+        Ok(SlowDisk {
+            mounted: mounted.to_owned(),
+            device,
+            cgroup: cgroup.to_owned(),
+            limits: Default::default(),
+        })
     }
 
     /// Limits writes to `rate` bytes per second and measures that the limit holds. What is dirty is written out before,
@@ -62,6 +69,7 @@ impl SlowDisk {
         let group = match limit_files()? {
             Limit::V1(file) => {
                 self.set(ledger, &file, &rate.to_string(), "0")?;
+                self.limits.borrow_mut().push(file);
                 None
             }
             Limit::V2(root) => {
@@ -85,6 +93,44 @@ impl SlowDisk {
             );
         }
         Ok(measured)
+    }
+
+    /// Limits reads to `rate` bytes per second as well, and measures that. Only where a group's limit meets this very
+    /// process (cgroup v1); elsewhere it says why not.
+    pub fn slow_reads(&self, ledger: &Ledger, rate: u64) -> Result<()> {
+        let Limit::V1(writes) = limit_files()? else {
+            bail!("reads can be limited only with cgroup v1 here: the root group of cgroup v2 has no limits");
+        };
+        let root = writes.parent().context("the root of the hierarchy")?;
+        let group = fs::read_to_string("/proc/self/cgroup").context("reading our cgroups")?;
+        let own = group
+            .lines()
+            .find_map(|line| line.split_once(":blkio:").map(|(_, path)| path.trim_start_matches('/')));
+        let file = root.join(own.unwrap_or_default()).join("blkio.throttle.read_bps_device");
+        let check = self.mounted.join("rate-check");
+        let count = (rate * 2).div_ceil(64 << 10).max(1);
+        let make = format!("dd if=/dev/zero of={} bs=64k count={count} conv=fsync", check.display());
+        sys::run("sh", &["-c", &make])?;
+        self.set(ledger, &file, &rate.to_string(), "0")?;
+        let begin = Instant::now();
+        sys::run("sh", &["-c", &format!("exec dd if={} of=/dev/null bs=64k iflag=direct", check.display())])?;
+        let took = begin.elapsed();
+        fs::remove_file(&check).with_context(|| format!("removing {}", check.display()))?;
+        anyhow::ensure!(
+            took >= Duration::from_secs(1),
+            "the limit of {rate} bytes/s does not hold for reads: {count} x 64 kB took {took:?}"
+        );
+        self.limits.borrow_mut().push(file);
+        Ok(())
+    }
+
+    /// Lifts all limits again.
+    pub fn speed_up(&self) -> Result<()> {
+        for file in self.limits.borrow().iter() {
+            let line = format!("{} 0", self.device);
+            fs::write(file, &line).with_context(|| format!("writing `{line}` to {}", file.display()))?;
+        }
+        Ok(())
     }
 
     fn set(&self, ledger: &Ledger, file: &Path, on: &str, off: &str) -> Result<()> {

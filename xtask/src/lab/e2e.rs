@@ -29,6 +29,10 @@ pub enum Story {
     Kubelet,
     /// What users and operating systems do to it.
     Commands,
+    /// A program that pays more for its probes than is allowed.
+    Fuse,
+    /// What it does to the node: nothing.
+    Harmless,
     /// Exits that are reported late, and who wrote what the exiting ones pay for.
     LateExit,
     /// Unmounts that fail because somebody is in there.
@@ -56,13 +60,13 @@ impl Story {
     /// Which sibling of the published story it is, if it is one.
     fn sibling(self) -> Option<Sibling> {
         match self {
-            Story::None | Story::Disk | Story::Strace | Story::Kubelet | Story::Commands => None,
             Story::LateExit => Some(Sibling::LateExit),
             Story::Busy => Some(Sibling::Busy),
             Story::Create => Some(Sibling::Create),
             Story::Stalled => Some(Sibling::Stalled),
             Story::StatusWrite => Some(Sibling::StatusWrite),
             Story::Restart => Some(Sibling::Restart),
+            _ => None,
         }
     }
 
@@ -87,6 +91,9 @@ pub struct Args {
     /// Folder with another containerd, its shim and ctr
     #[arg(long, value_name = "FOLDER")]
     containerd: Option<PathBuf>,
+    /// Only these parts of the story harmless
+    #[arg(long, value_enum, value_delimiter = ',', default_values_t = super::harmless::Part::ALL)]
+    parts: Vec<super::harmless::Part>,
     /// Only play the stories and compare the lab's own clocks with each other
     #[arg(long)]
     without_plegscope: bool,
@@ -111,7 +118,8 @@ pub fn run(args: Args) -> Result<()> {
             println!("SKIPPED story {name}: {}", kubelet::NOT_BUILT);
             continue;
         }
-        if *story == Story::Commands && binary.is_none() {
+        let alone = matches!(story, Story::Commands | Story::Fuse | Story::Harmless);
+        if alone && binary.is_none() {
             println!("SKIPPED story {name}: it is about plegscope alone");
             continue;
         }
@@ -120,9 +128,13 @@ pub fn run(args: Args) -> Result<()> {
             continue;
         }
         played += 1;
-        if let (Story::Commands, Some(binary)) = (story, &binary) {
+        if let (true, Some(binary)) = (alone, &binary) {
             let keep = args.keep.as_ref().map(|folder| folder.join(&name));
-            let verdict = super::commands::play(programs.clone(), binary, keep.as_deref());
+            let verdict = match story {
+                Story::Fuse => super::fuse::play(binary),
+                Story::Harmless => super::harmless::play(&programs, kubelet.as_deref(), binary, &args.parts),
+                _ => super::commands::play(programs.clone(), binary, keep.as_deref()),
+            };
             let verdict = verdict.with_context(|| format!("playing the story `{name}`"))?;
             print!("{}", verdict.table());
             if verdict.failures() > 0 {

@@ -14,8 +14,10 @@ pub mod containerd_log;
 pub mod cri;
 pub mod disk;
 pub mod e2e;
+pub mod fuse;
 pub mod group;
 pub mod harm;
+pub mod harmless;
 pub mod image;
 pub mod kubelet;
 pub mod kubelet_like;
@@ -72,11 +74,9 @@ impl<'a> Lab<'a> {
         megabytes: u64,
         say: &mut impl FnMut(&str),
     ) -> Result<Lab<'a>> {
-        let mut lab = Lab::without_pods(ledger, programs, Root::Fast, say).await?;
+        let mut lab = Lab::without_pods(ledger, programs, say).await?;
         for (pod, megabytes) in pods_of(megabytes) {
-            let started =
-                pods::start(&lab.client, pod, &pods::script(megabytes), Path::new(&ledger.name), &lab.run)
-                    .await;
+            let started = pods::start(&lab.client, pod, megabytes, Path::new(&ledger.name), &lab.run).await;
             let started =
                 started.with_context(|| format!("containerd's log ends:\n{}", lab.containerd.log_tail(8)))?;
             lab.add(started, say);
@@ -92,7 +92,7 @@ impl<'a> Lab<'a> {
         script: &story::Script,
         say: &mut impl FnMut(&str),
     ) -> Result<Lab<'a>> {
-        let mut lab = Lab::without_pods(ledger, programs, Root::Fast, say).await?;
+        let mut lab = Lab::without_pods(ledger, programs, say).await?;
         let (kubelet, pods) = kubelet::Kubelet::start(
             ledger,
             program,
@@ -116,8 +116,17 @@ impl<'a> Lab<'a> {
         self.pods.push(pod);
     }
 
-    /// The same without any pods.
+    /// The same, still without pods.
     pub async fn without_pods(
+        ledger: &'a Ledger,
+        programs: Programs,
+        say: &mut impl FnMut(&str),
+    ) -> Result<Lab<'a>> {
+        Lab::with_root(ledger, programs, Root::Fast, say).await
+    }
+
+    /// The same with containerd's own files elsewhere.
+    pub async fn with_root(
         ledger: &'a Ledger,
         programs: Programs,
         root: Root,

@@ -32,6 +32,9 @@ pub const LAB: [Need; 8] = [
     need("dd", "coreutils"),
 ];
 
+/// What builds the Go programs that stories and benches probe.
+pub const GO: [Need; 1] = [need("go", "golang-go")];
+
 /// What the bench needs.
 pub const BENCH: [Need; 2] = [need("go", "golang-go"), need("bpftrace", "bpftrace")];
 

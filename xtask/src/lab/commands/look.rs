@@ -3,8 +3,7 @@
 
 use crate::bench::bpf;
 use crate::lab::sys;
-use anyhow::{Context, Result};
-use object::{Object as _, ObjectSection as _};
+use anyhow::{Context, Result, ensure};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt as _;
@@ -41,32 +40,35 @@ pub fn left(links: &BTreeSet<u32>) -> usize {
 
 /// How many bytes of the program's code differ between the process's memory and its file: probes are breakpoints.
 pub fn changed_bytes(pid: u32) -> Result<usize> {
+    Ok(changes(pid)?.len())
+}
+
+/// File offset and present value of each byte of a process's executable mappings of its program that is not as in the
+/// file.
+pub fn changes(pid: u32) -> Result<Vec<(u64, u8)>> {
     let exe = format!("/proc/{pid}/exe");
     let data = fs::read(&exe).with_context(|| format!("reading {exe}"))?;
-    let file = object::File::parse(data.as_slice()).with_context(|| format!("parsing {exe}"))?;
-    let text = file.section_by_name(".text").context("the program has no .text")?;
-    let code = text.data().context("reading .text")?;
-    let (offset, _) = text.file_range().context("the place of .text in the file")?;
     let maps = fs::read_to_string(format!("/proc/{pid}/maps")).context("reading the memory map")?;
     let target = fs::read_link(&exe).context("reading the program's name")?;
     let target = target.to_string_lossy().into_owned();
-    let mut changed = 0;
     let memory = File::open(format!("/proc/{pid}/mem")).context("opening the memory")?;
+    let (mut changed, mut compared) = (Vec::new(), 0);
     for line in maps.lines().filter(|line| line.ends_with(&target) && line.contains("r-x")) {
         let mut words = line.split_whitespace();
         let (Some(range), _, Some(at)) = (words.next(), words.next(), words.next()) else { continue };
         let Some((start, end)) = range.split_once('-') else { continue };
         let number = |text: &str| u64::from_str_radix(text, 16);
         let (Ok(start), Ok(end), Ok(at)) = (number(start), number(end), number(at)) else { continue };
-        let (from, to) = (at.max(offset), (at + end - start).min(offset + code.len() as u64));
-        if from >= to {
-            continue;
-        }
-        let mut bytes = vec![0; (to - from) as usize];
-        memory.read_exact_at(&mut bytes, start + (from - at)).context("reading the code in memory")?;
-        let same = &code[(from - offset) as usize..(to - offset) as usize];
-        changed += bytes.iter().zip(same).filter(|(a, b)| a != b).count();
+        // The last page reaches beyond the end of the file.
+        let to = (at + end - start).min(data.len() as u64);
+        let mut bytes = vec![0; to.saturating_sub(at) as usize];
+        memory.read_exact_at(&mut bytes, start).context("reading the code in memory")?;
+        let same = &data[at as usize..to as usize];
+        compared += same.len();
+        let differing = (at..).zip(bytes.iter().zip(same)).filter(|(_, (is, should))| is != should);
+        changed.extend(differing.map(|(at, (is, _))| (at, *is)));
     }
+    ensure!(compared > 0, "process {pid} has no executable mapping of {target}");
     Ok(changed)
 }
 
@@ -87,6 +89,23 @@ pub fn kilobytes(pid: u32, field: &str) -> u64 {
             line.strip_prefix(field)?.trim_start_matches(':').split_whitespace().next()?.parse().ok()
         })
         .unwrap_or(0)
+}
+
+/// Memory that the code of a process's program takes apart from its file, kB: each page with a breakpoint is a copy.
+pub fn own_code(pid: u32) -> Result<u64> {
+    let text = fs::read_to_string(format!("/proc/{pid}/smaps")).context("reading the memory map")?;
+    let target = fs::read_link(format!("/proc/{pid}/exe")).context("reading the program's name")?;
+    let target = target.to_string_lossy().into_owned();
+    let (mut code, mut sum) = (false, 0);
+    for line in text.lines() {
+        let first = line.split_whitespace().next().unwrap_or_default();
+        if !first.ends_with(':') {
+            code = line.contains("r-x") && line.ends_with(&target);
+        } else if code && first == "Anonymous:" {
+            sum += line.split_whitespace().nth(1).and_then(|kb| kb.parse::<u64>().ok()).unwrap_or(0);
+        }
+    }
+    Ok(sum)
 }
 
 /// CPU time of all threads of a process so far, ns.

@@ -2,7 +2,7 @@
 //! that neither plegscope nor the node is the worse for it.
 
 mod kills;
-mod look;
+pub mod look;
 mod restarts;
 mod users;
 
