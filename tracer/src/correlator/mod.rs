@@ -231,7 +231,9 @@ impl Correlator {
     /// Whether nothing is in flight, blocked or about to be told: a tick would say what the last one has said.
     pub fn is_quiet(&self) -> bool {
         let settling = self.operations.sizes()[3];
-        self.operations.len() + settling + self.incidents.len() + self.failed.len() + self.unseen.len() == 0
+        let (open, _) = self.incidents.len();
+        let exits = self.exits.sizes()[0].0;
+        self.operations.len() + settling + open + exits + self.failed.len() + self.unseen.len() == 0
     }
 
     /// Says what is known at `now`.

@@ -7,6 +7,7 @@
 pub mod buildinfo;
 pub mod catalog;
 pub mod elf;
+pub mod health;
 pub mod offsets;
 pub mod pclntab;
 pub mod probe_site;
@@ -14,6 +15,7 @@ pub mod program;
 #[cfg(test)]
 mod synthetic;
 pub mod unwind;
+pub mod version;
 
 use buildinfo::{BuildInfo, GoVersion};
 use elf::Elf;

@@ -106,6 +106,11 @@ impl Code {
         Ok(code)
     }
 
+    /// Its instructions, in the order of their addresses.
+    pub(super) fn instructions(&self) -> &[Instruction] {
+        &self.instructions
+    }
+
     fn site(&self, instruction: &Instruction, how: How) -> Site {
         let va = instruction.ip();
         let cost = if emulated(instruction) { Cost::Emulated } else { Cost::SingleStepped };

@@ -80,6 +80,18 @@ pub fn of_shim(pid: u32) -> Result<BundleId, ReadError> {
         .ok_or_else(|| ReadError::malformed(path, format!("{} is no bundle of runtime v2", target.display())))
 }
 
+/// The bundle that this process works in and that has been removed under it; `None` while it is there. containerd renames
+/// a bundle to `.ID` before it removes it.
+pub fn removed_under(pid: u32) -> Option<BundleId> {
+    let target = std::fs::read_link(format!("/proc/{pid}/cwd")).ok()?;
+    let path = without_deleted(target.clone());
+    if path == target {
+        return None;
+    }
+    let name = path.file_name()?.to_str()?;
+    BundleId::of_path(&path.with_file_name(name.strip_prefix('.').unwrap_or(name)))
+}
+
 /// The path without the mark the kernel puts behind that of a removed folder.
 fn without_deleted(path: PathBuf) -> PathBuf {
     let mut bytes = path.into_os_string().into_vec();

@@ -4,7 +4,8 @@
 //! memory-backed file system, another process's memory) goes through [`worker::Workers`]; what cannot is read in
 //! place. Parsers are functions from bytes to values, so they are tested and fuzzed with recorded text.
 //!
-//! Never read here: `cmdline`, `environ` and `maps` of other processes (they wait for that process's memory map lock),
+//! Never read here: `environ` and `maps` of other processes (they wait for that process's memory map lock; `cmdline` does
+//! too and is read of daemons only, on a worker, while no thread of theirs is stuck),
 //! and anything below a container's rootfs or an overlay's upper folder (it would pin what is to be unmounted).
 
 pub mod bundle;
@@ -13,12 +14,16 @@ pub mod clock;
 pub mod contained;
 pub mod containers;
 pub mod disk;
+pub mod exposure;
+pub mod kubelet;
 pub mod locks;
 pub mod memory;
 pub mod mounts;
 pub mod own;
+pub mod pins;
 pub mod procs;
 pub mod residency;
+pub mod shims;
 pub mod stalls;
 pub mod threads;
 pub mod worker;

@@ -60,13 +60,19 @@ impl Story {
     /// Which sibling of the published story it is, if it is one.
     fn sibling(self) -> Option<Sibling> {
         match self {
+            Story::None
+            | Story::Disk
+            | Story::Strace
+            | Story::Kubelet
+            | Story::Commands
+            | Story::Fuse
+            | Story::Harmless => None,
             Story::LateExit => Some(Sibling::LateExit),
             Story::Busy => Some(Sibling::Busy),
             Story::Create => Some(Sibling::Create),
             Story::Stalled => Some(Sibling::Stalled),
             Story::StatusWrite => Some(Sibling::StatusWrite),
             Story::Restart => Some(Sibling::Restart),
-            _ => None,
         }
     }
 

@@ -74,9 +74,11 @@ impl<'a> Lab<'a> {
         megabytes: u64,
         say: &mut impl FnMut(&str),
     ) -> Result<Lab<'a>> {
-        let mut lab = Lab::without_pods(ledger, programs, say).await?;
+        let mut lab = Lab::without_pods(ledger, programs, Root::Fast, say).await?;
         for (pod, megabytes) in pods_of(megabytes) {
-            let started = pods::start(&lab.client, pod, megabytes, Path::new(&ledger.name), &lab.run).await;
+            let started =
+                pods::start(&lab.client, pod, &pods::script(megabytes), Path::new(&ledger.name), &lab.run)
+                    .await;
             let started =
                 started.with_context(|| format!("containerd's log ends:\n{}", lab.containerd.log_tail(8)))?;
             lab.add(started, say);
@@ -92,7 +94,7 @@ impl<'a> Lab<'a> {
         script: &story::Script,
         say: &mut impl FnMut(&str),
     ) -> Result<Lab<'a>> {
-        let mut lab = Lab::without_pods(ledger, programs, say).await?;
+        let mut lab = Lab::without_pods(ledger, programs, Root::Fast, say).await?;
         let (kubelet, pods) = kubelet::Kubelet::start(
             ledger,
             program,
@@ -118,15 +120,6 @@ impl<'a> Lab<'a> {
 
     /// The same, still without pods.
     pub async fn without_pods(
-        ledger: &'a Ledger,
-        programs: Programs,
-        say: &mut impl FnMut(&str),
-    ) -> Result<Lab<'a>> {
-        Lab::with_root(ledger, programs, Root::Fast, say).await
-    }
-
-    /// The same with containerd's own files elsewhere.
-    pub async fn with_root(
         ledger: &'a Ledger,
         programs: Programs,
         root: Root,

@@ -80,6 +80,11 @@ fn and_then(megabytes: u64, then: &str) -> String {
     )
 }
 
+/// Starts a pod that only sleeps.
+pub async fn start_idle(client: &Client, name: &str, cgroup: &Path, run: &Path) -> Result<Pod> {
+    start(client, name, "exec sleep 2147483647", cgroup, run).await
+}
+
 /// A pod's sandbox, into which containers can be put.
 #[derive(Clone, Debug)]
 pub struct Sandbox {
@@ -90,18 +95,8 @@ pub struct Sandbox {
     config: cri::PodSandboxConfig,
 }
 
-/// Starts a pod that only sleeps.
-pub async fn start_idle(client: &Client, name: &str, cgroup: &Path, run: &Path) -> Result<Pod> {
-    start_with(client, name, "exec sleep 2147483647", cgroup, run).await
-}
-
-/// Starts a pod. Its cgroups lie below `cgroup`, its log and signals below `run`.
-pub async fn start(client: &Client, name: &str, megabytes: u64, cgroup: &Path, run: &Path) -> Result<Pod> {
-    start_with(client, name, &script(megabytes), cgroup, run).await
-}
-
-/// Starts a pod that runs this [`script`].
-pub async fn start_with(client: &Client, name: &str, script: &str, cgroup: &Path, run: &Path) -> Result<Pod> {
+/// Starts a pod that runs this [`script`]. Its cgroups lie below `cgroup`, its log and signals below `run`.
+pub async fn start(client: &Client, name: &str, script: &str, cgroup: &Path, run: &Path) -> Result<Pod> {
     let sandbox = sandbox(client, name, cgroup, run).await?;
     let pod = create(client, &sandbox, image::NAME, script).await?;
     client

@@ -220,8 +220,14 @@ impl Lab<'_> {
                 break;
             }
             let cgroup = std::path::Path::new(&self.ledger.name);
-            let pod =
-                super::pods::start(&self.client, &format!("churn-{index}"), 4, cgroup, &self.run).await?;
+            let pod = super::pods::start(
+                &self.client,
+                &format!("churn-{index}"),
+                &super::pods::script(4),
+                cgroup,
+                &self.run,
+            )
+            .await?;
             ids.extend(pod.ids());
             pod.tell("write")?;
             pod.wait_for("written", Duration::from_secs(20)).await?;

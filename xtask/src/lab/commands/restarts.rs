@@ -71,7 +71,8 @@ pub async fn churn(lab: &Lab<'_>, live: &Tracer, verdict: &mut Verdict) -> Resul
         if index == PODS / 4 {
             early = anonymous();
         }
-        let pod = pods::start(&lab.client, &format!("guest-{index}"), 0, cgroup, &lab.run).await?;
+        let pod =
+            pods::start(&lab.client, &format!("guest-{index}"), &pods::script(0), cgroup, &lab.run).await?;
         pods::remove(&lab.client, &pod).await;
         gone.push(pod);
     }

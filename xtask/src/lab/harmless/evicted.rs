@@ -9,7 +9,7 @@ use crate::lab::commands::look;
 use crate::lab::containerd::Programs;
 use crate::lab::disk::SlowDisk;
 use crate::lab::verdict::Verdict;
-use crate::lab::{Lab, cri, pods, sys};
+use crate::lab::{Lab, Root, cri, pods, sys};
 use anyhow::{Context, Result, ensure};
 use object::{Object as _, ObjectSection as _};
 use std::fs::{self, File};
@@ -41,7 +41,9 @@ pub struct OnDisk<'a> {
 impl OnDisk<'_> {
     async fn add_pods(&mut self, ledger: &Ledger, names: &[&str]) -> Result<()> {
         for name in names {
-            let pod = pods::start(&self.lab.client, name, 0, Path::new(&ledger.name), &self.lab.run).await?;
+            let pod =
+                pods::start(&self.lab.client, name, &pods::script(0), Path::new(&ledger.name), &self.lab.run)
+                    .await?;
             self.lab.pods.push(pod);
         }
         Ok(())
@@ -198,7 +200,7 @@ pub async fn prepare<'a>(
             .context("no shim")?,
     ];
     let programs = Programs { containerd: programs.containerd, folder: Some(folder.clone()) };
-    let mut lab = Lab::without_pods(ledger, programs, say).await?;
+    let mut lab = Lab::without_pods(ledger, programs, Root::Fast, say).await?;
     fs::create_dir_all(&folder).with_context(|| format!("creating {}", folder.display()))?;
     let copies = [folder.join("containerd"), folder.join(shim)];
     for (from, to) in from.iter().zip(&copies) {

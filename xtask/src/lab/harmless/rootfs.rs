@@ -2,7 +2,6 @@
 //! as they take without plegscope.
 
 use super::opens::Opens;
-use crate::lab::Lab;
 use crate::lab::cleanup::Ledger;
 use crate::lab::commands::look;
 use crate::lab::containerd::Programs;
@@ -10,6 +9,7 @@ use crate::lab::pods::{self, Pod};
 use crate::lab::tracer::Tracer;
 use crate::lab::unmounts::Watch;
 use crate::lab::verdict::Verdict;
+use crate::lab::{Lab, Root};
 use crate::lab::{cleanup, sys};
 use anyhow::{Result, ensure};
 use std::collections::BTreeSet;
@@ -36,11 +36,11 @@ pub async fn play(
     binary: &Path,
     say: &mut impl FnMut(&str),
 ) -> Result<Verdict> {
-    let mut lab = Lab::without_pods(ledger, programs, say).await?;
+    let mut lab = Lab::without_pods(ledger, programs, Root::Fast, say).await?;
     let mut verdict = Verdict::default();
     let cgroup = Path::new(&ledger.name);
     let mut start = async |name: String, megabytes| -> Result<Pod> {
-        let pod = pods::start(&lab.client, &name, megabytes, cgroup, &lab.run).await?;
+        let pod = pods::start(&lab.client, &name, &pods::script(megabytes), cgroup, &lab.run).await?;
         lab.pods.push(pod.clone());
         Ok(pod)
     };
@@ -178,7 +178,7 @@ async fn traced(ledger: &Ledger, binary: &Path, time: Duration, lab: &Lab<'_>) -
     });
     tracer.ready().await?;
     let cgroup = Path::new(&ledger.name);
-    let guest = pods::start(&lab.client, "guest", 1, cgroup, &lab.run).await?;
+    let guest = pods::start(&lab.client, "guest", &pods::script(1), cgroup, &lab.run).await?;
     guest.tell("write")?;
     guest.wait_for("written", Duration::from_secs(20)).await?;
     tokio::time::sleep(time).await;

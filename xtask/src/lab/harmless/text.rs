@@ -71,7 +71,8 @@ pub async fn play(
     if kubelet.is_none() {
         let mut tracer = Tracer::start(ledger, binary, &["live", "--plain"], |_, _| {})?;
         tracer.ready().await?;
-        let late = pods::start(&lab.client, "late", 0, Path::new(&ledger.name), &lab.run).await?;
+        let late =
+            pods::start(&lab.client, "late", &pods::script(0), Path::new(&ledger.name), &lab.run).await?;
         let shim = lab.containerd.shim_of(&late.container)?;
         let during = look::changes(shim)?.len();
         let warden = look::warden(tracer.pid()).context("plegscope has no child")?;

@@ -77,7 +77,7 @@ impl Stage<'_> {
     /// Starts a pod that runs this script.
     async fn pod_that(&mut self, name: &str, script: &str) -> Result<Pod> {
         let cgroup = Path::new(&self.ledger.name);
-        let pod = pods::start_with(&self.lab.client, name, script, cgroup, &self.lab.run).await;
+        let pod = pods::start(&self.lab.client, name, script, cgroup, &self.lab.run).await;
         let pod =
             pod.with_context(|| format!("containerd's log ends:\n{}", self.lab.containerd.log_tail(8)))?;
         self.say(&format!("pod {}/{}, container {}", pod.namespace, pod.name, &pod.container[..12]));
@@ -164,7 +164,7 @@ impl Set<'_> {
                     };
                     Lab::prepare_with_kubelet(ledger, programs, kubelet, &script, &mut say).await?
                 }
-                None => Lab::with_root(ledger, programs, root, &mut say).await?,
+                None => Lab::without_pods(ledger, programs, root, &mut say).await?,
             };
             let mut scope = None;
             if let Some(binary) = binary {
