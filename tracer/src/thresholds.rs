@@ -12,6 +12,9 @@ pub const MILLISECOND: Ns = 1_000_000;
 
 /// The kubelet calls the node NotReady when the last good relist began this long ago.
 pub const PLEG_THRESHOLD: Ns = 180 * SECOND;
+/// The kubelet gives up a CRI call after this (its default `runtimeRequestTimeout`); a relist that took longer has not
+/// succeeded.
+pub const CRI_TIMEOUT: Ns = 120 * SECOND;
 /// How often the kernel half's in-flight state is read.
 pub const POLL_EVERY: Ns = 100 * MILLISECOND;
 /// Ticks of the correlator stand on this grid of event time.

@@ -230,6 +230,7 @@ mod tests {
             not_ready: None,
             pods_waiting: 0,
             dirtied_by: Vec::new(),
+            dirtied_unknown: None,
             consequences: Vec::new(),
             not_this_chain: None,
             signature: String::new(),

@@ -2,18 +2,19 @@
 //! end.
 
 use super::advice::{Circumstances, advice};
+use super::dirtiers::dirtiers;
 use super::facts::Facts;
 use super::frame::{
-    Chain, Confidence, Diagnosis, Edge, EdgeKind, EndsIn, Head, Link, Lock, LockKind, NotReady, Outlook,
-    StuckCall, Subject,
+    Chain, Confidence, Diagnosis, Edge, EdgeKind, EndsIn, Head, Link, Lock, LockKind, StuckCall, Subject,
 };
 use super::graph::{Graph, Next, RELIST_CALLS};
 use super::leaf::{FailedUnmounts, Leaf, leaf_of};
 use super::operations::is_temporary;
 use super::other_cause::Case;
+use super::outlook::{NotReady, RELIST_PERIOD, not_ready, outlook};
 use super::{exits, leaked, limits, stalls, words};
 use crate::event::{Kind, Ns, Operation, OperationId, Role};
-use crate::thresholds::{PLEG_THRESHOLD, SECOND, Thresholds};
+use crate::thresholds::Thresholds;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// CRI methods that take as long as somebody likes (a pull, a grace period, a command): by themselves never stuck.
@@ -34,9 +35,6 @@ const PATIENT: [&str; 12] = [
 
 /// What a blind spot is called that says that what is in flight was not read lately.
 pub const STALE: &str = "operations in flight";
-
-/// The kubelet waits this long between two relists.
-const RELIST_PERIOD: Ns = SECOND;
 
 /// What the relists tell beyond the graph.
 #[derive(Clone, Copy, Debug, Default)]
@@ -368,15 +366,14 @@ impl Inputs<'_> {
         let not_ready = walks
             .iter()
             .filter(|w| matches!(w.head, Head::Relist | Head::ListCall))
-            .map(|w| self.not_ready_at(self.graph.nodes[w.path[0]].flight.op.begin))
-            .min()
-            .map(|at| NotReady {
-                at,
-                threshold: PLEG_THRESHOLD,
-                evictions_from: at.saturating_add(300 * SECOND),
-                confidence: Confidence::Inferred,
-                evidence: "the default".to_owned(),
-            });
+            .map(|w| {
+                let op = &self.graph.nodes[w.path[0]].flight.op;
+                let kubelet =
+                    (self.facts.process_of(op.actor.pid)?.role == Role::Kubelet).then_some(op.actor.pid);
+                Some(not_ready(self.facts, kubelet, self.last_good(op.begin)))
+            })
+            .flatten()
+            .min_by_key(|n| n.at);
         let not_ready = self.with_stall(not_ready, &drawn_path);
         let mut members = BTreeSet::new();
         let mut concerned: BTreeMap<String, bool> = BTreeMap::new();
@@ -411,11 +408,22 @@ impl Inputs<'_> {
             blind: self.blind.iter().find(|b| b.starts_with(STALE)).map(String::as_str),
         }
         .why_not();
+        let update = drawn_path.iter().map(|&n| &self.graph.nodes[n].flight.op);
+        let update = update
+            .filter(|op| op.method == "UpdateContainerResources" && op.kind == Kind::CriCall)
+            .last()
+            .filter(|_| drawn_path.len() > 1 && walks[0].head != Head::CriCall);
+        let (dirtied_by, dirtied_unknown) = match dirtiers(self.facts, &leaf.ends_in, self.now) {
+            Some(Ok(dirtiers)) => (dirtiers, None),
+            Some(Err(reason)) => (Vec::new(), Some(reason)),
+            None => (Vec::new(), None),
+        };
+        let signature = signature(&leaf.ends_in, &chain, self.facts);
         let worst = self.worst(&walks);
         let advice = advice(&leaf.ends_in, &on);
         Found {
             diagnosis: Diagnosis {
-                outlook: self.outlook(&leaf.ends_in),
+                outlook: outlook(self.facts, &leaf.ends_in, update, self.now),
                 ends_in: leaf.ends_in,
                 confidence: leaf.confidence,
                 evidence: leaf.evidence,
@@ -425,11 +433,12 @@ impl Inputs<'_> {
                 stuck_calls_total,
                 containers,
                 not_ready,
-                pods_waiting: 0,
-                dirtied_by: Vec::new(),
+                pods_waiting: if any_call { self.pods(&calls) } else { 0 },
+                dirtied_by,
+                dirtied_unknown,
                 consequences: Vec::new(),
                 not_this_chain,
-                signature: String::new(),
+                signature,
                 blind_spots: self.blind.to_vec(),
                 advice,
                 incident: None,
@@ -526,37 +535,26 @@ impl Inputs<'_> {
         if role == Some(Role::Kubelet) { stall.or(relist) } else { relist.or(stall) }
     }
 
-    /// When the kubelet calls the node NotReady: three minutes after the begin of the last good relist, which was one
-    /// period before this one, or before the first of those that failed in a row.
-    fn not_ready_at(&self, begin: Ns) -> Ns {
+    /// Begin of the last good relist before this one: one period earlier, or before the first of those that failed in a
+    /// row.
+    fn last_good(&self, begin: Ns) -> Ns {
         let first = match self.health.bad {
             Some((first, last_end)) if begin.saturating_sub(last_end) <= 2 * RELIST_PERIOD => {
                 first.min(begin)
             }
             _ => begin,
         };
-        first.saturating_sub(RELIST_PERIOD).saturating_add(PLEG_THRESHOLD)
+        first.saturating_sub(RELIST_PERIOD)
     }
 
-    fn outlook(&self, ends_in: &EndsIn) -> Outlook {
-        let unknown = || Outlook::Unknown { because: "nothing measured".to_owned() };
-        self.drains(ends_in).unwrap_or_else(unknown)
-    }
-
-    fn drains(&self, ends_in: &EndsIn) -> Option<Outlook> {
-        let (EndsIn::UnmountSync { device: Some(d), .. } | EndsIn::Sync { device: Some(d), .. }) = ends_in
-        else {
-            return None;
-        };
-        let memory = self.facts.memory?;
-        let rate = self.facts.device_rate(d.device).filter(|r| *r > 0)?;
-        let bytes = memory.dirty.saturating_add(memory.writeback);
-        let at_most = u128::from(bytes) * u128::from(SECOND) / u128::from(rate);
-        Some(Outlook::Drains {
-            bytes,
-            bytes_per_second: rate,
-            at_most: Ns::try_from(at_most).unwrap_or(Ns::MAX),
-        })
+    /// How many pods these calls are about. A call that is about none in particular counts for none.
+    fn pods(&self, calls: &[&Walk]) -> u64 {
+        let pods: BTreeSet<String> = calls
+            .iter()
+            .filter_map(|w| self.graph.nodes[w.path[0]].container.as_deref())
+            .map(|id| words::pod(&self.facts.subject(id)))
+            .collect();
+        pods.len() as u64
     }
 
     /// The member that is farthest beyond its threshold.
@@ -606,6 +604,27 @@ pub fn is_patient(op: &Operation) -> bool {
 
 fn op_key(id: &OperationId) -> Key {
     (9, u64::from(id.pid), id.begin, format!("{:?} {} {:x} {:x}", id.kind, id.method, id.actor, id.object))
+}
+
+/// What is the same for the same cause on other nodes.
+fn signature(ends_in: &EndsIn, chain: &Chain, facts: &Facts) -> String {
+    let mut parts = vec![words::class(ends_in).to_owned()];
+    let (device, fs_type) = match ends_in {
+        EndsIn::UnmountSync { device, fs_type } | EndsIn::Sync { device, fs_type } => {
+            (device.as_ref(), fs_type.as_ref())
+        }
+        EndsIn::Unmount { device, .. } => (device.as_ref(), None),
+        _ => (None, None),
+    };
+    parts.extend(fs_type.cloned());
+    parts.extend(device.and_then(|d| d.name.as_deref()).map(words::device_class));
+    for (role, word) in [(Role::Kubelet, "kubelet"), (Role::Containerd, "containerd"), (Role::Shim, "shim")] {
+        let on_the_way = chain.links.iter().find(|l| l.who.role == Some(role));
+        if let Some(process) = on_the_way.and_then(|l| facts.process_of(l.who.pid)) {
+            parts.push(format!("{word}/{}", process.version.as_ref().unwrap_or(&process.go_version)));
+        }
+    }
+    parts.join(" ")
 }
 
 /// Whether a chain says what its stuck call waits for.

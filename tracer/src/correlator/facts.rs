@@ -20,6 +20,8 @@ pub struct Facts {
     devices: BTreeMap<Device, Sampled>,
     /// Node-wide memory waiting to be written.
     pub memory: Option<Memory>,
+    /// What it was at a time about [`limits::GROWTH_OVER`] ago, and when.
+    memory_before: Option<(Ns, u64)>,
     losses: BTreeMap<LossPoint, u64>,
     blind: BTreeMap<String, String>,
     costs: BTreeMap<String, ProgramCost>,
@@ -281,9 +283,28 @@ impl Facts {
         }
     }
 
-    /// What this kubelet really uses.
-    pub fn kubelet_of(&self, pid: u32) -> Option<&KubeletFacts> {
-        self.kubelets.get(&pid)
+    /// What this kubelet really uses; without a process, the only one that is known.
+    pub fn kubelet_of(&self, pid: Option<u32>) -> Option<&KubeletFacts> {
+        match pid {
+            Some(pid) => self.kubelets.get(&pid),
+            None => self.kubelets.values().next().filter(|_| self.kubelets.len() == 1),
+        }
+    }
+
+    /// Memory waiting to be written, as of now.
+    pub fn unwritten(&mut self, memory: Memory, at: Ns) {
+        let sum = memory.dirty.saturating_add(memory.writeback);
+        self.memory = Some(memory);
+        if self.memory_before.is_none_or(|(then, _)| at.saturating_sub(then) >= 2 * limits::GROWTH_OVER) {
+            self.memory_before = Some((at, sum));
+        }
+    }
+
+    /// By how much that memory has grown over the last seconds; `None` when it has not, or that is not known.
+    pub fn memory_growth(&self) -> Option<u64> {
+        let memory = self.memory?;
+        let (_, before) = self.memory_before?;
+        memory.dirty.saturating_add(memory.writeback).checked_sub(before).filter(|grown| *grown > 0)
     }
 
     /// Who has memory to write.

@@ -4,7 +4,9 @@
 //! them through [`crate::sinks::sanitise`] before they reach a terminal, a label or a log. All lists are bounded by the
 //! constants in [`super::limits`]; where a list is cut, a number beside it says how many there are in all.
 
+use super::dirtiers::Dirtier;
 use super::exits::Attempts;
+use super::outlook::{NotReady, Outlook};
 use crate::event::{Device, LossPoint, Ns, Operation, OperationId, ProgramCost, Role};
 use serde::{Deserialize, Serialize};
 
@@ -75,8 +77,10 @@ pub struct Diagnosis {
     /// Whether, and about when, it ends by itself.
     pub outlook: Outlook,
     /// Who has memory waiting to be written to the device it ends in, the most first; at most
-    /// [`super::limits::DIRTIERS_SHOWN`].
+    /// [`super::limits::DIRTIERS_SHOWN`]. Empty where it ends in no device.
     pub dirtied_by: Vec<Dirtier>,
+    /// Why nobody is named in `dirtied_by`, where somebody should be.
+    pub dirtied_unknown: Option<String>,
     /// What has come of it so far; at most [`super::limits::CONSEQUENCES_SHOWN`], the gravest first.
     pub consequences: Vec<Consequence>,
     /// Why this is not the chain of an unmount under the shim's lock, where it is another: `no unmount is in flight`.
@@ -356,79 +360,6 @@ pub struct StuckCall {
     pub exit: Option<Attempts>,
     /// Index of the link of the drawn chain where this call's own chain joins it; `None` when they share none.
     pub joins: Option<usize>,
-}
-
-/// When the kubelet calls the node NotReady if nothing moves, and when pods are evicted.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct NotReady {
-    /// NotReady from then on (may lie in the past).
-    pub at: Ns,
-    /// The age of the last good relist that makes it so; of the last heartbeat, where the kubelet stands still.
-    pub threshold: Ns,
-    /// Pods that tolerate it for the default 300 s are evicted from then on.
-    pub evictions_from: Ns,
-    /// How sure the threshold is.
-    pub confidence: Confidence,
-    /// Where it was read.
-    pub evidence: String,
-}
-
-/// Whether, and about when, it ends by itself. Always an estimate.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Outlook {
-    /// It ends when the device has written what it has to.
-    Drains {
-        /// Dirty and writeback memory of the node, in bytes: an upper limit of what this sync has to write.
-        bytes: u64,
-        /// What the device writes, in bytes per second.
-        bytes_per_second: u64,
-        /// How long that takes at most, if the rate holds and nobody dirties more.
-        at_most: Ns,
-    },
-    /// It ends by itself at about this time.
-    At {
-        /// When.
-        at: Ns,
-        /// What that rests on.
-        because: String,
-    },
-    /// It does not end by itself.
-    Never {
-        /// Why.
-        because: String,
-    },
-    /// It cannot be told.
-    Unknown {
-        /// Why.
-        because: String,
-    },
-}
-
-/// Somebody with memory waiting to be written.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Dirtier {
-    /// The pod, where its control group is one's; else the group's path.
-    pub source: Source,
-    /// Bytes dirty or under writeback, on whichever device.
-    pub bytes: u64,
-    /// Bytes per second that the group wrote to the device between the last two samples, where that is counted (cgroup
-    /// v2).
-    pub bytes_per_second: Option<u64>,
-    /// How sure it is that this waits for this device.
-    pub confidence: Confidence,
-    /// What that rests on.
-    pub evidence: String,
-}
-
-/// Whom a control group belongs to.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Source {
-    /// A container's.
-    Container(Subject),
-    /// What containers of this pod have left behind that are gone.
-    GoneFrom(Subject),
-    /// Another group, by its path.
-    Group(String),
 }
 
 /// What has come of an incident.

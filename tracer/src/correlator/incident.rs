@@ -7,7 +7,7 @@ use super::frame::{Change, Diagnosis, EndsIn, Incident};
 use super::limits;
 use super::operations::{EndedBy, Finished, Operations};
 use super::words;
-use crate::event::{Kind, Ns, OperationId, Role};
+use crate::event::{Kind, Ns, OperationId};
 use crate::thresholds::Thresholds;
 use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -89,7 +89,7 @@ impl Incidents {
         for (i, f) in found.iter_mut().enumerate() {
             let id = match (&of_found[i], &f.worst) {
                 (Some(id), _) => id.clone(),
-                (None, Some(crossing)) => match self.opened(f, crossing, facts, now) {
+                (None, Some(crossing)) => match self.opened(f, crossing, now) {
                     Some(id) => id,
                     None => continue,
                 },
@@ -172,7 +172,7 @@ impl Incidents {
     }
 
     /// Opens an incident for a diagnosis that has passed a threshold.
-    fn opened(&mut self, f: &Found, crossing: &Crossing, facts: &Facts, now: Ns) -> Option<String> {
+    fn opened(&mut self, f: &Found, crossing: &Crossing, now: Ns) -> Option<String> {
         let leaf = f.diagnosis.chain.links.last()?.operation.id();
         let mut id = id_of(&leaf);
         while self.open.contains_key(&id) {
@@ -192,7 +192,7 @@ impl Incidents {
             ended: None,
             crossed_by: format!("{} over {}", crossing.what, words::duration(crossing.threshold)),
             ends_in: f.diagnosis.ends_in.clone(),
-            signature: signature(&f.diagnosis, facts),
+            signature: f.diagnosis.signature.clone(),
             summary: String::new(),
             cause: String::new(),
             level: level(crossing),
@@ -264,7 +264,7 @@ impl Open {
             incident.ends_in = d.ends_in.clone();
             incident.summary = words::sentence(d, now);
             incident.cause = words::cause(d);
-            incident.signature = signature(d, facts);
+            incident.signature.clone_from(&d.signature);
             incident.containers.clone_from(&d.containers);
             self.leaf_age = if explained { leaf_age } else { 0 };
             if let Some(leaf) = leaf {
@@ -284,27 +284,6 @@ fn level(crossing: &Crossing) -> u32 {
 fn id_of(id: &OperationId) -> String {
     let kind = format!("{:?}", id.kind).to_lowercase();
     format!("{kind}-{}-{:x}-{}", id.pid, id.actor, id.begin)
-}
-
-/// What is the same for the same cause on other nodes.
-fn signature(d: &Diagnosis, facts: &Facts) -> String {
-    let mut parts = vec![words::class(&d.ends_in).to_owned()];
-    let (device, fs_type) = match &d.ends_in {
-        EndsIn::UnmountSync { device, fs_type } | EndsIn::Sync { device, fs_type } => {
-            (device.as_ref(), fs_type.as_ref())
-        }
-        EndsIn::Unmount { device, .. } => (device.as_ref(), None),
-        _ => (None, None),
-    };
-    parts.extend(fs_type.cloned());
-    parts.extend(device.and_then(|d| d.name.as_deref()).map(words::device_class));
-    for (role, word) in [(Role::Kubelet, "kubelet"), (Role::Containerd, "containerd"), (Role::Shim, "shim")] {
-        let on_the_way = d.chain.links.iter().find(|l| l.who.role == Some(role));
-        if let Some(process) = on_the_way.and_then(|l| facts.process_of(l.who.pid)) {
-            parts.push(format!("{word}/{}", process.go_version));
-        }
-    }
-    parts.join(" ")
 }
 
 fn uncertainty(operations: &Operations, leaf: &OperationId) -> Option<String> {

@@ -4,8 +4,9 @@
 use super::advice::{Circumstances, advice};
 use super::diagnosis::Found;
 use super::facts::Facts;
-use super::frame::{Chain, Confidence, Diagnosis, EndsIn, Head, Outlook};
+use super::frame::{Chain, Confidence, Diagnosis, EndsIn, Head};
 use super::limits;
+use super::outlook::Outlook;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// The diagnosis of all shims that are left over, if there are any.
@@ -39,6 +40,7 @@ pub fn found(facts: &Facts, blind: &[String]) -> Option<Found> {
                 because: "nothing ends a shim that containerd has forgotten".to_owned(),
             },
             dirtied_by: Vec::new(),
+            dirtied_unknown: None,
             consequences: Vec::new(),
             not_this_chain: None,
             signature: String::new(),

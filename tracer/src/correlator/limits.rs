@@ -46,6 +46,8 @@ pub const SUBJECTS_SHOWN: usize = 16;
 pub const DIRTIERS_SHOWN: usize = 4;
 /// Consequences listed in a diagnosis.
 pub const CONSEQUENCES_SHOWN: usize = 16;
+/// Memory waiting to be written grows if it has within about this.
+pub const GROWTH_OVER: Ns = 5 * SECOND;
 /// Programs whose cost is known.
 pub const COSTS: usize = 64;
 /// Processes listed that keep a mount busy.

@@ -19,10 +19,11 @@
 //! Events should come in the order of their times ([`crate::order`]); what comes later than that does no harm: a report
 //! of something that is over never brings it back.
 
-mod advice;
+pub mod advice;
 mod consequences;
 mod critical;
 mod diagnosis;
+mod dirtiers;
 mod exits;
 mod facts;
 pub mod frame;
@@ -35,18 +36,21 @@ pub mod limits;
 mod locks;
 mod operations;
 mod other_cause;
+mod outlook;
 #[doc(hidden)]
 pub mod scenario;
 mod stalls;
 pub mod words;
 
 pub use diagnosis::{explains, has_edge};
+pub use dirtiers::{Dirtier, Source};
 pub use exits::{Attempts, Failed};
 pub use frame::*;
+pub use outlook::{NotReady, Outlook};
 
 use crate::event::{Body, Event, Kind, Ns, OperationId, Outcome};
 use crate::stats::Stats;
-use crate::thresholds::{SECOND, Thresholds, floor};
+use crate::thresholds::{CRI_TIMEOUT, SECOND, Thresholds, floor};
 use consequences::{News, Scene};
 use critical::Critical;
 use diagnosis::{Inputs, RelistHealth};
@@ -60,8 +64,6 @@ use std::collections::BTreeMap;
 
 /// `EBUSY`.
 const EBUSY: i32 = 16;
-/// The kubelet gives up a CRI call after this; a relist that took longer has not succeeded.
-const CRI_TIMEOUT: Ns = 120 * SECOND;
 
 /// Turns events into frames.
 #[derive(Clone, Debug)]
@@ -151,7 +153,7 @@ impl Correlator {
             Body::ThreadSite(site) => self.facts.site(site, at),
             Body::Device(device) => self.facts.device(device, at),
             Body::Memory { dirty, writeback } => {
-                self.facts.memory = Some(Memory { dirty: *dirty, writeback: *writeback });
+                self.facts.unwritten(Memory { dirty: *dirty, writeback: *writeback }, at);
             }
             Body::Lost { at: point, count } => {
                 self.facts.lost(*point, *count);
@@ -215,7 +217,8 @@ impl Correlator {
             // It was over before a tick saw its chain.
             self.relists.unexplained = self.relists.unexplained.saturating_add(1);
         }
-        if f.outcome == Outcome::Done && took < CRI_TIMEOUT {
+        let limit = self.facts.kubelet_of(None).and_then(|k| k.request_timeout).unwrap_or(CRI_TIMEOUT);
+        if f.outcome == Outcome::Done && took < limit {
             self.health.bad = None;
             return;
         }

@@ -3,7 +3,7 @@
 //! One line is one event: seconds since the start, a verb, words and `key=value` fields. `#` begins a comment.
 //!
 //! ```text
-//! 10.0 process 100 containerd go1.19.8 [comm=containerd] [started=1.0]      roles: kubelet containerd shim other
+//! 10.0 process 100 containerd go1.19.8 [comm=containerd] [started=1.0] [version=1.6.20]      roles: kubelet containerd shim other
 //! 10.0 gone 100
 //! 10.0 container aa prod/job-7/main [shim=300] [upper=259:1:ext4] [volatile=yes|no] [sandbox=yes]
 //! 10.0 op NAME KIND[:METHOD] PID:TID[:gG[#GOID]] [since=9.5] [object=0x..] [container=aa] [path=..] [device=259:1]
@@ -22,6 +22,9 @@
 //! 10.0 lost ring|map|queue|late COUNT
 //! 10.0 pins PATH PID:COMM:HOW[:CONTAINER]..           who keeps a mount busy; `_` in HOW stands for a space
 //!                           [reason=..]
+//! 10.0 writers [CGROUP:CONTAINER:BYTES[:gone][:MAJOR/MINOR/WRITTEN]].. [reason=..]     who has BYTES dirty; CONTAINER
+//!                                                 `-`: of none
+//! 10.0 kubelet PID [threshold=600] [policy=none] [timeout=120] [source=..]
 //! 10.0 leaked PID CONTAINER                        a shim whose bundle is gone and that still runs
 //! 10.0 blind WHAT = REASON                        words up to `=`; nothing behind it means it can be seen again
 //! 10.0 tick                                       asks for a frame
@@ -33,8 +36,8 @@
 //! Container ids are hex and are repeated up to 64 digits: `aa` stands for `aaaa…`.
 
 use crate::event::{
-    Actor, Body, Container, Device, DeviceFacts, Event, Kind, LockName, LossPoint, Ns, Operation, Outcome,
-    Pin, Pins, Process, Role, SeenBy, ThreadSite,
+    Actor, Body, Container, Device, DeviceFacts, Event, Kind, KubeletFacts, LockName, LossPoint, Ns,
+    Operation, Outcome, Pin, Pins, Process, Role, SeenBy, ThreadSite, Writer, Writers,
 };
 use std::collections::BTreeMap;
 
@@ -115,7 +118,7 @@ impl Reader {
                     _ => l.word(3)?,
                 });
                 let process = Process {
-                    version: None,
+                    version: l.field("version").map(str::to_owned),
                     pid: number(l.word(2)?)?,
                     started: l.field("started").map_or(Ok(0), seconds)?,
                     role,
@@ -245,6 +248,23 @@ impl Reader {
                 let body = Body::BlindSpot { what: what.trim().to_owned(), reason: reason.trim().to_owned() };
                 self.event(at, body);
             }
+            "writers" => {
+                let of =
+                    l.words.iter().skip(2).map(|w| writer(w)).collect::<Result<Vec<Writer>, String>>()?;
+                let reason = spaced(l.field("reason").unwrap_or_default());
+                self.event(at, Body::Writers(Writers { of, left_out: 0, reason }));
+            }
+            "kubelet" => {
+                let source = spaced(l.field("source").unwrap_or("its_own_code"));
+                let limit = |name: &str| l.field(name).map(seconds).transpose();
+                let facts = KubeletFacts {
+                    pid: number(l.word(2)?)?,
+                    pleg_threshold: limit("threshold")?.map(|threshold| (threshold, source.clone())),
+                    cpu_manager_policy: l.field("policy").map(|policy| (policy.to_owned(), source.clone())),
+                    request_timeout: limit("timeout")?,
+                };
+                self.event(at, Body::Kubelet(facts));
+            }
             "pins" => {
                 let of = l.words.iter().skip(3).map(|w| pin(w)).collect::<Result<Vec<Pin>, String>>()?;
                 let reason = spaced(l.field("reason").unwrap_or_default());
@@ -328,6 +348,26 @@ fn pin(text: &str) -> Result<Pin, String> {
         container: container.first().map(|id| container_id(id)),
         how: spaced(how),
     })
+}
+
+/// `CGROUP:CONTAINER:BYTES[:gone][:MAJOR/MINOR/WRITTEN]`
+fn writer(text: &str) -> Result<Writer, String> {
+    let mut parts = text.split(':');
+    let mut next = || parts.next().ok_or_else(|| format!("not CGROUP:CONTAINER:BYTES: {text}"));
+    let (cgroup, container, dirty) = (next()?.to_owned(), next()?, number(next()?)?);
+    let container = (container != "-").then(|| container_id(container));
+    let mut writer = Writer { cgroup, container, gone: false, dirty, writeback: 0, written: Vec::new() };
+    for part in parts {
+        match part.splitn(3, '/').collect::<Vec<_>>().as_slice() {
+            ["gone"] => writer.gone = true,
+            &[major, minor, bytes] => {
+                let device = Device { major: number(major)?, minor: number(minor)? };
+                writer.written.push((device, number(bytes)?));
+            }
+            _ => return Err(format!("neither `gone` nor MAJOR/MINOR/WRITTEN: {part}")),
+        }
+    }
+    Ok(writer)
 }
 
 fn device(text: &str) -> Result<Device, String> {

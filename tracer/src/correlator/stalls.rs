@@ -1,10 +1,11 @@
 //! Processes that do not run: frozen, stopped, held by a tracer, or starved. What waits for nothing else waits for them.
 
-use super::frame::{Confidence, EndsIn, NotReady};
+use super::frame::{Confidence, EndsIn};
 use super::graph::{Graph, Next};
 use super::ground::Ground;
 use super::leaf::Leaf;
 use super::operations::is_kernel;
+use super::outlook::NotReady;
 use crate::event::{Kind, Ns, Operation, Role, Stall};
 use crate::thresholds::{PLEG_THRESHOLD, SECOND};
 use std::collections::BTreeMap;

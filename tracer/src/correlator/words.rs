@@ -1,10 +1,13 @@
 //! How things are called when people read them: durations, operations, containers, and what a chain ends in.
 
+use super::dirtiers::Source;
 use super::exits::Attempts;
 use super::frame::{
     Confidence, Consequence, DeviceName, Diagnosis, EndsIn, Harm, Head, Link, Lock, LockKind, Pinner, Subject,
 };
+use super::ground::confidence_word;
 use super::operations::is_temporary;
+use super::outlook::Outlook;
 use crate::event::{Kind, Ns, Operation, Role};
 use crate::thresholds::{MILLISECOND, SECOND};
 
@@ -295,10 +298,92 @@ pub fn sentence(d: &Diagnosis, now: Ns) -> String {
     parts.push(cause(d));
     parts.push(match (d.stuck_calls_total, d.head) {
         (_, Head::Alone) => "no waiting call seen".to_owned(),
-        (1, _) => "1 call waits".to_owned(),
-        (n, _) => format!("{n} calls wait"),
+        (1, _) => format!("1 call waits{}", of_pods(d)),
+        (n, _) => format!("{n} calls wait{}", of_pods(d)),
     });
     parts.join(" · ")
+}
+
+/// How many pods the calls that wait are about: ` (2 pods)`.
+fn of_pods(d: &Diagnosis) -> String {
+    match d.pods_waiting {
+        0 => String::new(),
+        1 => " (1 pod)".to_owned(),
+        n => format!(" ({n} pods)"),
+    }
+}
+
+/// What comes next: whether and about when it ends by itself, when the node is NotReady and pods are evicted.
+pub fn ahead(d: &Diagnosis, now: Ns) -> String {
+    let mut parts = vec![match &d.outlook {
+        Outlook::Drains { bytes: left, bytes_per_second, at_most, growing } => {
+            let rate = bytes(*bytes_per_second);
+            let grows = match growing {
+                Some(by) => format!("; longer if it goes on growing, by {} lately", bytes(*by)),
+                None => String::new(),
+            };
+            let most = duration(*at_most);
+            format!("ends in at most {most} (estimate: {} dirty on the node, {rate}/s{grows})", bytes(*left))
+        }
+        Outlook::At { at, because } => match at.saturating_sub(now) {
+            0 => format!("goes on any moment (estimate: {because})"),
+            left => format!("goes on in {} (estimate: {because})", duration(left)),
+        },
+        Outlook::Never { because } => format!("does not end by itself: {because}"),
+        Outlook::Unknown { because } => format!("end not known: {because}"),
+    }];
+    if let Some(n) = &d.not_ready {
+        let when = |at: Ns, done: &str, coming: &str| match at.checked_sub(now) {
+            Some(left) if left > 0 => format!("{coming} in {}", duration(left)),
+            _ => format!("{done} since {}", duration(now.saturating_sub(at))),
+        };
+        parts.push(format!(
+            "{} (threshold {}, {}: {})",
+            when(n.at, "NotReady", "NotReady"),
+            duration(n.threshold),
+            confidence_word(n.confidence),
+            n.evidence
+        ));
+        parts.push(format!("{} (default toleration)", when(n.evictions_from, "evictions", "evictions")));
+    }
+    parts.join(" · ")
+}
+
+/// Who has memory waiting to be written to the disk that all wait for; `None` where it ends in no disk.
+pub fn dirtied(d: &Diagnosis) -> Option<String> {
+    if let Some(because) = &d.dirtied_unknown {
+        return Some(format!("not visible: because {because}"));
+    }
+    let told: Vec<String> = d
+        .dirtied_by
+        .iter()
+        .map(|one| {
+            let rate = match one.bytes_per_second {
+                Some(rate) if rate > 0 => format!(", {}/s", bytes(rate)),
+                _ => String::new(),
+            };
+            let sure = confidence_word(one.confidence);
+            format!("{} {}{rate} ({sure}: {})", source(&one.source), bytes(one.bytes), one.evidence)
+        })
+        .collect();
+    let first = d.dirtied_by.first().filter(|one| one.confidence != Confidence::NotVisible);
+    // Whose unmount it is, where that is another pod than the one that wrote the most.
+    let unmounted = unmount_of(&d.chain.links).and_then(|l| l.subject.as_ref()).map(pod);
+    let pays = match (first.and_then(|one| one.source.subject()).map(pod), unmounted) {
+        (Some(writer), Some(payer)) if writer != payer => format!("; the unmount of {payer} pays for it"),
+        _ => String::new(),
+    };
+    (!told.is_empty()).then(|| told.join(", ") + &pays)
+}
+
+/// Whom a control group belongs to.
+fn source(of: &Source) -> String {
+    match of {
+        Source::Container(s) => subject(s),
+        Source::GoneFrom(s) => format!("containers of {} that are gone", pod(s)),
+        Source::GoneBelow(path) => format!("groups below {path} that are gone"),
+        Source::Group(path) => path.clone(),
+    }
 }
 
 /// The culprit of a diagnosis: what it ends in, in which unmount of whom, and for how long.

@@ -7,13 +7,15 @@ use super::sanitise;
 use crate::correlator::ground::confidence_word;
 use crate::correlator::words;
 use crate::correlator::{
-    Change, Confidence, Consequence, Diagnosis, EdgeKind, Fix, Frame, Head, Incident, Link, Outlook, Subject,
-    Who, explains,
+    Change, Confidence, Consequence, Diagnosis, EdgeKind, Fix, Frame, Head, Incident, Link, Subject, Who,
+    explains,
 };
 use crate::event::{Kind, LossPoint, Ns, Role};
 
 /// At most this many lines for a diagnosis.
 pub const LINES: usize = 20;
+/// Fixes told, those that save most.
+const FIXES: usize = 3;
 
 /// Links that are told in one line: a shim call with the method it consists of, an unmount with the shutdown it comes
 /// down to, an overlay's sync with that of its upper file system.
@@ -30,7 +32,7 @@ impl Told<'_> {
 
 /// A diagnosis, at most [`LINES`] lines.
 pub fn diagnosis(d: &Diagnosis, now: Ns) -> Vec<String> {
-    let below = below(d);
+    let below = below(d, now);
     let mut out = vec![headline(d, now)];
     out.extend(tree(d, LINES.saturating_sub(1 + below.len())));
     out.extend(below);
@@ -59,9 +61,11 @@ fn tree(d: &Diagnosis, lines: usize) -> Vec<String> {
 }
 
 /// What is said below the chain.
-fn below(d: &Diagnosis) -> Vec<String> {
+fn below(d: &Diagnosis, now: Ns) -> Vec<String> {
     let mut out: Vec<String> = also_stuck(d).into_iter().collect();
     out.push(ends_in_line(d));
+    out.push(format!("  ahead: {}", words::ahead(d, now)));
+    out.extend(words::dirtied(d).map(|who| format!("  dirtied by: {who}")));
     out.extend(d.not_this_chain.as_ref().map(|why| match why.strip_prefix("it cannot be excluded: ") {
         Some(reason) => format!("  the unmount chain cannot be excluded: {reason}"),
         None => format!("  not the unmount chain, because {why}"),
@@ -83,8 +87,12 @@ fn below(d: &Diagnosis) -> Vec<String> {
         }
     }
     if !d.advice.fixes.is_empty() {
-        let fixes: Vec<String> = d.advice.fixes.iter().map(fix).collect();
-        out.push(format!("  fix: {}", fixes.join("; or ")));
+        let fixes: Vec<String> = d.advice.fixes.iter().take(FIXES).map(fix).collect();
+        let more = match d.advice.fixes.len().saturating_sub(FIXES) {
+            0 => String::new(),
+            n => format!("; {n} more in the JSON and in docs/fixes.md"),
+        };
+        out.push(format!("  fix: {}{more}", fixes.join("; or ")));
     }
     out
 }
@@ -112,6 +120,7 @@ fn told(d: &Diagnosis) -> Vec<Told<'_>> {
             let (a, b) = (&before.main.operation, &link.operation);
             let keeps_first = match (a.kind, b.kind) {
                 (Kind::ShimServe, Kind::InitMethod) => a.method == b.method,
+                (Kind::CriCall, Kind::StatusUpdate) => true,
                 (Kind::Unmount, Kind::SuperShutdown) => true,
                 // The same unmount, seen in the Go program and in the kernel.
                 (Kind::Unmount, Kind::Unmount) => true,
@@ -285,20 +294,15 @@ fn ends_in_line(d: &Diagnosis) -> String {
         )),
         None => line.push_str(&format!(" · {}: {}", confidence_word(d.confidence), d.evidence)),
     }
-    if let Outlook::Drains { bytes, bytes_per_second, at_most } = &d.outlook {
-        line.push_str(&format!(
-            " · at most {} more ({} dirty on the node, {}/s)",
-            words::duration(*at_most),
-            words::bytes(*bytes),
-            words::bytes(*bytes_per_second)
-        ));
-    }
     line
 }
 
 fn fix(f: &Fix) -> String {
     // What it changes and what it costs is in the frame: here the line must stay one that is read.
     let mut text = f.what.clone();
+    if let Some(saves) = f.saves {
+        text.push_str(&format!(" (saves about {})", words::duration(saves)));
+    }
     if !f.since.is_empty() {
         text.push_str(&format!(" [{}]", f.since));
     }

@@ -320,6 +320,9 @@ impl Attacher {
                 version: ours.examined.version.clone(),
             },
             offsets: ours.examined.offsets,
+            health: ours.examined.health.clone(),
+            entry: ours.examined.entry,
+            all_goroutines: ours.examined.all_goroutines,
         };
         let event = Event { at: clock::monotonic(), body: Body::Process(known.process.clone()) };
         self.shared.known.write().unwrap_or_else(PoisonError::into_inner).insert(process.pid, known);

@@ -1,0 +1,162 @@
+//! What comes next: when the kubelet calls the node NotReady and pods are evicted, and whether it ends by itself.
+
+use super::facts::Facts;
+use super::frame::{Confidence, EndsIn};
+use super::words;
+use crate::event::{Device, Ns, Operation};
+use crate::thresholds::{CRI_TIMEOUT, PLEG_THRESHOLD, SECOND};
+use serde::{Deserialize, Serialize};
+
+/// The kubelet waits this long between two relists.
+pub const RELIST_PERIOD: Ns = SECOND;
+/// Pods get tolerations for this long, unless they bring their own (admission plugin DefaultTolerationSeconds).
+const TOLERATED: Ns = 300 * SECOND;
+
+/// When the kubelet calls the node NotReady if nothing moves, and when pods are evicted.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NotReady {
+    /// NotReady from then on (may lie in the past).
+    pub at: Ns,
+    /// The age of the last good relist that makes it so; of the last heartbeat, where the kubelet stands still.
+    pub threshold: Ns,
+    /// Pods that tolerate it for the default 300 s are evicted from then on.
+    pub evictions_from: Ns,
+    /// How sure the threshold is.
+    pub confidence: Confidence,
+    /// Where it was read.
+    pub evidence: String,
+}
+
+/// Whether, and about when, it ends by itself. Always an estimate.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Outlook {
+    /// It ends when the device has written what it has to.
+    Drains {
+        /// Dirty and writeback memory of the node, in bytes: an upper limit of what this sync has to write.
+        bytes: u64,
+        /// What the device writes, in bytes per second.
+        bytes_per_second: u64,
+        /// How long that takes at most, if the rate holds and nobody dirties more.
+        at_most: Ns,
+        /// By how much that memory has grown lately, if it did: then it may take longer.
+        growing: Option<u64>,
+    },
+    /// It ends by itself at about this time.
+    At {
+        /// When.
+        at: Ns,
+        /// What that rests on.
+        because: String,
+    },
+    /// It does not end by itself.
+    Never {
+        /// Why.
+        because: String,
+    },
+    /// It cannot be told.
+    Unknown {
+        /// Why.
+        because: String,
+    },
+}
+
+/// When a kubelet calls the node NotReady whose last good relist began at `last_good`. `kubelet` is the process whose
+/// relist it is; where a list call stands for it, the only kubelet that is known.
+pub fn not_ready(facts: &Facts, kubelet: Option<u32>, last_good: Ns) -> NotReady {
+    let read = facts.kubelet_of(kubelet).and_then(|k| k.pleg_threshold.as_ref());
+    let (threshold, confidence, evidence) = match read {
+        // Where its own code or memory did not tell, a default was taken, and the source says so.
+        Some((threshold, source)) if source.starts_with("not read") => {
+            (*threshold, Confidence::Inferred, source.clone())
+        }
+        Some((threshold, source)) => (*threshold, Confidence::Proven, source.clone()),
+        None => {
+            let words = "the kubelet's default, not read from it".to_owned();
+            (PLEG_THRESHOLD, Confidence::Inferred, words)
+        }
+    };
+    let at = last_good.saturating_add(threshold);
+    NotReady { at, threshold, evictions_from: at.saturating_add(TOLERATED), confidence, evidence }
+}
+
+/// Whether, and about when, what ends there ends by itself. `update` is the update of a container's resources on the
+/// way, which its caller gives up after a while.
+pub fn outlook(facts: &Facts, ends_in: &EndsIn, update: Option<&Operation>, now: Ns) -> Outlook {
+    let by_itself = by_itself(facts, ends_in);
+    let Some(update) = update else { return by_itself };
+    let read = facts.kubelet_of(None).and_then(|k| k.request_timeout);
+    let given_up = update.begin.saturating_add(read.unwrap_or(CRI_TIMEOUT));
+    let later = match &by_itself {
+        Outlook::Drains { at_most, .. } => now.saturating_add(*at_most) > given_up,
+        Outlook::At { at, .. } => *at > given_up,
+        Outlook::Never { .. } | Outlook::Unknown { .. } => true,
+    };
+    if !later || given_up <= now {
+        return by_itself;
+    }
+    let limit = words::duration(read.unwrap_or(CRI_TIMEOUT));
+    let sure = if read.is_some() { "" } else { " by default" };
+    Outlook::At {
+        at: given_up,
+        because: format!(
+            "the kubelet gives up the update after {limit}{sure}; the next update gets stuck again"
+        ),
+    }
+}
+
+fn by_itself(facts: &Facts, ends_in: &EndsIn) -> Outlook {
+    let unknown = |because: &str| Outlook::Unknown { because: because.to_owned() };
+    let never = |because: &str| Outlook::Never { because: because.to_owned() };
+    match ends_in {
+        EndsIn::UnmountSync { device: Some(d), .. } | EndsIn::Sync { device: Some(d), .. } => {
+            drains(facts, d.device).unwrap_or_else(Outlook::unknown)
+        }
+        EndsIn::UnmountSync { device: None, .. } | EndsIn::Sync { device: None, .. } => {
+            unknown("which device it writes to is not visible")
+        }
+        EndsIn::Unmount { .. } => unknown("what the unmount waits for is not visible"),
+        EndsIn::MountBusy { .. } => {
+            unknown("it is tried again until nobody keeps the mount busy, or given up")
+        }
+        EndsIn::RemoteFileSystem { .. } => unknown("it goes on when the other side answers"),
+        EndsIn::IoDrain => unknown(
+            "containerd waits for output at most 2s (10s since 1.7.29, 2.0.7 and 2.1.5); after that it is runc",
+        ),
+        EndsIn::StatusWrite => unknown("it goes on when the disk has written what is queued before it"),
+        EndsIn::CgroupOrDbus => unknown("it goes on when the kernel or systemd answers"),
+        EndsIn::Frozen { by } if by.starts_with("traced") || by.starts_with("held by a tracer") => {
+            unknown("it goes on when the tracer lets it")
+        }
+        EndsIn::Frozen { .. } => never("somebody has to let it go on"),
+        EndsIn::Starved { .. } => unknown("it goes on as slowly as it gets what it lacks"),
+        EndsIn::ExitRetry { next, .. } => {
+            Outlook::At { at: *next, because: "then containerd tries again".to_owned() }
+        }
+        EndsIn::LeakedShims { .. } => unknown("what ends a shim that is left over is not known"),
+        EndsIn::Cycle => never("each of them waits for another of them"),
+        EndsIn::NotVisible { .. } => unknown("what it waits for is not visible"),
+    }
+}
+
+/// When the device has written what waits for it; else why that cannot be told.
+fn drains(facts: &Facts, device: Device) -> Result<Outlook, &'static str> {
+    let memory = facts.memory.ok_or("how much memory waits to be written is not known")?;
+    let rate = facts.device_rate(device).ok_or("how fast the device writes is not known yet")?;
+    if rate == 0 {
+        return Err("the device has written nothing between the last two looks");
+    }
+    let bytes = memory.dirty.saturating_add(memory.writeback);
+    let at_most = u128::from(bytes) * u128::from(SECOND) / u128::from(rate);
+    Ok(Outlook::Drains {
+        bytes,
+        bytes_per_second: rate,
+        at_most: Ns::try_from(at_most).unwrap_or(Ns::MAX),
+        growing: facts.memory_growth().filter(|grown| *grown > bytes / 20),
+    })
+}
+
+impl Outlook {
+    fn unknown(because: &str) -> Outlook {
+        Outlook::Unknown { because: because.to_owned() }
+    }
+}
