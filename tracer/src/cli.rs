@@ -44,7 +44,8 @@ pub enum Verb {
     /// Tell when something is blocked for too long: a line at the first crossing, while it is still blocked, at growth,
     /// and at the end.
     Watch(Watch),
-    /// Tell what can be seen on this node, how, and what not and why. Attaches nothing.
+    /// Tell how exposed this node is before anything happens, what can be seen on it, how, and what not and why. Attaches
+    /// nothing and writes nothing to a disk.
     Doctor(Doctor),
 }
 
@@ -144,6 +145,9 @@ pub struct Doctor {
     /// JSON instead of text.
     #[arg(long)]
     pub json: bool,
+    /// What the disk under the containers writes, for instance 150MB/s, if you have measured it. Never measured here.
+    #[arg(long, value_name = "RATE", value_parser = crate::exposure::parse_rate)]
+    pub write_rate: Option<u64>,
 }
 
 impl Watch {

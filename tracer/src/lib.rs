@@ -17,6 +17,7 @@ pub mod correlator;
 pub mod decode;
 pub mod event;
 pub mod exit;
+pub mod exposure;
 pub mod golang;
 pub mod node;
 pub mod order;

@@ -3,6 +3,7 @@
 
 pub mod btf;
 pub mod features;
+pub mod known_bad;
 pub mod load;
 pub mod plan;
 pub mod read;

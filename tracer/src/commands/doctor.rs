@@ -1,10 +1,15 @@
 //! `doctor`: what can be seen on this node, how, and what not and why. Attaches nothing.
 
 use crate::{
-    bpf::features::Answer,
+    bpf::{features::Answer, known_bad},
     cli::Doctor,
+    correlator::{
+        advice::{self, Circumstances},
+        frame::{DeviceName, EndsIn, Fix},
+    },
     event::Role,
     exit::Exit,
+    exposure,
     sinks::{json, sanitise},
     source::Live,
     warden::{
@@ -24,22 +29,49 @@ pub fn run(options: &Doctor) -> anyhow::Result<Exit> {
     let socket = warden::fork(Settings { survey_only: true, ..Settings::default() })
         .context("starting the warden process")?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let survey = runtime.block_on(async {
-        tokio::time::timeout(PATIENCE, survey(socket)).await.unwrap_or_else(|_| {
-            bail!("the survey did not come back within {PATIENCE:?}: a program file cannot be read, its disk may be stuck")
-        })
+    let heard = runtime.block_on(async {
+        let mut heard = Heard::default();
+        match tokio::time::timeout(PATIENCE, listen(socket, &mut heard)).await {
+            Ok(end) => end?,
+            Err(_) if heard.survey.attached_after.is_none() => {
+                let why = format!("it did not come back within {PATIENCE:?}: a program file cannot be read, its disk may be stuck");
+                heard.exposure.not_known.push(("what can be seen".into(), why));
+            }
+            Err(_) => {}
+        }
+        anyhow::Ok(heard)
     })?;
     runtime.shutdown_background();
+    let Heard { survey, exposure: facts } = heard;
+    let verdict = exposure::judge(&facts, options.write_rate);
+    let fixes = fixes(&facts, &verdict);
     let findings = findings(&survey);
     if options.json {
         #[derive(Serialize)]
         struct Report<'a> {
+            verdict: &'a exposure::Verdict,
+            fixes: &'a [Fix],
+            exposure: &'a exposure::Facts,
             findings: &'a [Finding],
             survey: &'a Survey,
         }
-        say(&json::pretty(&Report { findings: &findings, survey: &survey })?)?;
+        say(&json::pretty(&Report {
+            verdict: &verdict,
+            fixes: &fixes,
+            exposure: &facts,
+            findings: &findings,
+            survey: &survey,
+        })?)?;
     } else {
-        say(text(&survey, &findings).trim_end().as_bytes())?;
+        let mut out = format!("{}\n\n", sanitise(&verdict.sentence));
+        out.extend(exposure::text(&facts, &verdict).lines().map(|line| format!("{}\n", sanitise(line))));
+        if !fixes.is_empty() {
+            out += "\nwhat helps here\n";
+            out.extend(fixes.iter().map(|fix| format!("  - {}\n", sanitise(&in_words(fix)))));
+        }
+        out += "\nwhat can be seen\n";
+        out += &text(&survey, &findings);
+        say(out.trim_end().as_bytes())?;
     }
     Ok(match survey.features.as_ref().map(|f| f.bpf.yes() && f.ring_buffer.yes()) {
         Some(true) if findings.is_empty() => Exit::Done,
@@ -56,16 +88,57 @@ fn say(text: &[u8]) -> std::io::Result<()> {
     out.flush()
 }
 
-async fn survey(socket: std::os::unix::net::UnixStream) -> anyhow::Result<Survey> {
+/// What the warden has told so far.
+#[derive(Default)]
+struct Heard {
+    survey: Survey,
+    exposure: exposure::Facts,
+}
+
+/// Hears until all is known; what came before a time-out stays in `heard`.
+async fn listen(socket: std::os::unix::net::UnixStream, heard: &mut Heard) -> anyhow::Result<()> {
     let mut source = Live::new(socket)?;
     loop {
+        if heard.survey.attached_after.is_some() && heard.exposure.complete {
+            return Ok(());
+        }
         match source.next().await.context("hearing from the warden")? {
-            Some(Message::Survey(survey)) if survey.attached_after.is_some() => return Ok(survey),
+            Some(Message::Survey(survey)) => heard.survey = survey,
+            Some(Message::Exposure(facts)) => heard.exposure = facts,
             Some(Message::Fatal(reason)) => bail!("{reason}"),
             Some(_) => {}
             None => bail!("the warden process ended before it had an answer"),
         }
     }
+}
+
+/// What would help on this node; from the table that diagnoses use.
+fn fixes(facts: &exposure::Facts, verdict: &exposure::Verdict) -> Vec<Fix> {
+    if !matches!(verdict.level, exposure::Level::AtRisk | exposure::Level::MayBe) {
+        return Vec::new();
+    }
+    let Some(upper) = facts.uppers.iter().find(|upper| upper.syncing > 0) else { return Vec::new() };
+    let none =
+        |k: &crate::event::KubeletFacts| k.cpu_manager_policy.as_ref().is_some_and(|(p, _)| p == "none");
+    let ends_in = EndsIn::UnmountSync {
+        device: Some(DeviceName { device: upper.device, name: upper.name.clone() }),
+        fs_type: Some(upper.fs_type.clone()),
+    };
+    let on = Circumstances {
+        through_locks: true,
+        through_update: !facts.kubelets.iter().all(none),
+        volatile: false,
+        temporary: false,
+        kinds: &[],
+    };
+    advice::advice(&ends_in, &on).fixes
+}
+
+fn in_words(fix: &Fix) -> String {
+    let label =
+        |word: &str, text: &str| if text.is_empty() { String::new() } else { format!("; {word}{text}") };
+    let (since, price) = (label("since ", &fix.since), label("but: ", &fix.side_effects));
+    format!("{}: {}{}{since}{price}", fix.what, fix.effect, label("how: ", &fix.how))
 }
 
 /// Something that cannot be seen and matters for the chain.
@@ -132,6 +205,9 @@ fn write_text(out: &mut String, survey: &Survey, findings: &[Finding]) -> std::f
     }
     if let Some(f) = &survey.features {
         writeln!(out, "\nkernel {}", sanitise(&f.kernel))?;
+        for defect in known_bad::defects(&f.kernel) {
+            writeln!(out, "  known defect: {} ({})", defect.what, defect.citation)?;
+        }
         let answers: [(&str, &Answer); 10] = [
             ("BPF programs", &f.bpf),
             ("type description (BTF)", &f.btf),

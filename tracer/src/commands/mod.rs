@@ -78,8 +78,10 @@ async fn listen(
 ) -> anyhow::Result<Exit> {
     let mut source = Live::new(socket)?;
     let mut pipeline = Pipeline::new(thresholds);
-    let mut ticks = tokio::time::interval(Duration::from_nanos(TICK_EVERY));
-    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
+    // The warden tells something ten times a second; the clock wakes us only when it does not.
+    let silence = Duration::from_nanos(TICK_EVERY + TICK_EVERY / 2);
+    let silent = tokio::time::sleep(silence);
+    tokio::pin!(silent);
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut terminate = signal(SignalKind::terminate())?;
     let deadline = async {
@@ -102,6 +104,7 @@ async fn listen(
                     }
                 }
                 Some(Message::Cost(latest)) => begun = latest,
+                Some(Message::Exposure(_)) => {}
                 Some(Message::Log(level, line)) => {
                     if verbose || level != Level::Debug {
                         streams.messages.line(format_args!("plegscope: {}", crate::sinks::sanitise(&line)));
@@ -113,23 +116,23 @@ async fn listen(
                 }
                 None => anyhow::bail!("the warden process ended; run plegscope again with --verbose and report it"),
             },
-            _ = ticks.tick() => {
-                let mut result = Ok(());
-                pipeline.advance(crate::node::clock::monotonic(), |frame| {
-                    for line in costs.news(&frame.costs) {
-                        streams.messages.line(format_args!("plegscope: {line}"));
-                    }
-                    if result.is_ok() {
-                        result = follower.frame(frame, streams);
-                    }
-                });
-                result?;
-                streams.check()?;
-            }
+            () = &mut silent => {}
             _ = interrupt.recv() => break Exit::Done,
             _ = terminate.recv() => break Exit::Done,
             () = &mut deadline => break Exit::Done,
         }
+        silent.as_mut().reset(tokio::time::Instant::now() + silence);
+        let mut result = Ok(());
+        pipeline.advance(crate::node::clock::monotonic(), |frame| {
+            for line in costs.news(&frame.costs) {
+                streams.messages.line(format_args!("plegscope: {line}"));
+            }
+            if result.is_ok() {
+                result = follower.frame(frame, streams);
+            }
+        });
+        result?;
+        streams.check()?;
     };
     if verbose {
         for cost in begun {

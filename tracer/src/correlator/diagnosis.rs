@@ -354,11 +354,9 @@ impl Inputs<'_> {
             .filter(|w| matches!(w.head, Head::Relist | Head::ListCall))
             .map(|w| {
                 let op = &self.graph.nodes[w.path[0]].flight.op;
-                let kubelet =
-                    (self.facts.process_of(op.actor.pid)?.role == Role::Kubelet).then_some(op.actor.pid);
-                Some(not_ready(self.facts, kubelet, self.last_good(op.begin)))
+                let kubelet = self.facts.process_of(op.actor.pid).filter(|p| p.role == Role::Kubelet);
+                not_ready(self.facts, kubelet.map(|p| p.pid), self.last_good(op.begin))
             })
-            .flatten()
             .min_by_key(|n| n.at);
         let not_ready = self.with_stall(not_ready, &drawn_path);
         let mut members = BTreeSet::new();
@@ -394,10 +392,10 @@ impl Inputs<'_> {
             blind: self.blind.iter().find(|b| b.starts_with(STALE)).map(String::as_str),
         }
         .why_not();
-        let update = drawn_path.iter().map(|&n| &self.graph.nodes[n].flight.op);
-        let update = update
-            .filter(|op| op.method == "UpdateContainerResources" && op.kind == Kind::CriCall)
-            .last()
+        let update = drawn_path
+            .iter()
+            .map(|&n| &self.graph.nodes[n].flight.op)
+            .rfind(|op| op.method == "UpdateContainerResources" && op.kind == Kind::CriCall)
             .filter(|_| drawn_path.len() > 1 && walks[0].head != Head::CriCall);
         let (dirtied_by, dirtied_unknown) = match dirtiers(self.facts, &leaf.ends_in, self.now) {
             Some(Ok(dirtiers)) => (dirtiers, None),

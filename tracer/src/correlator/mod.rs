@@ -20,7 +20,7 @@
 //! Events should come in the order of their times ([`crate::order`]); what comes later than that does no harm: a report
 //! of something that is over never brings it back.
 
-mod advice;
+pub mod advice;
 mod consequences;
 mod critical;
 mod diagnosis;

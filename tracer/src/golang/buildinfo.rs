@@ -13,8 +13,6 @@ pub struct BuildInfo {
     pub path: Option<String>,
     /// Version of the main module, for instance `v2.1.9` or `(devel)`; since Go 1.18 and seldom set by distributions.
     pub version: Option<String>,
-    /// Flags for the linker; since Go 1.18, and left out of builds with `-trimpath`.
-    pub linker_flags: Option<String>,
 }
 
 const MAGIC: &[u8] = b"\xff Go buildinf:";
@@ -49,22 +47,18 @@ impl BuildInfo {
             .filter(|go| !go.is_empty() && go.len() <= 256)
             .and_then(|go| String::from_utf8(go.to_vec()).ok())
             .ok_or_else(|| Refusal::new("Go build info names no Go version"))?;
-        let (mut path, mut version, mut linker_flags) = (None, None, None);
+        let (mut path, mut version) = (None, None);
         // The module text is wrapped in 16 marker bytes on both sides.
         let text = modules.and_then(|m| m.get(16..m.len().checked_sub(16)?)).unwrap_or(&[]);
         for line in String::from_utf8_lossy(text).lines() {
             let mut fields = line.split('\t');
             match fields.next() {
                 Some("path") => path = fields.next().map(str::to_owned),
-                Some("build") => {
-                    let setting = fields.next().and_then(|setting| setting.strip_prefix("-ldflags="));
-                    linker_flags = linker_flags.or(setting.map(str::to_owned));
-                }
                 Some("mod") => version = fields.nth(1).map(str::to_owned),
                 _ => {}
             }
         }
-        Ok(BuildInfo { go, path, version, linker_flags })
+        Ok(BuildInfo { go, path, version })
     }
 }
 

@@ -11,10 +11,11 @@ use super::probe_site::Code;
 use super::{GoBinary, Name, Refusal};
 use crate::event::Ns;
 use iced_x86::{FlowControl, Instruction, Mnemonic, OpKind, Register};
+use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
 
 /// What `Healthy` compares with, as the code says it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Threshold {
     /// This.
     Constant(Ns),
@@ -28,7 +29,7 @@ pub enum Threshold {
 }
 
 /// How a kubelet judges its PLEG.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Health {
     /// The threshold, or where it lies.
     pub threshold: Threshold,
@@ -69,13 +70,21 @@ enum Value {
     Inner(u32, u32),
 }
 
-/// Follows the function from top to bottom. What is known is known along one path only; a threshold is believed when
-/// exactly one is compared with, and a field is checked against the running program besides.
+/// Follows the function from top to bottom; where ways meet, only what is the same on all of those seen so far is known.
+/// A way back (a loop) is not followed, so a field is checked against the running program besides. A threshold is believed
+/// when exactly one is compared with.
 fn threshold(code: &Code, abi: Abi) -> Result<Threshold, Refusal> {
-    let mut state = State::new(abi);
+    let mut now = Some(State::new(abi));
+    let mut ahead: HashMap<u64, State> = HashMap::new();
     let mut found: Vec<Threshold> = Vec::new();
     let mut compared: Vec<Threshold> = Vec::new();
     for i in code.instructions() {
+        now = match (now.take(), ahead.remove(&i.ip())) {
+            (Some(here), Some(jumped)) => Some(here.meet(&jumped)),
+            (here, jumped) => here.or(jumped),
+        };
+        // What nothing leads to from above is the way back from growing the stack.
+        let Some(state) = now.as_mut() else { continue };
         match i.mnemonic() {
             Mnemonic::Cmp => compared = [0, 1].into_iter().filter_map(|n| state.threshold(i, n)).collect(),
             // Durations are signed: `elapsed > threshold` is one of these.
@@ -85,6 +94,20 @@ fn threshold(code: &Code, abi: Abi) -> Result<Threshold, Refusal> {
             _ => {}
         }
         state.step(i);
+        match i.flow_control() {
+            FlowControl::ConditionalBranch | FlowControl::UnconditionalBranch => {
+                let to = i.near_branch_target();
+                let met = ahead.remove(&to).map_or_else(|| state.clone(), |other| other.meet(state));
+                ahead.insert(to, met);
+            }
+            _ => {}
+        }
+        if matches!(
+            i.flow_control(),
+            FlowControl::UnconditionalBranch | FlowControl::Return | FlowControl::IndirectBranch
+        ) {
+            now = None;
+        }
     }
     found.dedup();
     match found[..] {
@@ -94,6 +117,7 @@ fn threshold(code: &Code, abi: Abi) -> Result<Threshold, Refusal> {
     }
 }
 
+#[derive(Clone)]
 struct State {
     registers: HashMap<Register, Value>,
     /// By address, relative to the stack pointer at entry.
@@ -111,6 +135,13 @@ impl State {
             Abi::Stack => _ = state.stack.insert(8, Value::Receiver),
         }
         state
+    }
+
+    /// What is known on both ways.
+    fn meet(mut self, other: &State) -> State {
+        self.registers.retain(|register, value| other.registers.get(register) == Some(value));
+        self.stack.retain(|at, value| other.stack.get(at) == Some(value));
+        self
     }
 
     /// What the operand is as something to compare with.
@@ -152,6 +183,11 @@ impl State {
         let to = (i.op_count() > 0).then(|| i.op0_kind());
         let value = (i.mnemonic() == Mnemonic::Mov).then(|| self.value(i, 1)).flatten();
         match to {
+            Some(OpKind::Register) if i.mnemonic() == Mnemonic::Push => self.depth += 8,
+            Some(OpKind::Register) if i.mnemonic() == Mnemonic::Pop => {
+                self.depth -= 8;
+                self.registers.remove(&i.op0_register());
+            }
             Some(OpKind::Register) if i.op0_register() == Register::RSP => {
                 let by = i.op1_kind() != OpKind::Register && i.op1_kind() != OpKind::Memory;
                 match i.mnemonic() {

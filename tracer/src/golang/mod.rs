@@ -11,7 +11,6 @@ pub mod health;
 pub mod offsets;
 pub mod pclntab;
 pub mod probe_site;
-pub mod program;
 #[cfg(test)]
 mod synthetic;
 pub mod unwind;

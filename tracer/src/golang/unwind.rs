@@ -51,7 +51,7 @@ pub struct Goroutine {
     /// Stack pointer there.
     pub sp: u64,
     /// End of its stack.
-    stack_hi: u64,
+    pub stack_hi: u64,
 }
 
 impl Goroutine {

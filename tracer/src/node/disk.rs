@@ -18,6 +18,12 @@ pub struct DiskStat {
     pub name: String,
     /// Field 10: sectors of 512 bytes written since boot.
     pub sectors_written: u64,
+    /// Fields 7 and 11: time that all reads, and all writes, took since boot, in ms; those at the same time add up.
+    pub reading_ms: u64,
+    /// See `reading_ms`.
+    pub writing_ms: u64,
+    /// Field 13: time in which at least one was in flight, in ms.
+    pub busy_ms: u64,
 }
 
 /// Reads `/proc/diskstats`.
@@ -31,7 +37,11 @@ pub fn parse_stats(text: &[u8]) -> Vec<DiskStat> {
         let mut fields = line.split(u8::is_ascii_whitespace).filter(|f| !f.is_empty());
         let device = Device { major: number(fields.next()?)?, minor: number(fields.next()?)? };
         let name = String::from_utf8_lossy(fields.next()?).into_owned();
-        Some(DiskStat { device, name, sectors_written: number(fields.nth(6)?)? })
+        let reading_ms = number(fields.nth(3)?)?;
+        let sectors_written = number(fields.nth(2)?)?;
+        let writing_ms = number(fields.next()?)?;
+        let busy_ms = number(fields.nth(1)?)?;
+        Some(DiskStat { device, name, sectors_written, reading_ms, writing_ms, busy_ms })
     };
     text.split(|b| *b == b'\n').filter_map(parse).collect()
 }
@@ -131,6 +141,7 @@ mod tests {
         assert_eq!(stats.len(), 3);
         assert_eq!(stats[1].device, Device { major: 254, minor: 0 });
         assert_eq!((stats[1].name.as_str(), stats[1].sectors_written), ("vda", 10_100_440));
+        assert_eq!((stats[1].reading_ms, stats[1].writing_ms, stats[1].busy_ms), (14_834, 40_031, 8_500));
         assert_eq!(stats[2].sectors_written, 77);
         // A device that this machine does not have: its name is made from the kernel's.
         let facts = facts(Device { major: 104, minor: 0 }, &stats).unwrap();

@@ -17,6 +17,10 @@ const LARGEST: usize = 1 << 20;
 const MOST_FILES: usize = 64;
 /// Threads asked for their state.
 const MOST_THREADS: usize = 4096;
+/// How often a process with a thread in uninterruptible sleep is looked at before it is left alone, and after what time.
+const TRIES: u32 = 10;
+/// See [`TRIES`].
+const AGAIN_AFTER: std::time::Duration = std::time::Duration::from_millis(50);
 
 /// What was found, each with where.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -125,15 +129,27 @@ impl Configured {
 /// The arguments a daemon was started with. May wait: for a worker.
 pub fn command_line(pid: u32) -> Result<Vec<String>, ReadError> {
     let path = format!("/proc/{pid}/cmdline");
-    for tid in threads::of_process(pid, MOST_THREADS)? {
-        let stat = read_file(&format!("/proc/{pid}/task/{tid}/stat"), 16 * 1024).ok();
-        if stat.and_then(|text| super::procs::parse_stat(&text)).is_some_and(|stat| stat.state == 'D') {
+    // A thread that merely reads a page is in that state for a moment; one that is stuck stays in it.
+    let mut tries = 0;
+    while let Some(tid) = stuck_thread(pid)? {
+        tries += 1;
+        if tries == TRIES {
             let stuck = std::io::Error::other(format!("its thread {tid} is stuck in the kernel; not tried"));
             return Err(ReadError::new(path, stuck));
         }
+        std::thread::sleep(AGAIN_AFTER);
     }
     let text = read_file(&path, LARGEST)?;
     Ok(text.split(|b| *b == 0).map(|word| String::from_utf8_lossy(word).into_owned()).collect())
+}
+
+/// A thread of the process that is in uninterruptible sleep.
+fn stuck_thread(pid: u32) -> Result<Option<u32>, ReadError> {
+    let is_stuck = |tid: &u32| {
+        let stat = read_file(&format!("/proc/{pid}/task/{tid}/stat"), 16 * 1024).ok();
+        stat.and_then(|text| super::procs::parse_stat(&text)).is_some_and(|stat| stat.state == 'D')
+    };
+    Ok(threads::of_process(pid, MOST_THREADS)?.into_iter().find(is_stuck))
 }
 
 /// The value of `--name=value` or `--name value`; the last one counts.

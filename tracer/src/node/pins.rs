@@ -15,7 +15,7 @@ use crate::event::{Pin, Pins};
 /// Processes looked at.
 const MOST_PROCESSES: usize = 8192;
 /// Mount namespaces whose mounts are read.
-const MOST_NAMESPACES: usize = 256;
+const MOST_NAMESPACES: usize = 1024;
 /// Open files looked at, of one process and of all.
 const MOST_FILES: (usize, usize) = (512, 65_536);
 /// Pins told.

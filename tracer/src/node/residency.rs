@@ -88,7 +88,7 @@ pub struct Pinned {
     len: usize,
 }
 
-// SAFETY: a private, read-only mapping that nobody else knows of; it may be read and unmapped by any thread.
+// SAFETY: a read-only mapping that nobody else knows of; it may be read and unmapped by any thread.
 unsafe impl Send for Pinned {}
 
 /// Pins the bytes from `offset` to `offset + len`, or to the end of the file where that comes first, if they are in memory.
@@ -122,7 +122,8 @@ impl Pinned {
     }
 }
 
-/// A private mapping of a piece of a file.
+/// A shared mapping of a piece of a file. A private one would get the breakpoints that anybody has in the file (the kernel
+/// takes it for a program that might run): its bytes would not be the file's, and mapping it would bring their pages in.
 #[derive(Debug)]
 struct Mapping {
     start: *mut libc::c_void,
@@ -140,7 +141,7 @@ impl Mapping {
         let offset = libc::off_t::try_from(offset).map_err(std::io::Error::other)?;
         // SAFETY: the kernel chooses a free range, so no existing mapping is touched; the memory is never accessed.
         let start = unsafe {
-            libc::mmap(std::ptr::null_mut(), len, rights, libc::MAP_PRIVATE, file.as_raw_fd(), offset)
+            libc::mmap(std::ptr::null_mut(), len, rights, libc::MAP_SHARED, file.as_raw_fd(), offset)
         };
         if start == libc::MAP_FAILED {
             Err(std::io::Error::last_os_error())

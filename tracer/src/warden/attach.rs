@@ -18,6 +18,7 @@ use super::{
 use crate::{
     bpf::{
         features::Features,
+        known_bad,
         load::Kernel,
         plan::{self, Probe, Sight, UNMOUNT_SIGHT},
         read::Reader,
@@ -107,6 +108,8 @@ struct Ours {
     pages: BTreeSet<u64>,
     /// Targets that are off for a reason that passes.
     waiting: Vec<Target>,
+    /// Some of them wait for a thread that may go on at any moment: tried again at the next scan.
+    soon: bool,
     /// Kinds that the fuse has taken off, and why.
     blown: BTreeMap<Kind, String>,
     scans: u32,
@@ -158,6 +161,13 @@ impl Attacher {
             });
             self.kernel_sees_unmounts |= sight.what == UNMOUNT_SIGHT && probe.how.is_some();
             self.kernel_probes.push(probe);
+        }
+        for defect in known_bad::defects(&features.kernel) {
+            let text = format!("kernel {}: {} ({})", features.kernel, defect.what, defect.citation);
+            if defect.verdict == known_bad::Verdict::Refuse {
+                self.known_bad = Some(text.clone());
+            }
+            self.outbox.log(Level::Warning, text);
         }
         self.features = Some(features);
         self.kernel = Some(kernel);
@@ -320,6 +330,9 @@ impl Attacher {
                 version: ours.examined.version.clone(),
             },
             offsets: ours.examined.offsets,
+            health: ours.examined.health.clone(),
+            entry: ours.examined.entry,
+            all_goroutines: ours.examined.all_goroutines,
         };
         let event = Event { at: clock::monotonic(), body: Body::Process(known.process.clone()) };
         self.shared.known.write().unwrap_or_else(PoisonError::into_inner).insert(process.pid, known);
@@ -398,6 +411,7 @@ impl Attacher {
             attached: Vec::new(),
             pages: BTreeSet::new(),
             waiting: Vec::new(),
+            soon: false,
             blown: BTreeMap::new(),
             scans: 0,
             idle: 0,
@@ -495,7 +509,8 @@ impl Attacher {
                 Binary::Ours(ours) => {
                     ours.scans += 1;
                     ours.idle = if ours.pids.is_empty() { ours.idle + 1 } else { 0 };
-                    if ours.scans.is_multiple_of(RETRY_AFTER)
+                    let due = std::mem::take(&mut ours.soon) || ours.scans.is_multiple_of(RETRY_AFTER);
+                    if due
                         && !ours.waiting.is_empty()
                         && let Some(Ok((file, _))) =
                             ours.pids.first().map(|pid| self.open(*pid, &Arc::default()))

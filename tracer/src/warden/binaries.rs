@@ -7,9 +7,10 @@ use crate::{
     golang::{
         GoBinary,
         catalog::{self, CATALOG, Job, Lookup, Place, Resolved},
+        health::{self, Health},
         offsets::{Abi, Offsets},
         probe_site::{Cost, How, Site},
-        unwind,
+        unwind, version,
     },
     node::{ReadError, memory::ProcessMemory, procs},
 };
@@ -27,8 +28,12 @@ pub struct Examined {
     pub role: Role,
     /// Its Go version, or why that is not usable.
     pub go_version: String,
-    /// Its own version, where it can be told.
+    /// The program's own version, where it can be told.
     pub version: Option<String>,
+    /// How a kubelet judges its PLEG, or why that cannot be told; `None` for other programs.
+    pub health: Option<Result<Health, String>>,
+    /// Address of `runtime.allgs` as the file has it.
+    pub all_goroutines: Option<u64>,
     /// Its build id.
     pub build_id: Option<String>,
     /// Where its runtime keeps things.
@@ -111,7 +116,9 @@ pub fn examine(file: &File, pid: u32, other: bool) -> Result<Option<Examined>, S
             Ok(_) => binary.build.go.clone(),
             Err(why) => why.to_string(),
         },
-        version: binary.program_version(),
+        version: version::of(&binary, role),
+        health: (role == Role::Kubelet).then(|| health::of(&binary).map_err(|why| why.to_string())),
+        all_goroutines: unwind::all_goroutines(&binary).ok(),
         build_id: binary.build_id(),
         offsets: offsets.ok().filter(|_| note.is_empty()),
         entry: binary.elf.entry(),

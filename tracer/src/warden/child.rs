@@ -3,7 +3,7 @@
 use super::{
     Ladder, Settings, attach, causes, context,
     cost::{Metered, Price},
-    events,
+    events, facts,
     fuse::{Blown, Fuse},
     leave_all_but, lock_memory,
     outbox::Outbox,
@@ -14,8 +14,14 @@ use std::{
     collections::BTreeMap,
     io::Read,
     os::unix::net::UnixStream,
-    sync::{Arc, Mutex, PoisonError, RwLock},
+    sync::{
+        Arc, Mutex, PoisonError, RwLock,
+        atomic::{AtomicBool, Ordering},
+    },
 };
+
+/// Failed unmounts remembered at most; those beyond are told by the next failure, since unmounts are tried again.
+pub const MOST_BUSY: usize = 16;
 
 /// A Go process that takes part, as all threads of the warden know it.
 #[derive(Clone, Debug)]
@@ -24,6 +30,12 @@ pub struct Known {
     pub process: crate::event::Process,
     /// Where its runtime keeps things; `None` for versions that are not known.
     pub offsets: Option<crate::golang::offsets::Offsets>,
+    /// How a kubelet judges its PLEG, or why that cannot be told; `None` for other programs.
+    pub health: Option<Result<crate::golang::health::Health, String>>,
+    /// Address of its first instruction and of `runtime.allgs`, as its file has them.
+    pub entry: u64,
+    /// See `entry`.
+    pub all_goroutines: Option<u64>,
 }
 
 /// Something that is attached or detached in this moment.
@@ -54,6 +66,10 @@ pub struct Shared {
     pub shims: Mutex<BTreeMap<String, u32>>,
     /// Pids that the kernel half has seen exit or exec since the attaching thread last looked.
     pub recheck: Mutex<Vec<u32>>,
+    /// Unmounts that failed with EBUSY and were not looked at yet: path and process; bounded by [`MOST_BUSY`].
+    pub busy: Mutex<Vec<(String, u32)>>,
+    /// Set when a survey has found all programs that it will find.
+    pub surveyed: AtomicBool,
 }
 
 /// A lock that goes on after a panic elsewhere: all shared values are whole at all times.
@@ -101,6 +117,12 @@ fn start(mut socket: UnixStream, settings: Settings) -> std::io::Result<()> {
         );
     }
     let shared = Arc::new(Shared::default());
+    {
+        let (outbox, shared, survey_only) = (outbox.clone(), Arc::clone(&shared), settings.survey_only);
+        std::thread::Builder::new().name("facts".into()).spawn(move || {
+            if survey_only { facts::expose(&outbox, &shared) } else { facts::run(&outbox, &shared) }
+        })?;
+    }
     if !settings.survey_only {
         for (name, run) in [("context", context::run as fn(&Outbox, &Shared)), ("causes", causes::run)] {
             let (outbox, shared) = (outbox.clone(), Arc::clone(&shared));
@@ -125,6 +147,7 @@ fn attach(settings: Settings, outbox: &Outbox, shared: &Arc<Shared>) {
     let mut attacher = attach::Attacher::new(settings, outbox.clone(), Arc::clone(shared));
     if survey_only {
         attacher.survey();
+        shared.surveyed.store(true, Ordering::Release);
         return;
     }
     if ladder != Ladder::None {

@@ -2,7 +2,7 @@
 
 use super::{
     binaries::method_name,
-    child::{Shared, lock},
+    child::{MOST_BUSY, Shared, lock},
     cost::{Ledger, Price},
     fuse::Fuse,
     outbox::Outbox,
@@ -146,7 +146,14 @@ fn from_record(record: &Record, shared: &Shared, events: &mut Vec<Event>) {
             (r.header.at, decode::wait(&r.wait).map(|operation| Body::Ended(operation, Outcome::Done)))
         }
         Record::OpEnded(r) => {
-            (r.header.at, decode::op(&r.op, method_name).map(|o| Body::Ended(o, decode::outcome(&r.op))))
+            let ended = decode::op(&r.op, method_name).map(|o| (o, decode::outcome(&r.op)));
+            if let Some((Operation { path: Some(path), actor, .. }, Outcome::Errno(libc::EBUSY))) = &ended {
+                let mut busy = lock(&shared.busy);
+                if busy.len() < MOST_BUSY && !busy.iter().any(|(known, _)| known == path) {
+                    busy.push((path.clone(), actor.pid));
+                }
+            }
+            (r.header.at, ended.map(|(operation, outcome)| Body::Ended(operation, outcome)))
         }
         Record::Woken(r) => (
             r.header.at,

@@ -246,6 +246,8 @@ mod tests {
             role: Role::Shim,
             go_version: "go1.19.8".into(),
             version: Some("1.6.20".into()),
+            health: None,
+            all_goroutines: Some(0x1234),
             build_id: Some("abc123".into()),
             offsets: Offsets::of(GoVersion::parse("go1.19.8").unwrap()).ok(),
             entry: 0x40_0000,

@@ -10,6 +10,7 @@ mod child;
 mod context;
 mod cost;
 mod events;
+mod facts;
 mod fuse;
 mod guard;
 mod index;

@@ -134,6 +134,13 @@ mod tests {
         let mut done = Vec::new();
         let price = measure(&mut kernel, &mut done).unwrap();
         assert!(price.measured && price.emulated > 50 && price.stepped > 50, "{price:?}");
+        // The probes are still there: what is pinned of the file shows none of them.
+        let begin = own::file_offset(&raw const plegscope_measured_begin as u64).unwrap();
+        let exe = crate::node::residency::open_exe(std::process::id()).unwrap();
+        let pinned = crate::node::residency::pin(&exe, begin, 16).unwrap();
+        // SAFETY: code of ours, which has a breakpoint now.
+        assert_eq!(unsafe { (&raw const plegscope_measured_begin).read_volatile() }, 0xcc);
+        assert_eq!(pinned.bytes()[0], 0x76, "a short conditional jump");
         // Each call was counted once at each site, and none of it is an operation that anybody is told of.
         let counted: u64 = reader.passes().iter().sum();
         let calls = u64::try_from(ROUNDS).unwrap();

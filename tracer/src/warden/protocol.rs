@@ -15,6 +15,8 @@ pub enum Message {
     Survey(Survey),
     /// What the probes cost and could not do; about once a second.
     Cost(Vec<Cost>),
+    /// How exposed the node is, of a survey; replaces the one before.
+    Exposure(crate::exposure::Facts),
     /// A line for the log.
     Log(Level, String),
     /// The warden cannot go on.

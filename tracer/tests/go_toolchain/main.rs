@@ -19,6 +19,7 @@ use std::process::{Command, Stdio};
 use tracer::event::{Kind, Role};
 use tracer::golang::GoBinary;
 use tracer::golang::catalog::{self, Place};
+use tracer::golang::health::{self, Threshold};
 use tracer::golang::probe_site::{self, How};
 use tracer::golang::unwind::{self, Goroutine, Pause};
 
@@ -299,6 +300,21 @@ fn names_and_layouts_of_programs_that_are_not_packaged() {
                 }
             }
         }
+    }
+}
+
+/// `relistDuration` lies behind the other fields of the stand-in's GenericPLEG, `RelistThreshold` behind the period.
+#[test]
+fn the_threshold_of_a_kubelet_is_found_in_its_code() {
+    for goroot in toolchains() {
+        names::write(&scratch("health").join("health"), names::HEALTH);
+        let package = "k8s.io/kubernetes/cmd/kubelet";
+        let path = build_from(&goroot, "health", "health", &["-ldflags=-s -w"], package.as_ref());
+        let bytes = std::fs::read(path).unwrap();
+        let found = health::of(&GoBinary::parse(&bytes).unwrap());
+        let found = found.unwrap_or_else(|why| panic!("{}: {why}", goroot.display()));
+        assert_eq!(found.threshold, Threshold::Field { outer: 120, inner: 8 }, "{}", goroot.display());
+        assert_eq!(found.closures.len(), 1);
     }
 }
 

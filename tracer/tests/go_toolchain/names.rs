@@ -122,6 +122,98 @@ func main() {
     ),
 ];
 
+/// Kubelet 1.31 as far as its PLEG's health goes: the threshold lies in memory.
+pub const HEALTH: &[(&str, &str)] = &[
+    (
+        "k8s.io/apimachinery/pkg/util/wait/wait.go",
+        r#"package wait
+import "time"
+func Until(f func(), period time.Duration, stop <-chan struct{}) { JitterUntil(f, period, stop) }
+//go:noinline
+func JitterUntil(f func(), period time.Duration, stop <-chan struct{}) {
+	for {
+		select { case <-stop: return; default: }
+		f()
+		select { case <-stop: return; case <-time.After(period): }
+	}
+}
+"#,
+    ),
+    (
+        "k8s.io/kubernetes/pkg/kubelet/pleg/generic.go",
+        r#"package pleg
+import ("fmt"; "time"; "sync"; "sync/atomic"; "k8s.io/apimachinery/pkg/util/wait")
+type RelistDuration struct{ RelistPeriod, RelistThreshold time.Duration }
+type Clock interface{ Since(time.Time) time.Duration; Now() time.Time }
+type Gauge interface{ Set(float64) }
+var PLEGLastSeen Gauge
+type GenericPLEG struct {
+	runtime interface{ GetPods() }
+	eventChannel chan int
+	podRecords map[string]int
+	relistTime atomic.Value
+	cache interface{ Get() }
+	Clock Clock
+	podsToReinspect map[string]int
+	stopCh chan struct{}
+	relistLock sync.Mutex
+	isRunning bool
+	runningMu sync.Mutex
+	RelistDuration *RelistDuration
+}
+func (g *GenericPLEG) getRelistTime() time.Time {
+	val := g.relistTime.Load()
+	if val == nil { return time.Time{} }
+	return val.(time.Time)
+}
+//go:noinline
+func (g *GenericPLEG) Relist() {
+	g.relistLock.Lock(); defer g.relistLock.Unlock()
+	g.relistTime.Store(g.Clock.Now())
+}
+func (g *GenericPLEG) Start() {
+	g.runningMu.Lock(); defer g.runningMu.Unlock()
+	if !g.isRunning {
+		g.isRunning = true
+		g.stopCh = make(chan struct{})
+		go wait.Until(g.Relist, g.RelistDuration.RelistPeriod, g.stopCh)
+	}
+}
+func (g *GenericPLEG) Healthy() (bool, error) {
+	relistTime := g.getRelistTime()
+	if relistTime.IsZero() { return false, fmt.Errorf("pleg has yet to be successful") }
+	PLEGLastSeen.Set(float64(relistTime.Unix()))
+	elapsed := g.Clock.Since(relistTime)
+	if elapsed > g.RelistDuration.RelistThreshold {
+		return false, fmt.Errorf("pleg was last seen active %v ago; threshold is %v", elapsed, g.RelistDuration.RelistThreshold)
+	}
+	return true, nil
+}
+"#,
+    ),
+    (
+        "k8s.io/kubernetes/cmd/kubelet/main.go",
+        r#"package main
+import ("time"; "fmt"; "os"; "k8s.io/kubernetes/pkg/kubelet/pleg")
+type c struct{}
+func (c) Since(t time.Time) time.Duration { return time.Since(t) }
+func (c) Now() time.Time { return time.Now() }
+func (c) Set(float64) {}
+type H interface{ Healthy() (bool, error) }
+func main() {
+	pleg.PLEGLastSeen = c{}
+	g := &pleg.GenericPLEG{Clock: c{}, RelistDuration: &pleg.RelistDuration{RelistPeriod: time.Second, RelistThreshold: 177 * time.Second}}
+	g.Start()
+	var h H = g
+	fmt.Println(h.Healthy())
+	os.Stdin.Read(make([]byte, 1))
+	fmt.Println(h.Healthy())
+	os.Exit(0)
+}
+"#,
+    ),
+];
+
 /// Writes the packages below `path/src`.
 pub fn write(path: &Path, sources: &[(&str, &str)]) {
     for (name, text) in sources {

@@ -98,7 +98,11 @@ impl Table {
         let width = self.rows.iter().map(|row| row.what.chars().count()).max().unwrap_or(0);
         for Row { what, value, unit } in &self.rows {
             let Spread { median, low, high } = value;
-            let _ = writeln!(text, "  {what:width$}  {median:>10.1} {unit}  ({low:.1} to {high:.1})");
+            let digits = digits(unit);
+            let _ = writeln!(
+                text,
+                "  {what:width$}  {median:>10.digits$} {unit}  ({low:.digits$} to {high:.digits$})"
+            );
         }
         for goal in &self.goals {
             let Goal { what, at_most, reached, unit } = goal;
@@ -115,7 +119,9 @@ impl Table {
         let mut text = format!("## {}\n\n| what | median | spread | unit |\n|---|---|---|---|\n", self.title);
         for Row { what, value, unit } in &self.rows {
             let Spread { median, low, high } = value;
-            let _ = writeln!(text, "| {what} | {median:.1} | {low:.1} to {high:.1} | {unit} |");
+            let digits = digits(unit);
+            let _ =
+                writeln!(text, "| {what} | {median:.digits$} | {low:.digits$} to {high:.digits$} | {unit} |");
         }
         if !self.goals.is_empty() {
             text.push_str("\n| goal | at most | reached | |\n|---|---|---|---|\n");
@@ -130,6 +136,15 @@ impl Table {
         }
         text.push('\n');
         text
+    }
+}
+
+/// Digits behind the point: ratios, which have no unit, differ in the third.
+fn digits(unit: &str) -> usize {
+    match unit {
+        "" => 3,
+        "% of a core" => 2,
+        _ => 1,
     }
 }
 

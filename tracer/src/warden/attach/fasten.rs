@@ -31,6 +31,9 @@ use tracer_common::cookie::Cookie;
 const BATCH: usize = 8;
 /// A look at the threads of a program holds for this long.
 const LOOK_HOLDS: Duration = Duration::from_millis(100);
+/// Looks before a thread that waits is taken for stuck, and the time between them.
+const LOOKS: u32 = 5;
+const BETWEEN_LOOKS: Duration = Duration::from_millis(20);
 /// How long that look, or pinning the pages of a batch, may take.
 const PATIENCE: Duration = Duration::from_secs(2);
 
@@ -99,6 +102,7 @@ impl Attacher {
         let mut looked: Option<Instant> = None;
         for batch in batches(wanted) {
             let admitted = self.admit(&pids, &mut looked);
+            ours.soon |= admitted.is_err();
             let pinned = match &admitted {
                 Ok(()) => self.pin(file, &batch),
                 Err(_) => Vec::new(),
@@ -155,7 +159,7 @@ impl Attacher {
     /// Whether attaching to these processes would wait for anybody, or has been slow.
     fn admit(&mut self, pids: &[u32], looked: &mut Option<Instant>) -> Result<(), String> {
         let now = Instant::now();
-        let again = |why: &str| format!("{why}; tried again every {} s", super::RETRY_AFTER);
+        let again = |why: &str| format!("{why}; tried again every second");
         if let Some(why) = self.pace.refusal(now) {
             return Err(again(why));
         }
@@ -163,7 +167,17 @@ impl Attacher {
             return Ok(());
         }
         let pids = pids.to_vec();
-        match self.readers.run(PATIENCE, move || guard::look(&pids)) {
+        // A healthy program faults, too, for moments.
+        let look = move || {
+            for _ in 1..LOOKS {
+                if guard::look(&pids).is_ok() {
+                    return Ok(());
+                }
+                std::thread::sleep(BETWEEN_LOOKS);
+            }
+            guard::look(&pids)
+        };
+        match self.readers.run(PATIENCE, look) {
             Ok(Ok(())) => {
                 *looked = Some(now);
                 Ok(())

@@ -4,7 +4,7 @@
 use super::forks::{Forker, Forks};
 use super::{gone, pages, reasons, start_with_index};
 use crate::bench::bpf::{EmptyProbes, uprobes_of};
-use crate::lab::cleanup::Ledger;
+use crate::lab::cleanup::{Ledger, Leftover};
 use crate::lab::commands::look;
 use crate::lab::containerd::Programs;
 use crate::lab::disk::SlowDisk;
@@ -49,11 +49,18 @@ impl OnDisk<'_> {
         Ok(())
     }
 
-    /// Replaces all processes by new ones of the same files: these have touched what they need and nothing else.
-    async fn renew(&mut self, ledger: &Ledger) -> Result<()> {
+    /// Replaces all processes by new ones of the same files. These find nothing in memory and read page by page what they
+    /// run, so what they have never run is not in memory afterwards.
+    async fn renew(&mut self, ledger: &Ledger, other: &Path) -> Result<()> {
         for pod in std::mem::take(&mut self.lab.pods) {
             pods::remove(&self.lab.client, &pod).await;
         }
+        self.lab.containerd.restart(ledger, other).await?;
+        let ahead = PathBuf::from(format!("/sys/dev/block/{}/queue/read_ahead_kb", self.lab.disk.device));
+        let was = fs::read_to_string(&ahead).with_context(|| format!("reading {}", ahead.display()))?;
+        ledger.record(Leftover::Setting { file: ahead.clone(), line: was.trim().to_owned() })?;
+        fs::write(&ahead, "0").with_context(|| format!("writing {}", ahead.display()))?;
+        self.programs.iter().try_for_each(|program| pages::evict(program))?;
         self.lab.containerd.restart(ledger, &self.programs[0]).await?;
         self.lab.client = cri::Client::connect(&self.lab.containerd.socket, cri::SHORT).await?;
         self.add_pods(ledger, &["four", "five", "six"]).await
@@ -86,6 +93,7 @@ pub async fn play(
     binary: &Path,
     say: &mut impl FnMut(&str),
 ) -> Result<Verdict> {
+    let other = programs.containerd.clone();
     let mut node = prepare(ledger, programs, say).await?;
     let mut verdict = Verdict::default();
     // With all pages in memory: what it can attach to at best. It keeps what it has found in the programs.
@@ -96,7 +104,7 @@ pub async fn play(
     let links = look::links(warden);
     tracer.quit().await?;
     ensure!(gone(warden, &links).await.is_some(), "the first plegscope does not detach");
-    node.renew(ledger).await?;
+    node.renew(ledger, &other).await?;
 
     // Stopped programs fault nothing in: whatever comes into memory from now on, they did not bring.
     node.signal(libc::SIGSTOP)?;
