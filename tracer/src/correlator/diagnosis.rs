@@ -2,7 +2,7 @@
 //! end.
 
 use super::dirtiers::dirtiers;
-use super::facts::Facts;
+use super::facts::{self, Facts};
 use super::frame::{
     Advice, Chain, Confidence, Diagnosis, Edge, EdgeKind, EndsIn, Head, Link, Lock, LockKind, StuckCall,
     Subject,
@@ -10,7 +10,7 @@ use super::frame::{
 use super::graph::{Graph, Next, RELIST_CALLS};
 use super::leaf::{FailedUnmounts, Leaf, leaf_of};
 use super::other_cause::Case;
-use super::outlook::{NotReady, RELIST_PERIOD, not_ready, outlook};
+use super::outlook::{NotReady, not_ready, outlook};
 use super::{exits, leaked, limits, stalls, words};
 use crate::event::{Kind, Ns, Operation, OperationId, Role};
 use crate::thresholds::Thresholds;
@@ -355,7 +355,7 @@ impl Inputs<'_> {
             .map(|w| {
                 let op = &self.graph.nodes[w.path[0]].flight.op;
                 let kubelet = self.facts.process_of(op.actor.pid).filter(|p| p.role == Role::Kubelet);
-                not_ready(self.facts, kubelet.map(|p| p.pid), self.last_good(op.begin))
+                not_ready(self.facts, kubelet.map(|p| p.pid), op.begin, self.health.bad)
             })
             .min_by_key(|n| n.at);
         let not_ready = self.with_stall(not_ready, &drawn_path);
@@ -392,11 +392,14 @@ impl Inputs<'_> {
             blind: self.blind.iter().find(|b| b.starts_with(STALE)).map(String::as_str),
         }
         .why_not();
-        let update = drawn_path
+        let way: Vec<&Operation> = drawn_path.iter().map(|&n| &self.graph.nodes[n].flight.op).collect();
+        // A call to the shim is given up with the update that makes it, a write of containerd's own state is not.
+        let update = way
             .iter()
-            .map(|&n| &self.graph.nodes[n].flight.op)
-            .rfind(|op| op.method == "UpdateContainerResources" && op.kind == Kind::CriCall)
-            .filter(|_| drawn_path.len() > 1 && walks[0].head != Head::CriCall);
+            .rposition(|op| op.method == "UpdateContainerResources" && op.kind == Kind::CriCall)
+            .filter(|_| way.len() > 1 && walks[0].head != Head::CriCall)
+            .filter(|&at| way[at..].iter().any(|op| op.kind == Kind::ShimCall))
+            .map(|at| way[at]);
         let (dirtied_by, dirtied_unknown) = match dirtiers(self.facts, &leaf.ends_in, self.now) {
             Some(Ok(dirtiers)) => (dirtiers, None),
             Some(Err(reason)) => (Vec::new(), Some(reason)),
@@ -406,7 +409,7 @@ impl Inputs<'_> {
         let worst = self.worst(&walks);
         Found {
             diagnosis: Diagnosis {
-                outlook: outlook(self.facts, &leaf.ends_in, update, self.now),
+                outlook: outlook(self.facts, &leaf.ends_in, update, way[way.len() - 1], self.now),
                 ends_in: leaf.ends_in,
                 confidence: leaf.confidence,
                 evidence: leaf.evidence,
@@ -518,18 +521,6 @@ impl Inputs<'_> {
         if role == Some(Role::Kubelet) { stall.or(relist) } else { relist.or(stall) }
     }
 
-    /// Begin of the last good relist before this one: one period earlier, or before the first of those that failed in a
-    /// row.
-    fn last_good(&self, begin: Ns) -> Ns {
-        let first = match self.health.bad {
-            Some((first, last_end)) if begin.saturating_sub(last_end) <= 2 * RELIST_PERIOD => {
-                first.min(begin)
-            }
-            _ => begin,
-        };
-        first.saturating_sub(RELIST_PERIOD)
-    }
-
     /// How many pods these calls are about. A call that is about none in particular counts for none.
     fn pods(&self, calls: &[&Walk]) -> u64 {
         let pods: BTreeSet<String> = calls
@@ -603,8 +594,10 @@ fn signature(ends_in: &EndsIn, chain: &Chain, facts: &Facts) -> String {
     parts.extend(device.and_then(|d| d.name.as_deref()).map(words::device_class));
     for (role, word) in [(Role::Kubelet, "kubelet"), (Role::Containerd, "containerd"), (Role::Shim, "shim")] {
         let on_the_way = chain.links.iter().find(|l| l.who.role == Some(role));
-        if let Some(process) = on_the_way.and_then(|l| facts.process_of(l.who.pid)) {
-            parts.push(format!("{word}/{}", process.version.as_ref().unwrap_or(&process.go_version)));
+        let its = on_the_way.and_then(|l| facts.process_of(l.who.pid)).map(facts::version);
+        // Whichever of them is on the way at this moment.
+        if let Some(version) = its.or_else(|| facts.version_of(role)) {
+            parts.push(format!("{word}/{version}"));
         }
     }
     parts.join(" ")

@@ -50,6 +50,47 @@ impl Source {
     }
 }
 
+/// What ties a group's unwritten memory to a device: it is counted for each group, never for each device.
+/// `docs/wait-graph.md` has the same table, and a test compares the two.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Tie {
+    /// The group wrote to this device between the last two samples (`io.stat`, cgroup v2).
+    WritesToIt,
+    /// It wrote, but to other devices only.
+    WritesElsewhere,
+    /// The container's writable layer lies on this device.
+    LayerOnIt,
+    /// Nothing does.
+    None,
+    /// It is not known which device it is about.
+    NoDevice,
+}
+
+impl Tie {
+    /// All, in the order of the table.
+    #[cfg(test)]
+    const ALL: [Tie; 5] = [Tie::WritesToIt, Tie::WritesElsewhere, Tie::LayerOnIt, Tie::None, Tie::NoDevice];
+
+    /// How sure it is that the memory waits for this device.
+    fn confidence(self) -> Confidence {
+        match self {
+            Tie::WritesToIt | Tie::LayerOnIt => Confidence::Inferred,
+            Tie::WritesElsewhere | Tie::None | Tie::NoDevice => Confidence::NotVisible,
+        }
+    }
+
+    /// What that rests on.
+    fn evidence(self) -> &'static str {
+        match self {
+            Tie::WritesToIt => "it writes to this device",
+            Tie::WritesElsewhere => "it writes to other devices only",
+            Tie::LayerOnIt => "its writable layer is on this device",
+            Tie::None => "for which device is not counted",
+            Tie::NoDevice => "the device is not known",
+        }
+    }
+}
+
 /// Who has memory waiting to be written to what this ends in, the most first; or why nobody can be named. `None` where
 /// it ends in no disk.
 pub fn dirtiers(facts: &Facts, ends_in: &EndsIn, now: Ns) -> Option<Result<Vec<Dirtier>, String>> {
@@ -95,34 +136,54 @@ fn dirtier(facts: &Facts, w: &Writer, device: Option<Device>) -> Dirtier {
         (None, true) => Source::GoneBelow(w.cgroup.clone()),
         (None, false) => Source::Group(w.cgroup.clone()),
     };
-    let rate = device.and_then(|d| rate(facts, &w.cgroup, d));
+    let rates = rates(facts, w);
+    let rate = device.and_then(|d| rates.iter().find(|(of, _)| *of == d)).map(|(_, rate)| *rate);
     let upper = w.container.as_deref().and_then(|id| facts.container_of(id)).and_then(|c| c.upper.as_ref());
-    // Dirty memory is counted by group, whatever device it is for.
-    let (confidence, evidence) = match (device, rate, upper) {
-        (None, ..) => (Confidence::NotVisible, "the device is not known"),
-        (Some(_), Some(rate), _) if rate > 0 => (Confidence::Inferred, "it writes to this device"),
-        (Some(d), _, Some((upper, _))) if *upper == d => {
-            (Confidence::Inferred, "its writable layer is on this device")
-        }
-        _ => (Confidence::NotVisible, "for which device is not counted"),
+    let layer_on_it = upper.is_some_and(|(upper, _)| Some(*upper) == device);
+    let tie = match (device, rate) {
+        (None, _) => Tie::NoDevice,
+        (Some(_), Some(rate)) if rate > 0 => Tie::WritesToIt,
+        (Some(_), _) if rates.iter().any(|(_, rate)| *rate > 0) => Tie::WritesElsewhere,
+        (Some(_), _) if layer_on_it => Tie::LayerOnIt,
+        (Some(_), _) => Tie::None,
     };
     Dirtier {
         source,
         bytes: w.dirty.saturating_add(w.writeback),
         bytes_per_second: rate,
-        confidence,
-        evidence: evidence.to_owned(),
+        confidence: tie.confidence(),
+        evidence: tie.evidence().to_owned(),
     }
 }
 
-/// Bytes per second that a group wrote to a device between the last two samples.
-fn rate(facts: &Facts, cgroup: &str, device: Device) -> Option<u64> {
-    let [Some((now, new)), Some((before, old))] = &facts.writers else { return None };
-    let written = |of: &[Writer]| -> Option<u64> {
-        let writer = of.iter().find(|w| w.cgroup == cgroup && !w.gone)?;
-        writer.written.iter().find(|(d, _)| *d == device).map(|(_, bytes)| *bytes)
+/// Bytes per second that a group wrote to each device between the last two samples.
+fn rates(facts: &Facts, w: &Writer) -> Vec<(Device, u64)> {
+    let [Some((now, _)), Some((before, old))] = &facts.writers else { return Vec::new() };
+    let Some(then) = old.of.iter().find(|o| o.cgroup == w.cgroup && o.gone == w.gone) else {
+        return Vec::new();
     };
-    let bytes = written(&new.of)?.checked_sub(written(&old.of)?)?;
-    let rate = u128::from(bytes) * u128::from(SECOND) / u128::from(now.saturating_sub(*before).max(1));
-    u64::try_from(rate).ok()
+    let span = u128::from(now.saturating_sub(*before).max(1));
+    let rate = |(device, bytes): &(Device, u64)| {
+        let earlier = then.written.iter().find(|(of, _)| of == device).map_or(0, |(_, bytes)| *bytes);
+        // Less than before: another group has that path by now.
+        let more = u128::from(bytes.checked_sub(earlier)?);
+        Some((*device, u64::try_from(more * u128::from(SECOND) / span).unwrap_or(u64::MAX)))
+    };
+    w.written.iter().filter_map(rate).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::correlator::ground::confidence_word;
+
+    #[test]
+    fn the_document_has_the_same_table() {
+        let text = include_str!("../../../docs/wait-graph.md");
+        let part = text.split("\n## Who has dirtied it\n").nth(1).expect("a part about it");
+        let after = part.lines().skip_while(|l| !l.starts_with("|---")).skip(1);
+        let rows: Vec<&str> = after.take_while(|l| l.starts_with('|')).collect();
+        let row = |t: Tie| format!("| {} | {} |", t.evidence(), confidence_word(t.confidence()));
+        assert_eq!(rows, Tie::ALL.map(row));
+    }
 }

@@ -374,6 +374,13 @@ impl Facts {
         self.processes.get(&pid)
     }
 
+    /// The version that all processes of this role have; `None` where they differ.
+    pub fn version_of(&self, role: Role) -> Option<&str> {
+        let mut versions = self.processes.values().filter(|p| p.role == role).map(version);
+        let first = versions.next()?;
+        versions.all(|other| other == first).then_some(first)
+    }
+
     /// Processes of this role.
     pub fn pids_of(&self, role: Role) -> impl Iterator<Item = u32> {
         self.processes.values().filter(move |p| p.role == role).map(|p| p.pid)
@@ -437,6 +444,11 @@ impl Facts {
             (self.pins.len(), limits::FAILED_UNMOUNTS),
         ]
     }
+}
+
+/// The version of a process's program, else that of the Go that built it.
+pub fn version(process: &Process) -> &str {
+    process.version.as_deref().unwrap_or(&process.go_version)
 }
 
 /// Adds what is newly known; a later report without a fact (the bundle was gone) does not take it away.

@@ -215,13 +215,18 @@ impl Known {
 
     /// Whether this version of containerd has it; `None` when the version cannot be told.
     pub fn is_in(&self, containerd: Option<&str>) -> Option<bool> {
-        let this = version(containerd?)?;
-        let own_line = self.containerd.iter().find(|first| first[..2] == this[..2]);
-        Some(match own_line {
-            Some(first) => this >= *first,
-            None => self.containerd.last().is_none_or(|newest| this > *newest),
-        })
+        is_from(containerd?, self.containerd)
     }
+}
+
+/// Whether a version is at least the first of its line, or newer than all lines; `None` where it cannot be read.
+pub fn is_from(text: &str, firsts: &[Version]) -> Option<bool> {
+    let this = version(text)?;
+    let own_line = firsts.iter().find(|first| first[..2] == this[..2]);
+    Some(match own_line {
+        Some(first) => this >= *first,
+        None => firsts.last().is_none_or(|newest| this > *newest),
+    })
 }
 
 /// The numbers of `1.6.20`, `v1.7.24`, `1.6.20~ds1` or `2.1.9+unknown`.

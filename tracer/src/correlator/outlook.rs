@@ -2,13 +2,19 @@
 
 use super::facts::Facts;
 use super::frame::{Confidence, EndsIn};
-use super::words;
+use super::{fixes, words};
 use crate::event::{Device, Ns, Operation};
 use crate::thresholds::{CRI_TIMEOUT, PLEG_THRESHOLD, SECOND};
 use serde::{Deserialize, Serialize};
 
 /// The kubelet waits this long between two relists.
-pub const RELIST_PERIOD: Ns = SECOND;
+const RELIST_PERIOD: Ns = SECOND;
+/// A kubelet with this threshold relies on events (EventedPLEG), and waits [`EVENTED_PERIOD`] between two relists. From
+/// 2026 on it may wait a second all the same, which it does not tell.
+const EVENTED_THRESHOLD: Ns = 600 * SECOND;
+const EVENTED_PERIOD: Ns = 300 * SECOND;
+/// The first release of each line whose shim waits 10 s for output (containerd 12364); those before wait 2 s.
+const WAITS_LONGER: &[fixes::Version] = &[[1, 7, 29], [2, 0, 7], [2, 1, 5], [2, 2, 0]];
 /// Pods get tolerations for this long, unless they bring their own (admission plugin DefaultTolerationSeconds).
 const TOLERATED: Ns = 300 * SECOND;
 
@@ -60,11 +66,12 @@ pub enum Outlook {
     },
 }
 
-/// When a kubelet calls the node NotReady whose last good relist began at `last_good`. `kubelet` is the process whose
-/// relist it is; where a list call stands for it, the only kubelet that is known.
-pub fn not_ready(facts: &Facts, kubelet: Option<u32>, last_good: Ns) -> NotReady {
+/// When a kubelet calls the node NotReady whose stuck relist began at `begin`: its last good relist began one period
+/// earlier, or one before the first of those that failed in a row (`bad`: begin of the first, end of the last). `kubelet`
+/// is the process whose relist it is; where a list call stands for it, the only kubelet that is known.
+pub fn not_ready(facts: &Facts, kubelet: Option<u32>, begin: Ns, bad: Option<(Ns, Ns)>) -> NotReady {
     let read = facts.kubelet_of(kubelet).and_then(|k| k.pleg_threshold.as_ref());
-    let (threshold, confidence, evidence) = match read {
+    let (threshold, mut confidence, mut evidence) = match read {
         // Where its own code or memory did not tell, a default was taken, and the source says so.
         Some((threshold, source)) if source.starts_with("not read") => {
             (*threshold, Confidence::Inferred, source.clone())
@@ -75,21 +82,42 @@ pub fn not_ready(facts: &Facts, kubelet: Option<u32>, last_good: Ns) -> NotReady
             (PLEG_THRESHOLD, Confidence::Inferred, words)
         }
     };
-    let at = last_good.saturating_add(threshold);
+    let mut period = RELIST_PERIOD;
+    if threshold >= EVENTED_THRESHOLD {
+        // The earliest is told: too late would be the worse error.
+        (period, confidence) = (EVENTED_PERIOD, Confidence::Inferred);
+        evidence.push_str("; it relists every 5m or every second, 5m is assumed");
+    }
+    let first = match bad {
+        Some((first, last_end)) if begin.saturating_sub(last_end) <= 2 * period => first.min(begin),
+        _ => begin,
+    };
+    let at = first.saturating_sub(period).saturating_add(threshold);
     NotReady { at, threshold, evictions_from: at.saturating_add(TOLERATED), confidence, evidence }
 }
 
-/// Whether, and about when, what ends there ends by itself. `update` is the update of a container's resources on the
-/// way, which its caller gives up after a while.
-pub fn outlook(facts: &Facts, ends_in: &EndsIn, update: Option<&Operation>, now: Ns) -> Outlook {
-    let by_itself = by_itself(facts, ends_in);
+/// Whether, and about when, what ends there ends by itself. `update` is the update of a container's resources on the way
+/// that waits for its shim, which its caller gives up after a while; `last` is the last operation on the way.
+pub fn outlook(
+    facts: &Facts,
+    ends_in: &EndsIn,
+    update: Option<&Operation>,
+    last: &Operation,
+    now: Ns,
+) -> Outlook {
+    let by_itself = match ends_in {
+        EndsIn::IoDrain => output_wait(facts, last, now),
+        _ => by_itself(facts, ends_in),
+    };
     let Some(update) = update else { return by_itself };
     let read = facts.kubelet_of(None).and_then(|k| k.request_timeout);
     let given_up = update.begin.saturating_add(read.unwrap_or(CRI_TIMEOUT));
     let later = match &by_itself {
         Outlook::Drains { at_most, .. } => now.saturating_add(*at_most) > given_up,
         Outlook::At { at, .. } => *at > given_up,
-        Outlook::Never { .. } | Outlook::Unknown { .. } => true,
+        // That it will not end matters more than that one who waits gives up.
+        Outlook::Never { .. } => false,
+        Outlook::Unknown { .. } => true,
     };
     if !later || given_up <= now {
         return by_itself;
@@ -119,9 +147,7 @@ fn by_itself(facts: &Facts, ends_in: &EndsIn) -> Outlook {
             unknown("it is tried again until nobody keeps the mount busy, or given up")
         }
         EndsIn::RemoteFileSystem { .. } => unknown("it goes on when the other side answers"),
-        EndsIn::IoDrain => unknown(
-            "containerd waits for output at most 2s (10s since 1.7.29, 2.0.7 and 2.1.5); after that it is runc",
-        ),
+        EndsIn::IoDrain => unknown("how long the shim has waited for output is not visible"),
         EndsIn::StatusWrite => unknown("it goes on when the disk has written what is queued before it"),
         EndsIn::CgroupOrDbus => unknown("it goes on when the kernel or systemd answers"),
         EndsIn::Frozen { by } if by.starts_with("traced") || by.starts_with("held by a tracer") => {
@@ -136,6 +162,23 @@ fn by_itself(facts: &Facts, ends_in: &EndsIn) -> Outlook {
         EndsIn::Cycle => never("each of them waits for another of them"),
         EndsIn::NotVisible { .. } => unknown("what it waits for is not visible"),
     }
+}
+
+/// When the shim stops waiting for the container's output. `runc delete`, which comes next, has no limit.
+fn output_wait(facts: &Facts, delete: &Operation, now: Ns) -> Outlook {
+    let version = facts.process_of(delete.actor.pid).and_then(|p| p.version.as_deref());
+    let (limit, words) = match version.and_then(|v| fixes::is_from(v, WAITS_LONGER)) {
+        Some(true) => (10 * SECOND, "this shim waits for output 10s at most, then runs runc delete"),
+        Some(false) => (2 * SECOND, "this shim waits for output 2s at most, then runs runc delete"),
+        None => {
+            (10 * SECOND, "a shim waits for output 2s or 10s at most, by its version, then runs runc delete")
+        }
+    };
+    let at = delete.begin.saturating_add(limit);
+    if at > now {
+        return Outlook::At { at, because: words.to_owned() };
+    }
+    Outlook::unknown("it no longer waits for output, it is in runc delete, which has no limit")
 }
 
 /// When the device has written what waits for it; else why that cannot be told.
