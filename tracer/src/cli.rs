@@ -157,6 +157,7 @@ impl Probing {
             survey_only: false,
             also: self.also.clone(),
             diagnostics: self.verbose,
+            without: Vec::new(),
         }
     }
 }
