@@ -105,34 +105,45 @@ pub fn events_agree_with_the_programs_own_log() -> Result<()> {
     for took in &log {
         let waited = took.got - took.before;
         if waited >= 25_000_000 {
-            let (told, _, at) = watch
-                .ended(&format!("a wait like {took:?}"), |o| of(o, Kind::LockWait, took))
-                .context("lock wait")?;
-            ensure!(told.begin >= took.before && at <= took.got, "{told:?} to {at}, log {took:?}");
-            ensure!(close(at - told.begin, waited), "{told:?} to {at}, log {took:?}");
-            waits += 1;
-            // Who released it is who had it before: the last to let go of this lock before we got it. What the last of
-            // several readers lets go of is told of that reader.
-            let woken = watch.wait(&format!("a waker for {took:?}"), 5, |all| {
-                all.events.iter().find_map(|event| match &event.body {
-                    Body::Woken { by, waiter, semaphore }
-                        if waiter.goid == Some(took.goid)
-                            && (took.lock..took.lock + 24).contains(semaphore) =>
-                    {
-                        Some((*by, event.at))
-                    }
-                    _ => None,
-                })
+            // A writer waits for the writer before it, and then for readers: one acquisition, two waits.
+            let told = watch.wait(&format!("waits like {took:?}"), 5, |all| {
+                let told: Vec<(Operation, u64)> = all
+                    .events
+                    .iter()
+                    .filter_map(|event| match &event.body {
+                        Body::Ended(o, _) if of(o, Kind::LockWait, took) => Some((o.clone(), event.at)),
+                        _ => None,
+                    })
+                    .collect();
+                let sum: u64 = told.iter().map(|(o, at)| at - o.begin).sum();
+                close(sum, waited).then_some(told)
             })?;
-            let releasers: BTreeSet<u64> = log
-                .iter()
-                .filter(|other| other.lock == took.lock && other.goid != took.goid)
-                .filter(|other| other.released <= woken.1 && woken.1 - other.released < 50_000_000)
-                .map(|other| other.goid)
-                .collect();
-            let by = woken.0.goid.context("a waker without a goroutine")?;
-            ensure!(releasers.contains(&by), "woken by {by}, released by {releasers:?}: {took:?}");
-            wakes += 1;
+            waits += told.len();
+            for (told, at) in told {
+                ensure!(told.begin >= took.before && at <= took.got, "{told:?} to {at}, log {took:?}");
+                let (by, woken) = watch.wait(&format!("a waker for {told:?}"), 5, |all| {
+                    all.events.iter().find_map(|event| match &event.body {
+                        Body::Woken { by, waiter, semaphore }
+                            if waiter.goid == Some(took.goid)
+                                && *semaphore == told.object
+                                && (told.begin..=at).contains(&event.at) =>
+                        {
+                            Some((*by, event.at))
+                        }
+                        _ => None,
+                    })
+                })?;
+                // Who let go of this lock just before.
+                let releasers: BTreeSet<u64> = log
+                    .iter()
+                    .filter(|other| other.lock == took.lock && other.goid != took.goid)
+                    .filter(|other| other.released <= woken && woken - other.released < 50_000_000)
+                    .map(|other| other.goid)
+                    .collect();
+                let by = by.goid.context("a waker without a goroutine")?;
+                ensure!(releasers.contains(&by), "woken by {by}, released by {releasers:?}: {told:?}");
+                wakes += 1;
+            }
         }
         if took.kind == 'W' {
             let (told, _, at) = watch

@@ -38,9 +38,16 @@ fn does(what: &str, call: impl FnOnce() -> i32 + Send + 'static) -> Did {
     let run = move || {
         let begin = now();
         let errno = call();
-        Did { what, pid: std::process::id(), tid: tid(), begin, end: now(), errno }
+        let did = Did { what, pid: std::process::id(), tid: tid(), begin, end: now(), errno };
+        linger();
+        did
     };
     thread::spawn(run).join().unwrap()
+}
+
+/// The thread stays for a while, as a thread of a shim does: the end that no probe tells is asked of the thread itself.
+fn linger() {
+    thread::sleep(std::time::Duration::from_millis(400));
 }
 
 /// One way of seeing, and how well it sees.
@@ -275,7 +282,9 @@ fn two_queued(case: &Case) -> Result<()> {
             gate.wait();
             let begin = now();
             let errno = umount(&at, 0);
-            Did { what: "queued".into(), pid: std::process::id(), tid: tid(), begin, end: now(), errno }
+            let (pid, tid, end) = (std::process::id(), tid(), now());
+            linger();
+            Did { what: "queued".into(), pid, tid, begin, end, errno }
         })
     });
     let did = threads.map(|thread| thread.join().unwrap());

@@ -39,7 +39,11 @@ impl Archive {
 
     /// Adds a program and the libraries it needs, which stay where they lie on this machine.
     pub fn program(&mut self, path: &str, from: &Path) -> Result<()> {
-        let content = fs::read(from).with_context(|| format!("reading {}", from.display()))?;
+        // Debug information would be most of the machine's memory.
+        let bare = from.with_added_extension("stripped");
+        shell::capture(Command::new("strip").arg("-o").arg(&bare).arg(from))?;
+        let content = fs::read(&bare).with_context(|| format!("reading {}", bare.display()))?;
+        fs::remove_file(&bare)?;
         self.file(path, &content);
         // A static program makes ldd fail.
         let listed = shell::capture(Command::new("ldd").arg(from)).unwrap_or_default();

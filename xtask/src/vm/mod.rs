@@ -104,7 +104,7 @@ impl Programs {
     fn build() -> Result<Programs> {
         let plegscope = lab::tracer::binary()?;
         let output = Command::new("cargo")
-            .args(["test", "--release", "--locked", "--package", "tracer", "--test", "kernel", "--no-run"])
+            .args(["test", "--locked", "--package", "tracer", "--test", "kernel", "--no-run"])
             .arg("--message-format=json-render-diagnostics")
             .current_dir(shell::root())
             .stderr(Stdio::inherit())
