@@ -37,12 +37,12 @@ const TESTS: &[Test] = &[
     ("unmounts by tracepoint", 180, || unmounts::all(SeenBy::Tracepoint)),
     ("lock log", 60, locks::events_agree_with_the_programs_own_log),
     ("lock phantoms", 90, locks::what_dies_leaves_nothing),
-    ("restarts", 180, restarts::twenty_times),
     ("no tracefs", 40, hostile::no_tracefs),
     ("tracefs read-only", 40, hostile::tracefs_read_only),
     ("no BTF", 40, hostile::no_btf),
     ("kptr_restrict, perf_event_paranoid", 40, hostile::restrictive_sysctls),
     ("few capabilities", 40, hostile::few_capabilities),
+    ("restarts", 400, restarts::twenty_times),
     // The last one: there is no way back.
     ("lockdown", 40, hostile::lockdown),
 ];

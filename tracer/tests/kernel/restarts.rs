@@ -106,17 +106,24 @@ pub fn twenty_times() -> Result<()> {
         })
     };
     for round in 0..ROUNDS {
+        let begin = machine::now();
         let mut command = Command::new("/plegscope");
         let plegscope = Plegscope::start(command.args(["live", "--json", "--also", &pid.to_string()]))?;
         if round == 0 {
             let (memory, file) = text(pid)?;
             ensure!(memory != file, "no probe is in the program: this test sees nothing");
         }
+        let ready = machine::now();
         let signal = [libc::SIGINT, libc::SIGKILL, libc::SIGTERM, libc::SIGKILL][round as usize % 4];
         plegscope.end(signal).with_context(|| format!("round {round}, signal {signal}"))?;
         machine::no_probe_is_left().with_context(|| format!("round {round}, signal {signal}"))?;
         let (memory, file) = text(pid)?;
         ensure!(memory == file, "round {round}: the program's text is not what it was");
+        println!(
+            "note round {round}: ready after {} ms, gone after {} ms",
+            (ready - begin) / 1_000_000,
+            (machine::now() - ready) / 1_000_000
+        );
     }
     over.store(true, Ordering::Relaxed);
     syncer.join().unwrap();

@@ -304,8 +304,9 @@ fn syncfs(case: &Case) -> Result<()> {
         0
     });
     ensure!(did.took() > 800_000_000, "the disk is not slow: {did:?}");
-    if case.how == SeenBy::Tracepoint {
-        // Only syncs inside an unmount are seen.
+    // By tracepoints only syncs inside an unmount are seen; and the compiler of 5.10 has put a copy of `sync_filesystem`
+    // into syncfs(2), where no probe is.
+    if case.how == SeenBy::Tracepoint || machine::kernel() < (6, 1) {
         return Ok(());
     }
     sync_is_told(case, &did, upper, "xfs", true)?;
