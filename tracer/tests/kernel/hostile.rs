@@ -21,7 +21,7 @@ fn doctor(command: &mut Command) -> Result<(serde_json::Value, Output)> {
 
 /// The entry of a probe.
 fn probe<'a>(doctor: &'a serde_json::Value, what: &str) -> Result<&'a serde_json::Value> {
-    let all = doctor["probes"].as_array().context("no probes")?;
+    let all = doctor["survey"]["probes"].as_array().context("no probes")?;
     all.iter().find(|probe| probe["what"] == what).with_context(|| format!("no probe {what} in {doctor}"))
 }
 

@@ -24,7 +24,7 @@ pub struct Args {
     /// Which kernel: 5.10, 6.1, 6.12 or newest; may be given several times. All when left out.
     #[arg(long, value_name = "LINE")]
     pub kernel: Vec<String>,
-    /// Run only tests whose name contains this.
+    /// Run only tests whose name contains this, or one of these, with commas between.
     #[arg(long, value_name = "PART")]
     pub only: Option<String>,
     /// Write what the verifier looked at into docs/verifier-cost.md (with all kernels).
