@@ -27,19 +27,32 @@ pub struct Plegscope {
 impl Plegscope {
     pub fn start(command: &mut Command) -> Result<Plegscope> {
         let mut child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn()?;
-        let mut lines = BufReader::new(child.stderr.take().context("its messages")?).lines();
+        let lines = BufReader::new(child.stderr.take().context("its messages")?).lines();
+        let (send, messages) = std::sync::mpsc::channel();
+        // Reads on, so that it never waits for us.
+        std::thread::spawn(move || {
+            for line in lines.map_while(Result::ok) {
+                let _ = send.send(line);
+            }
+        });
         let mut said = String::new();
         loop {
-            let Some(line) = lines.next() else { bail!("it ended before it was ready: {said}") };
-            let line = line?;
-            said += &line;
-            said.push('\n');
-            if line.contains("attached ") {
+            match messages.recv_timeout(std::time::Duration::from_secs(30)) {
+                Ok(line) => said = said + &line + "\n",
+                Err(error) => {
+                    let pid = child.id();
+                    let read = |name: &str| {
+                        std::fs::read_to_string(format!("/proc/{pid}/{name}")).unwrap_or_default()
+                    };
+                    let (stat, stack) = (read("stat"), read("stack"));
+                    let _ = child.kill();
+                    bail!("it was not ready ({error}) and said {said:?}; {stat} {stack}");
+                }
+            }
+            if said.contains("attached ") {
                 break;
             }
         }
-        // Read on, so that it never waits for us.
-        std::thread::spawn(move || lines.map_while(Result::ok).for_each(drop));
         Ok(Plegscope { child, said })
     }
 
