@@ -164,8 +164,9 @@ fn other_kernels(run: &mut Run) -> Result<Outcome> {
         return Ok(Outcome::Skipped("needs network and minutes (--fast)".into()));
     }
     let kernel = ["5.10", "6.12"].map(String::from).to_vec();
-    vm::run(&vm::Args { kernel, ..vm::Args::default() })?;
-    Ok(Outcome::Passed)
+    let only = Some("features,plan,verifier,fentry,log,phantoms".to_owned());
+    vm::run(&vm::Args { kernel, only, ..vm::Args::default() })?;
+    Ok(Outcome::Skipped("restarts, hostile settings and forced fallbacks: cargo xtask vm".into()))
 }
 
 /// What the other steps run. The end-to-end test installs what it needs by itself.
