@@ -1,15 +1,14 @@
 //! From the wait graph to diagnoses: stuck calls, their chains, seconds per link, and one diagnosis for each distinct
 //! end.
 
-use super::advice::{Circumstances, advice};
 use super::dirtiers::dirtiers;
 use super::facts::Facts;
 use super::frame::{
-    Chain, Confidence, Diagnosis, Edge, EdgeKind, EndsIn, Head, Link, Lock, LockKind, StuckCall, Subject,
+    Advice, Chain, Confidence, Diagnosis, Edge, EdgeKind, EndsIn, Head, Link, Lock, LockKind, StuckCall,
+    Subject,
 };
 use super::graph::{Graph, Next, RELIST_CALLS};
 use super::leaf::{FailedUnmounts, Leaf, leaf_of};
-use super::operations::is_temporary;
 use super::other_cause::Case;
 use super::outlook::{NotReady, RELIST_PERIOD, not_ready, outlook};
 use super::{exits, leaked, limits, stalls, words};
@@ -340,19 +339,6 @@ impl Inputs<'_> {
         let chain = self.chain(&drawn_path);
         let leaf = walks[0].leaf.clone();
         let containers = self.containers(&walks);
-        let kinds: Vec<Kind> = drawn_path.iter().map(|&n| self.graph.nodes[n].flight.op.kind).collect();
-        let culprit = drawn_path.iter().rev().find_map(|&n| self.graph.nodes[n].container.as_deref());
-        let volatile =
-            culprit.and_then(|id| self.facts.container_of(id)).and_then(|c| c.volatile) == Some(true);
-        let on = Circumstances {
-            through_locks: kinds.contains(&Kind::LockWait),
-            through_update: drawn_path
-                .iter()
-                .any(|&n| self.graph.nodes[n].flight.op.method == "UpdateContainerResources"),
-            volatile,
-            temporary: drawn_path.iter().any(|&n| is_temporary(&self.graph.nodes[n].flight.op)),
-            kinds: &kinds,
-        };
         let relists: Vec<OperationId> = walks
             .iter()
             .filter(|w| matches!(w.head, Head::Relist | Head::ListCall))
@@ -418,7 +404,6 @@ impl Inputs<'_> {
         };
         let signature = signature(&leaf.ends_in, &chain, self.facts);
         let worst = self.worst(&walks);
-        let advice = advice(&leaf.ends_in, &on);
         Found {
             diagnosis: Diagnosis {
                 outlook: outlook(self.facts, &leaf.ends_in, update, self.now),
@@ -438,7 +423,7 @@ impl Inputs<'_> {
                 not_this_chain,
                 signature,
                 blind_spots: self.blind.to_vec(),
-                advice,
+                advice: Advice::default(),
                 incident: None,
             },
             key,

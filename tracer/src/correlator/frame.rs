@@ -434,6 +434,8 @@ pub struct Advice {
 /// Something that prevents it for good.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Fix {
+    /// Its heading in `docs/fixes.md`.
+    pub id: String,
     /// What to do.
     pub what: String,
     /// What it changes.

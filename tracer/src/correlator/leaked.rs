@@ -1,10 +1,9 @@
 //! Shims that are left over: their bundle is gone and they still run. Nobody waits for them, so they are shown and never
 //! an incident; which incident led to one stands among that one's consequences.
 
-use super::advice::{Circumstances, advice};
 use super::diagnosis::Found;
 use super::facts::Facts;
-use super::frame::{Chain, Confidence, Diagnosis, EndsIn, Head};
+use super::frame::{Advice, Chain, Confidence, Diagnosis, EndsIn, Head};
 use super::limits;
 use super::outlook::Outlook;
 use std::collections::{BTreeMap, BTreeSet};
@@ -16,16 +15,9 @@ pub fn found(facts: &Facts, blind: &[String]) -> Option<Found> {
         return None;
     }
     let ends_in = EndsIn::LeakedShims { count: facts.leaked_total() };
-    let on = Circumstances {
-        through_locks: false,
-        through_update: false,
-        volatile: false,
-        temporary: false,
-        kinds: &[],
-    };
     Some(Found {
         diagnosis: Diagnosis {
-            advice: advice(&ends_in, &on),
+            advice: Advice::default(),
             ends_in,
             confidence: Confidence::Inferred,
             evidence: "their bundles are gone and they still run".to_owned(),

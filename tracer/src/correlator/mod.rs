@@ -8,8 +8,9 @@
 //! tick ───> graph         who waits for whom, and what that rests on      (graph.rs, ground.rs)
 //!                         and who holds what others wait for              (locks.rs)
 //!                         and which processes do not run                  (stalls.rs)
-//!        ─> diagnoses     chains from stuck calls to their ends           (diagnosis.rs, leaf.rs, advice.rs)
+//!        ─> diagnoses     chains from stuck calls to their ends           (diagnosis.rs, leaf.rs)
 //!                         and what each link has cost so far              (critical.rs)
+//!                         and what helps, and how much it would have      (advice.rs, fixes.rs)
 //!                         and why it is not the unmount chain             (other_cause.rs)
 //!                         and shims that are left over                    (leaked.rs)
 //!        ─> incidents     diagnoses over time, and what comes of them     (incident.rs, consequences.rs)
@@ -26,6 +27,7 @@ mod diagnosis;
 mod dirtiers;
 mod exits;
 mod facts;
+pub mod fixes;
 pub mod frame;
 mod graph;
 pub mod ground;
@@ -280,6 +282,10 @@ impl Correlator {
         let (operations, exits) = (&self.operations, &self.exits);
         let drawn = diagnoses.found.iter_mut().map(|found| &mut found.diagnosis);
         self.critical.tick(drawn, now, |id| operations.contains(id) || exits.contains(id));
+        // What a fix would have saved is told from the seconds of the links.
+        for found in &mut diagnoses.found {
+            advice::advise(&mut found.diagnosis, &self.facts);
+        }
         self.note_losses(&mut diagnoses.found, now);
         let scene = Scene {
             facts: &self.facts,
