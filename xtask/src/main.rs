@@ -10,6 +10,7 @@ mod packages;
 mod shell;
 mod test;
 mod tidy;
+mod vm;
 
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;
@@ -40,6 +41,8 @@ enum Command {
     E2e(lab::e2e::Args),
     /// Measure what plegscope costs, side by side with bpftrace
     Bench(bench::Args),
+    /// Boot other kernels in QEMU and prove the kernel half on each
+    Vm(vm::Args),
 }
 
 fn main() -> ExitCode {
@@ -55,6 +58,7 @@ fn main() -> ExitCode {
         Command::Kubelet(args) => kubelet::run(&args),
         Command::E2e(args) => lab::e2e::run(args),
         Command::Bench(args) => bench::run(args),
+        Command::Vm(args) => vm::run(&args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

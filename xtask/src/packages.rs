@@ -55,6 +55,17 @@ impl Suite {
         Ok(versions)
     }
 
+    /// What the newest version of a built package depends on with an exact version: (package, version).
+    pub fn pinned_dependencies(&self, package: &str) -> Result<Vec<(String, String)>> {
+        let shown = shell::capture(self.apt("apt-cache").args(["show", "--no-all-versions", package]))?;
+        let line = shown.lines().find_map(|line| line.strip_prefix("Depends: ")).unwrap_or_default();
+        let pinned = |one: &str| {
+            let (name, version) = one.trim().split_once(" (= ")?;
+            Some((name.to_owned(), version.strip_suffix(')')?.to_owned()))
+        };
+        Ok(line.split(',').filter_map(pinned).collect())
+    }
+
     /// Fetches one version of a built package and unpacks it (nothing of it is run) into a folder of the cache, which is
     /// returned. What is there already is not fetched again.
     pub fn unpack(&self, package: &str, version: &str) -> Result<PathBuf> {

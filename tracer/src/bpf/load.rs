@@ -16,7 +16,7 @@ use aya::{
         uprobe::{UProbeAttachLocation, UProbeAttachPoint, UProbeScope},
     },
 };
-use aya_obj::generated::bpf_insn;
+use aya_obj::{ProgramSection, generated::bpf_insn};
 use serde::{Deserialize, Serialize};
 use std::{
     collections::{BTreeMap, HashSet},
@@ -159,8 +159,8 @@ impl Kernel {
         Ok(kernel)
     }
 
-    /// The uprobe programs once more, loaded for uprobe-multi links, sharing the maps that aya made.
-    fn load_multi(&self, values: &[(&'static str, Vec<u8>)]) -> anyhow::Result<BTreeMap<GoProgram, OwnedFd>> {
+    /// The object once more, its code relocated to the maps that aya made.
+    fn relocated(&self, values: &[(&'static str, Vec<u8>)]) -> anyhow::Result<aya_obj::Object> {
         let mut object = aya_obj::Object::parse(&OBJECT.0)?;
         object
             .patch_map_data(values.iter().map(|(name, value)| (*name, (value.as_slice(), true))).collect())?;
@@ -172,6 +172,41 @@ impl Kernel {
             .collect();
         object.relocate_maps(maps.iter().map(|(name, fd, map)| (name.as_str(), *fd, map)), &text)?;
         object.relocate_calls(&text)?;
+        Ok(object)
+    }
+
+    /// Loads each program of the object once more, without attaching it, and tells how many instructions the verifier
+    /// looked at; or why it could not be loaded.
+    pub fn verifier_costs(
+        &self,
+        features: &Features,
+    ) -> anyhow::Result<BTreeMap<String, std::io::Result<u64>>> {
+        let object = self.relocated(&globals(features, false))?;
+        let vmlinux = std::fs::read("/sys/kernel/btf/vmlinux").unwrap_or_default();
+        let btf = super::btf::Btf::parse(&vmlinux).ok();
+        let sights = super::plan::kernel(features);
+        let ways = || sights.iter().flat_map(|sight| &sight.ways).flat_map(|way| way.programs);
+        let cost = |name: &str, program: &aya_obj::Program| {
+            let code = &object.functions.get(&program.function_key())?.instructions;
+            let function = || {
+                let (_, target) = ways().find(|(planned, _)| *planned == name)?;
+                btf.as_ref()?.function_id(target)
+            };
+            let (kind, attach, function) = match program.section {
+                ProgramSection::FEntry { .. } => (sys::PROGRAM_TRACING, sys::ATTACH_FENTRY, function()?),
+                ProgramSection::FExit { .. } => (sys::PROGRAM_TRACING, sys::ATTACH_FEXIT, function()?),
+                ProgramSection::TracePoint => (sys::PROGRAM_TRACEPOINT, 0, 0),
+                ProgramSection::RawTracePoint => (sys::PROGRAM_RAW_TRACEPOINT, 0, 0),
+                _ => (sys::PROGRAM_KPROBE, 0, 0),
+            };
+            Some(sys::count_instructions(&sys::Program { kind, attach, code, function }))
+        };
+        Ok(object.programs.iter().filter_map(|(name, p)| Some((name.clone(), cost(name, p)?))).collect())
+    }
+
+    /// The uprobe programs once more, loaded for uprobe-multi links, sharing the maps that aya made.
+    fn load_multi(&self, values: &[(&'static str, Vec<u8>)]) -> anyhow::Result<BTreeMap<GoProgram, OwnedFd>> {
+        let object = self.relocated(values)?;
         GoProgram::ALL
             .iter()
             .map(|program| {

@@ -13,8 +13,14 @@ use tracer_common::record::Plain;
 pub const PROGRAM_KPROBE: u32 = 2;
 /// `BPF_PROG_TYPE_TRACING`: fentry and fexit.
 pub const PROGRAM_TRACING: u32 = 26;
+/// `BPF_PROG_TYPE_TRACEPOINT`.
+pub const PROGRAM_TRACEPOINT: u32 = 5;
+/// `BPF_PROG_TYPE_RAW_TRACEPOINT`.
+pub const PROGRAM_RAW_TRACEPOINT: u32 = 17;
 /// `BPF_TRACE_FENTRY`.
 pub const ATTACH_FENTRY: u32 = 24;
+/// `BPF_TRACE_FEXIT`.
+pub const ATTACH_FEXIT: u32 = 25;
 /// `BPF_TRACE_UPROBE_MULTI` (kernel 6.6).
 pub const ATTACH_UPROBE_MULTI: u32 = 48;
 /// `BPF_MAP_TYPE_RINGBUF` (kernel 5.8).
@@ -88,33 +94,38 @@ struct ProgLoad {
     attach_btf_id: u32,
 }
 
+/// Loads a program; `log` takes what the verifier says at this level.
+fn attempt(program: &Program<'_>, level: u32, log: &mut [u8]) -> io::Result<OwnedFd> {
+    let mut attributes = ProgLoad {
+        prog_type: program.kind,
+        insn_cnt: u32::try_from(program.code.len()).map_err(io::Error::other)?,
+        insns: program.code.as_ptr() as u64,
+        license: c"Dual MIT/GPL".as_ptr() as u64,
+        expected_attach_type: program.attach,
+        attach_btf_id: program.function,
+        ..ProgLoad::default()
+    };
+    if !log.is_empty() {
+        attributes.log_level = level;
+        attributes.log_size = u32::try_from(log.len()).map_err(io::Error::other)?;
+        attributes.log_buf = log.as_mut_ptr() as u64;
+    }
+    owned(bpf(PROG_LOAD, &mut attributes)?)
+}
+
+fn text(log: &[u8]) -> String {
+    String::from_utf8_lossy(log.split(|b| *b == 0).next().unwrap_or_default()).into_owned()
+}
+
 /// Loads a program; on refusal the error carries the end of the verifier's log.
 pub fn load(program: &Program<'_>) -> io::Result<OwnedFd> {
-    let attempt = |log: &mut [u8]| {
-        let mut attributes = ProgLoad {
-            prog_type: program.kind,
-            insn_cnt: u32::try_from(program.code.len()).map_err(io::Error::other)?,
-            insns: program.code.as_ptr() as u64,
-            license: c"Dual MIT/GPL".as_ptr() as u64,
-            expected_attach_type: program.attach,
-            attach_btf_id: program.function,
-            ..ProgLoad::default()
-        };
-        if !log.is_empty() {
-            attributes.log_level = 1;
-            attributes.log_size = u32::try_from(log.len()).map_err(io::Error::other)?;
-            attributes.log_buf = log.as_mut_ptr() as u64;
-        }
-        owned(bpf(PROG_LOAD, &mut attributes)?)
-    };
-    attempt(&mut []).or_else(|error| {
+    attempt(program, 0, &mut []).or_else(|error| {
         if error.raw_os_error() != Some(libc::EACCES) {
             return Err(error);
         }
         let mut log = vec![0u8; 1 << 20];
-        attempt(&mut log).map_err(|error| {
-            let text =
-                String::from_utf8_lossy(log.split(|b| *b == 0).next().unwrap_or_default()).into_owned();
+        attempt(program, 1, &mut log).map_err(|error| {
+            let text = text(&log);
             let last: Vec<&str> = text.lines().rev().take(12).collect();
             io::Error::new(
                 error.kind(),
@@ -122,6 +133,17 @@ pub fn load(program: &Program<'_>) -> io::Result<OwnedFd> {
             )
         })
     })
+}
+
+/// Loads a program and lets go of it; how many instructions the verifier looked at (`BPF_LOG_STATS`, kernel 5.2).
+pub fn count_instructions(program: &Program<'_>) -> io::Result<u64> {
+    const STATISTICS: u32 = 4;
+    let mut log = vec![0u8; 1 << 14];
+    attempt(program, STATISTICS, &mut log)?;
+    let text = text(&log);
+    let count =
+        text.lines().find_map(|line| line.strip_prefix("processed ")?.split(' ').next()?.parse().ok());
+    count.ok_or_else(|| io::Error::other(format!("the verifier told no count: {text}")))
 }
 
 #[repr(C)]

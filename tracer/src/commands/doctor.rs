@@ -124,14 +124,14 @@ fn fixes(facts: &exposure::Facts, verdict: &exposure::Verdict) -> Vec<Fix> {
         device: Some(DeviceName { device: upper.device, name: upper.name.clone() }),
         fs_type: Some(upper.fs_type.clone()),
     };
+    let mut daemons = facts.processes.iter().filter(|p| p.role == crate::event::Role::Containerd);
+    let sole = daemons.next().filter(|_| daemons.next().is_none());
     let on = Circumstances {
-        through_locks: true,
-        through_update: !facts.kubelets.iter().all(none),
-        volatile: false,
-        temporary: false,
-        kinds: &[],
+        containerd: sole.and_then(|p| p.version.as_deref()),
+        cpu_manager: facts.kubelets.iter().all(none).then_some("none"),
+        ..Circumstances::default()
     };
-    advice::advice(&ends_in, &on).fixes
+    advice::in_advance(&ends_in, &on)
 }
 
 fn in_words(fix: &Fix) -> String {

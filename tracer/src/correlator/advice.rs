@@ -104,12 +104,7 @@ pub fn advise(diagnosis: &mut Diagnosis, facts: &Facts) {
 pub fn advice(ends_in: &EndsIn, on: &Circumstances<'_>) -> Advice {
     let mut fixes = fixes(ends_in, on);
     if let Some(saves) = on.behind_update() {
-        match on.cpu_manager {
-            Some("none") => {}
-            Some(_) => fixes.push(CPU_MANAGER_NONE.saving(Some(saves))),
-            // Without knowing the policy it is not known either who asks for the updates.
-            None => fixes.push(CPU_MANAGER_NONE.saving(None)),
-        }
+        fixes.extend(cpu_manager_none(on, Some(saves)));
         // The container is exiting: its Delete is on the way.
         if on.links.iter().any(|l| l.operation.method == "Delete") {
             fixes.push(REFUSE_UPDATES.saving(Some(saves)));
@@ -117,6 +112,23 @@ pub fn advice(ends_in: &EndsIn, on: &Circumstances<'_>) -> Advice {
     }
     fixes.sort_by_key(|fix| (Reverse(fix.saves), Known::place(&fix.id)));
     Advice { do_now: do_now(ends_in, on), do_not: do_not(ends_in, on), fixes }
+}
+
+/// The fixes that would help against this end before there is a chain that ends so.
+pub fn in_advance(ends_in: &EndsIn, on: &Circumstances<'_>) -> Vec<Fix> {
+    let mut fixes = fixes(ends_in, on);
+    fixes.extend(cpu_manager_none(on, None));
+    fixes.sort_by_key(|fix| Known::place(&fix.id));
+    fixes
+}
+
+fn cpu_manager_none(on: &Circumstances<'_>, saves: Option<Ns>) -> Option<Fix> {
+    match on.cpu_manager {
+        Some("none") => None,
+        Some(_) => Some(CPU_MANAGER_NONE.saving(saves)),
+        // Without knowing the policy it is not known either who asks for the updates.
+        None => Some(CPU_MANAGER_NONE.saving(None)),
+    }
 }
 
 /// The fixes that apply here against the end itself.

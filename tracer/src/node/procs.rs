@@ -414,6 +414,12 @@ pub fn alive_since(pid: u32) -> Option<Ns> {
     parse_stat(&text).filter(|stat| !stat.is_over()).map(|stat| stat.started())
 }
 
+/// Whether the first thread of the process with this pid lives: it has not exited, even if others have stayed.
+pub fn leader_lives(pid: u32) -> bool {
+    let text = read_file(&format!("/proc/{pid}/stat"), SMALL).ok();
+    text.and_then(|text| parse_stat(&text)).is_some_and(|stat| !matches!(stat.state, 'Z' | 'X' | 'x'))
+}
+
 /// Reads `/proc/PID/stat`; `None` when it is not such a line. The name ends at the *last* closing parenthesis.
 pub fn parse_stat(text: &[u8]) -> Option<Stat> {
     let open = text.iter().position(|b| *b == b'(')?;

@@ -20,7 +20,7 @@ use crate::{
         features::Features,
         known_bad,
         load::Kernel,
-        plan::{self, Probe, Sight, UNMOUNT_SIGHT},
+        plan::{self, Probe, Sight, UNMOUNT_SIGHT, Way},
         read::Reader,
     },
     event::{Body, Event, Kind, Ns, Process, Role, SeenBy},
@@ -150,10 +150,13 @@ impl Attacher {
         let mut kernel = Kernel::load(&features, self.settings.diagnostics)?;
         kernel.set_floors(thresholds::floor)?;
         let reader = kernel.reader()?;
+        let without = &self.settings.without;
         for sight in plan::kernel(&features) {
             let probe = kernel.attach_sight(&sight, |way| {
                 // The tracepoint of unmounts is attached last, and only if nothing else sees any.
-                if sight.what == UNMOUNT_SIGHT && way.how == SeenBy::Tracepoint {
+                if without.contains(&way.how) {
+                    Err(WITHOUT.into())
+                } else if sight.what == UNMOUNT_SIGHT && way.how == SeenBy::Tracepoint {
                     Err(TAXING.into())
                 } else {
                     Ok(())
@@ -558,7 +561,9 @@ impl Attacher {
             return;
         };
         if wanted && self.kernel_probes[at].note.contains(TAXING) {
-            let mut probe = kernel.attach_sight(&sight, |_| Ok(()));
+            let without = &self.settings.without;
+            let may = |way: &Way| if without.contains(&way.how) { Err(WITHOUT.into()) } else { Ok(()) };
+            let mut probe = kernel.attach_sight(&sight, may);
             if probe.how.is_some() {
                 probe.note = format!("{}; taxes every system call of the node by about 50 ns", probe.note);
             }
@@ -643,6 +648,8 @@ impl Attacher {
     }
 }
 
+/// Why a way is not taken that the settings leave out.
+const WITHOUT: &str = "left out by the settings";
 /// Why the tracepoint of unmounts is not the first choice.
 const TAXING: &str = "would tax every system call of the node; unmounts of containerd and its shims are seen in their own code";
 

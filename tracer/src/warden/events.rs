@@ -56,11 +56,16 @@ pub fn run(mut reader: Reader, outbox: &Outbox, shared: &Shared, fuse: Fuse) {
             std::thread::sleep(Duration::from_nanos(POLL_EVERY));
         }
         let mut events = Vec::new();
-        reader.records(|record| from_record(&record, shared, &mut events));
+        reader.records(|record| {
+            if let Record::ProcessGone(gone) = &record {
+                poller.replaced.push((gone.tgid, gone.header.at));
+            }
+            from_record(&record, shared, &mut events);
+        });
         let now = clock::monotonic();
         if now >= next_poll {
             next_poll = now + POLL_EVERY;
-            match poller.poll(&mut reader, now, &mut events) {
+            match poller.poll(&mut reader, shared, now, &mut events) {
                 Ok(()) => *lock(&shared.in_flight) = poller.operations.clone(),
                 Err(error) => {
                     outbox.log(Level::Error, format!("reading what is in flight failed: {error:#}"))
@@ -221,12 +226,20 @@ struct Poller {
     operations: Vec<Operation>,
     /// Entries that are over but stay in the map until their thread unmounts again, as told already: key and begin.
     told: BTreeSet<(Key, Ns)>,
+    /// Processes of which the kernel half has seen an exec or exit since the last poll, and when.
+    replaced: Vec<(u32, Ns)>,
     /// Loss counters as told already.
     lost: BTreeMap<LossPoint, u64>,
 }
 
 impl Poller {
-    fn poll(&mut self, reader: &mut Reader, now: Ns, events: &mut Vec<Event>) -> anyhow::Result<()> {
+    fn poll(
+        &mut self,
+        reader: &mut Reader,
+        shared: &Shared,
+        now: Ns,
+        events: &mut Vec<Event>,
+    ) -> anyhow::Result<()> {
         if self.rest.may_skip(reader.begun(Kind::RECORDED.into_iter().map(decode::number_of))) {
             self.waits.clear();
             self.ops.clear();
@@ -235,6 +248,7 @@ impl Poller {
             self.rest.read(self.waits.is_empty() && self.ops.is_empty());
         }
         self.forget_the_dead(reader, now, events)?;
+        self.forget_the_replaced(reader, shared, events)?;
         self.operations.clear();
         let old = |kind: Option<Kind>, begin: Ns| {
             // An entry whose begin is 0 is being filled in.
@@ -252,13 +266,16 @@ impl Poller {
                 continue;
             }
             let Some(operation) = decode::op(op, method_name) else { continue };
+            let identity = (op.key, op.begin);
+            // What was over stays over: later the thread may run, or be in another unmount, and be asked in vain.
+            if self.told.contains(&identity) {
+                still_told.insert(identity);
+                continue;
+            }
             match over(op, now) {
                 None => self.operations.push(operation),
                 Some(at) => {
-                    let identity = (op.key, op.begin);
-                    if !self.told.contains(&identity) {
-                        events.push(Event { at, body: Body::Ended(operation, decode::outcome(op)) });
-                    }
+                    events.push(Event { at, body: Body::Ended(operation, decode::outcome(op)) });
                     still_told.insert(identity);
                 }
             }
@@ -317,6 +334,33 @@ impl Poller {
         let gone =
             pids.into_iter().filter(|pid| self.alive.get(pid).is_some_and(|(_, since)| since.is_none()));
         events.extend(gone.map(|pid| Event { at: now, body: Body::ProcessGone { pid } }));
+        Ok(())
+    }
+
+    /// Removes what processes have left in the maps that called exec: the program that began it is no more, while pid and
+    /// start time are the same. An exit is told by the same record; then nobody lives, or only other threads do.
+    fn forget_the_replaced(
+        &mut self,
+        reader: &mut Reader,
+        shared: &Shared,
+        events: &mut Vec<Event>,
+    ) -> anyhow::Result<()> {
+        for (pid, at) in std::mem::take(&mut self.replaced) {
+            if !crate::node::procs::leader_lives(pid) {
+                continue;
+            }
+            let old = |key: &Key, begin: Ns| key.tgid == pid && begin < at;
+            let waits = self.waits.extract_if(.., |wait| old(&wait.key, wait.begin)).map(|wait| wait.key);
+            let keys: Vec<Key> =
+                waits.chain(self.ops.extract_if(.., |op| old(&op.key, op.begin)).map(|op| op.key)).collect();
+            for key in &keys {
+                reader.forget(key)?;
+            }
+            events.push(Event { at, body: Body::ProcessGone { pid } });
+            // The same program once more is no news to the thread that looks for programs.
+            let known = shared.get(pid).map(|known| Body::Process(known.process));
+            events.extend(known.map(|body| Event { at, body }));
+        }
         Ok(())
     }
 

@@ -52,6 +52,8 @@ pub struct Settings {
     pub max_target_cost: Option<u32>,
     /// Let the kernel half tell its refusals in its own log.
     pub diagnostics: bool,
+    /// Ways that the kernel offers and that are not to be used: how a test forces each fallback.
+    pub without: Vec<crate::event::SeenBy>,
 }
 
 /// Forks the warden and gives the parent's end of the socket.

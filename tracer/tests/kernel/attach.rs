@@ -1,0 +1,64 @@
+//! What the kernel offers, and whether what was planned is what is attached.
+
+use super::{machine, watch::Watch};
+use anyhow::{Result, ensure};
+use tracer::{
+    bpf::{features::Features, load::Kernel, plan},
+    event::SeenBy,
+    warden::Settings,
+};
+
+/// Against the versions in which the kernel got each of them (Debian's kernels are not backports).
+pub fn features_are_those_of_this_kernel() -> Result<()> {
+    let features = Features::detect();
+    let since = |version: (u32, u32)| machine::kernel() >= version;
+    for (name, answer, expected) in [
+        ("bpf", &features.bpf, true),
+        ("btf", &features.btf, true),
+        ("trampolines", &features.trampolines, true),
+        ("kprobes", &features.kprobes, true),
+        ("uprobes", &features.uprobes, true),
+        ("ring_buffer", &features.ring_buffer, true),
+        ("kernel_memory", &features.kernel_memory, true),
+        ("syscall_tracepoints", &features.syscall_tracepoints, true),
+        ("cookies", &features.cookies, since((5, 15))),
+        ("uprobe_multi", &features.uprobe_multi, since((6, 6))),
+    ] {
+        ensure!(answer.yes() == expected, "{name} is {answer:?} on {}", features.kernel);
+    }
+    // `pt_regs` is user ABI on x86-64 (arch/x86/include/uapi/asm/ptrace.h).
+    ensure!(features.offset("OFF_REGS_DI") == Some(112), "{:?}", features.offsets);
+    ensure!(features.offset("OFF_REGS_ORIG_AX") == Some(120), "{:?}", features.offsets);
+    ensure!(features.offsets.len() == 8, "{:?}", features.offsets);
+    Ok(())
+}
+
+/// The best way of each sight, and nothing else, is attached; and it is the one that this kernel should allow.
+pub fn every_probe_attaches_as_planned() -> Result<()> {
+    let planned = plan::kernel(&Features::detect());
+    let watch = Watch::start(Settings::default())?;
+    let survey = watch.wait("a survey", 5, |told| told.survey.clone())?;
+    for sight in &planned {
+        let best = sight.ways.first().map(|way| way.how);
+        let expected = if sight.what.starts_with("process") { SeenBy::Tracepoint } else { SeenBy::Fentry };
+        let probe = survey.probes.iter().find(|probe| probe.what == sight.what);
+        let how = probe.and_then(|probe| probe.how);
+        ensure!(how == Some(expected) && best == how, "{}: planned {best:?}, attached {probe:?}", sight.what);
+        ensure!(probe.is_some_and(|probe| probe.note.is_empty()), "{probe:?}");
+    }
+    watch.stop()
+}
+
+/// Also those that are attached only where others cannot be.
+pub fn the_verifier_takes_every_program() -> Result<()> {
+    let features = Features::detect();
+    let costs = Kernel::load(&features, false)?.verifier_costs(&features)?;
+    ensure!(costs.len() == 29, "{} programs: {:?}", costs.len(), costs.keys());
+    for (program, cost) in costs {
+        match cost {
+            Ok(count) => println!("cost {program} {count}"),
+            Err(error) => anyhow::bail!("{program}: {error}"),
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,216 @@
+//! Contended locks of a Go program, against the program's own log; and programs that die with waits in flight.
+
+use super::{machine::now, watch::Watch};
+use anyhow::{Context, Result, ensure};
+use std::{
+    collections::BTreeSet,
+    io::{BufRead as _, BufReader, Write as _},
+    process::{Child, ChildStdout, Command, Stdio},
+};
+use tracer::{
+    event::{Body, Kind, Operation},
+    warden::Settings,
+};
+
+/// The running program.
+pub struct Program {
+    pub child: Child,
+    lines: BufReader<ChildStdout>,
+}
+
+impl Program {
+    /// Starts it; it waits for commands.
+    pub fn start() -> Result<Program> {
+        let mut child = Command::new("/locks")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .context("starting the program")?;
+        let lines = BufReader::new(child.stdout.take().context("its output")?);
+        let mut program = Program { child, lines };
+        program.until("pid")?;
+        Ok(program)
+    }
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+    pub fn tell(&mut self, command: &str) -> Result<()> {
+        Ok(writeln!(self.child.stdin.as_mut().context("its input")?, "{command}")?)
+    }
+    /// Its lines until one begins with `word`.
+    pub fn until(&mut self, word: &str) -> Result<Vec<String>> {
+        let mut all = Vec::new();
+        loop {
+            let mut line = String::new();
+            ensure!(self.lines.read_line(&mut line)? > 0, "the program ended before it said {word}: {all:?}");
+            if line.starts_with(word) {
+                return Ok(all);
+            }
+            all.push(line);
+        }
+    }
+}
+
+impl Drop for Program {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// One acquisition, as the program saw it.
+#[derive(Clone, Debug)]
+struct Took {
+    kind: char,
+    goid: u64,
+    lock: u64,
+    before: u64,
+    got: u64,
+    released: u64,
+}
+
+fn parse(line: &str) -> Option<Took> {
+    let mut words = line.split_whitespace();
+    let kind = words.next()?.chars().next()?;
+    let mut number = || words.next()?.parse().ok();
+    Some(Took {
+        kind,
+        goid: number()?,
+        lock: number()?,
+        before: number()?,
+        got: number()?,
+        released: number()?,
+    })
+}
+
+/// Within a twentieth, or the 15 ms that one emulated processor may give to somebody else.
+fn close(told: u64, did: u64) -> bool {
+    told.abs_diff(did) <= (did / 20).max(15_000_000)
+}
+
+/// Every wait, hold and waker that the program logged is told, with its goroutine; and nothing else is.
+pub fn events_agree_with_the_programs_own_log() -> Result<()> {
+    let mut program = Program::start()?;
+    let pid = program.pid();
+    let watch = Watch::start(Settings { also: vec![pid], ..Settings::default() })?;
+    program.tell("run 5")?;
+    let log: Vec<Took> = program.until("done")?.iter().filter_map(|line| parse(line)).collect();
+    ensure!(log.len() == 25, "{} lines", log.len());
+    watch.nothing_in_flight(|o| o.actor.pid == pid)?;
+    let of = |o: &Operation, kind: Kind, t: &Took| {
+        o.kind == kind && o.actor.goid == Some(t.goid) && (t.lock..t.lock + 24).contains(&o.object)
+    };
+    let (mut waits, mut holds, mut wakes) = (0, 0, 0);
+    for took in &log {
+        let waited = took.got - took.before;
+        if waited >= 25_000_000 {
+            // A writer waits for the writer before it, and then for readers: one acquisition, two waits.
+            let told = watch.wait(&format!("waits like {took:?}"), 5, |all| {
+                let told: Vec<(Operation, u64)> = all
+                    .events
+                    .iter()
+                    .filter_map(|event| match &event.body {
+                        Body::Ended(o, _) if of(o, Kind::LockWait, took) => Some((o.clone(), event.at)),
+                        _ => None,
+                    })
+                    .collect();
+                let sum: u64 = told.iter().map(|(o, at)| at - o.begin).sum();
+                close(sum, waited).then_some(told)
+            })?;
+            waits += told.len();
+            for (told, at) in told {
+                ensure!(told.begin >= took.before && at <= took.got, "{told:?} to {at}, log {took:?}");
+                let (by, woken) = watch.wait(&format!("a waker for {told:?}"), 5, |all| {
+                    all.events.iter().find_map(|event| match &event.body {
+                        Body::Woken { by, waiter, semaphore }
+                            if waiter.goid == Some(took.goid)
+                                && *semaphore == told.object
+                                && (told.begin..=at).contains(&event.at) =>
+                        {
+                            Some((*by, event.at))
+                        }
+                        _ => None,
+                    })
+                })?;
+                // Who let go of this lock just before.
+                let releasers: BTreeSet<u64> = log
+                    .iter()
+                    .filter(|other| other.lock == took.lock && other.goid != took.goid)
+                    .filter(|other| other.released <= woken && woken - other.released < 50_000_000)
+                    .map(|other| other.goid)
+                    .collect();
+                let by = by.goid.context("a waker without a goroutine")?;
+                ensure!(releasers.contains(&by), "woken by {by}, released by {releasers:?}: {told:?}");
+                wakes += 1;
+            }
+        }
+        if took.kind == 'W' {
+            let (told, _, at) = watch
+                .ended(&format!("a hold like {took:?}"), |o| of(o, Kind::LockHold, took))
+                .context("write lock")?;
+            ensure!(told.begin >= took.before && told.begin <= took.got, "{told:?}, log {took:?}");
+            ensure!(at >= took.released && at - took.released < 50_000_000, "{told:?} to {at}, log {took:?}");
+            holds += 1;
+        }
+    }
+    ensure!(waits >= 14 && holds == 10 && wakes == waits, "{waits} waits, {holds} holds, {wakes} wakes");
+    let goids: BTreeSet<u64> = log.iter().map(|took| took.goid).collect();
+    let strange = watch.look(|told| {
+        told.events.iter().find_map(|event| match &event.body {
+            Body::Ended(o, _) if o.actor.pid == pid => {
+                let known = o.actor.goid.is_some_and(|goid| goids.contains(&goid));
+                let locks = log.iter().any(|took| (took.lock..took.lock + 24).contains(&o.object));
+                (!known || !locks).then(|| format!("{o:?}"))
+            }
+            _ => None,
+        })
+    });
+    ensure!(strange.is_none(), "nobody logged {strange:?}");
+    println!("note {waits} waits, {holds} holds, {wakes} wakers agree with the program's log");
+    drop(program);
+    watch.stop()
+}
+
+/// A panic, SIGKILL and exec while goroutines wait: the waits are seen, and are gone with the program.
+pub fn what_dies_leaves_nothing() -> Result<()> {
+    let mut programs = [Program::start()?, Program::start()?, Program::start()?];
+    let pids = programs.each_ref().map(Program::pid);
+    let watch = Watch::start(Settings { also: pids.to_vec(), ..Settings::default() })?;
+    for (at, command) in ["panic", "park", "exec"].into_iter().enumerate() {
+        let (program, pid) = (&mut programs[at], pids[at]);
+        let begin = now();
+        program.tell(command)?;
+        program.until("parked")?;
+        watch.wait(&format!("waits before {command}"), 10, |told| {
+            let waits = told.events.iter().filter(|event| {
+                matches!(&event.body, Body::InFlight(o) if o.kind == Kind::LockWait && o.actor.pid == pid)
+            });
+            (waits.count() > 3).then_some(())
+        })?;
+        match command {
+            "park" => program.child.kill()?,
+            // The program has become itself anew, and says so.
+            "exec" => drop(program.until("pid")?),
+            _ => {}
+        }
+        if command != "exec" {
+            program.child.wait()?;
+        }
+        watch
+            .wait(&format!("the end of the program after {command}"), 10, |told| {
+                told.events
+                    .iter()
+                    .any(|event| {
+                        event.at > begin
+                            && matches!(event.body, Body::ProcessGone { pid: gone } if gone == pid)
+                    })
+                    .then_some(())
+            })
+            .with_context(|| command.to_owned())?;
+        std::thread::sleep(std::time::Duration::from_millis(700));
+        watch.nothing_in_flight(|o| o.actor.pid == pid).with_context(|| command.to_owned())?;
+    }
+    drop(programs);
+    watch.stop()
+}

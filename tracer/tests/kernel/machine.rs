@@ -1,0 +1,226 @@
+//! The machine: what its first process has to do, its disks, and the few system calls that the tests need.
+
+use anyhow::{Context, Result, bail, ensure};
+use std::{
+    ffi::CString,
+    fs::{self, File, OpenOptions},
+    io::Write as _,
+    os::{fd::AsRawFd as _, unix::fs::MetadataExt as _},
+    path::Path,
+};
+use tracer::event::Device;
+
+/// Where the two slow disks are mounted: `ext4` and `xfs`.
+pub const DISKS: [(&str, &str); 2] = [("/dev/vda", "ext4"), ("/dev/vdb", "xfs")];
+
+/// Mounts what every program expects, loads the modules; returns the port on which the tests speak.
+pub fn start() -> Result<File> {
+    for (kind, at) in [("devtmpfs", "/dev"), ("proc", "/proc"), ("sysfs", "/sys"), ("tmpfs", "/run")] {
+        mount(kind, at, kind, 0, "")?;
+    }
+    let port = OpenOptions::new().write(true).open("/dev/ttyS1").context("opening the serial port")?;
+    // A panic of this process is a panic of the kernel, and its words go to the console.
+    for (kind, at) in [
+        ("tracefs", "/sys/kernel/tracing"),
+        ("debugfs", "/sys/kernel/debug"),
+        ("securityfs", "/sys/kernel/security"),
+    ] {
+        if let Err(error) = mount(kind, at, kind, 0, "") {
+            eprintln!("{error:#}");
+        }
+    }
+    let mut modules: Vec<_> = fs::read_dir("/modules").map(|all| all.flatten().collect()).unwrap_or_default();
+    modules.sort_by_key(std::fs::DirEntry::file_name);
+    for module in modules {
+        let file = File::open(module.path())?;
+        // SAFETY: a valid descriptor and an empty string.
+        let result = unsafe { libc::syscall(libc::SYS_finit_module, file.as_raw_fd(), c"".as_ptr(), 0) };
+        check(result as i32, &format!("loading {}", module.path().display()))?;
+    }
+    for (disk, kind) in DISKS {
+        let at = format!("/mnt/{kind}");
+        fs::create_dir_all(&at)?;
+        // A module that was just loaded may still be looking for its disks.
+        let mut tries = 0;
+        while let Err(error) = mount(disk, &at, kind, 0, "") {
+            tries += 1;
+            ensure!(tries < 100, "{error:#}");
+            std::thread::sleep(std::time::Duration::from_millis(100));
+        }
+    }
+    Ok(port)
+}
+
+/// Switches the machine off.
+pub fn off() -> ! {
+    // SAFETY: takes flags only. Nothing on the disks is wanted afterwards.
+    unsafe { libc::reboot(libc::RB_POWER_OFF) };
+    unreachable!()
+}
+
+/// The value of a word on the kernel's command line.
+pub fn word(name: &str) -> Option<String> {
+    let line = fs::read_to_string("/proc/cmdline").ok()?;
+    line.split_whitespace().find_map(|word| Some(word.strip_prefix(name)?.strip_prefix('=')?.to_owned()))
+}
+
+/// Major and minor version of the running kernel.
+pub fn kernel() -> (u32, u32) {
+    let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
+    let mut numbers = release.split('.').map(|part| part.parse().unwrap_or(0));
+    (numbers.next().unwrap(), numbers.next().unwrap())
+}
+
+fn check(result: i32, what: &str) -> Result<()> {
+    if result < 0 { Err(std::io::Error::last_os_error()).with_context(|| what.to_owned()) } else { Ok(()) }
+}
+
+fn c(text: &str) -> CString {
+    CString::new(text).unwrap()
+}
+
+/// mount(2).
+pub fn mount(source: &str, at: &str, kind: &str, flags: libc::c_ulong, data: &str) -> Result<()> {
+    let (s, a, k, d) = (c(source), c(at), c(kind), c(data));
+    // SAFETY: four strings that live through the call.
+    let result = unsafe { libc::mount(s.as_ptr(), a.as_ptr(), k.as_ptr(), flags, d.as_ptr().cast()) };
+    check(result, &format!("mounting {kind} at {at} ({data})"))
+}
+
+/// umount2(2); 0 or the errno.
+pub fn umount(at: &str, flags: i32) -> i32 {
+    let path = c(at);
+    // SAFETY: a string that lives through the call.
+    if unsafe { libc::umount2(path.as_ptr(), flags) } == 0 {
+        0
+    } else {
+        std::io::Error::last_os_error().raw_os_error().unwrap()
+    }
+}
+
+/// A mount namespace of its own, from which nothing comes back.
+pub fn unshare_mounts() -> Result<()> {
+    // SAFETY: takes flags only.
+    check(unsafe { libc::unshare(libc::CLONE_NEWNS) }, "unshare")?;
+    mount("none", "/", "none", libc::MS_REC | libc::MS_PRIVATE, "")
+}
+
+/// Nanoseconds of CLOCK_MONOTONIC.
+pub fn now() -> u64 {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: a valid struct to write to.
+    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &mut time) };
+    time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64
+}
+
+/// Thread id of the caller.
+pub fn tid() -> u32 {
+    // SAFETY: takes nothing.
+    unsafe { libc::syscall(libc::SYS_gettid) as u32 }
+}
+
+/// The device that a path lies on, as `stat` tells it.
+pub fn device(path: &str) -> Device {
+    let number = fs::metadata(path).unwrap().dev();
+    Device { major: libc::major(number), minor: libc::minor(number) }
+}
+
+/// An overlay whose upper folder lies on a disk.
+pub struct Overlay {
+    /// Where it is mounted.
+    pub at: String,
+    /// Its own device number.
+    pub device: Device,
+}
+
+impl Overlay {
+    /// Mounts one; `name` must not have been used on this disk.
+    pub fn new(disk: &str, name: &str, options: &str) -> Result<Overlay> {
+        let below = format!("/mnt/{disk}/{name}");
+        for part in ["lower", "upper", "work"] {
+            fs::create_dir_all(format!("{below}/{part}"))?;
+        }
+        let at = format!("/run/overlay/{disk}/{name}");
+        fs::create_dir_all(&at)?;
+        // What was made just now shall not count as dirty.
+        sync(&below);
+        let data = format!("lowerdir={below}/lower,upperdir={below}/upper,workdir={below}/work{options}");
+        mount("overlay", &at, "overlay", 0, &data)?;
+        Ok(Overlay { device: device(&at), at })
+    }
+
+    /// Writes so many bytes, which stay in memory.
+    pub fn dirty(&self, bytes: usize) -> Result<()> {
+        dirty(&self.at, bytes)
+    }
+}
+
+/// Writes a file of so many bytes into a folder, and leaves it in memory.
+pub fn dirty(folder: &str, bytes: usize) -> Result<()> {
+    let mut file = File::create(format!("{folder}/dirty"))?;
+    let block = vec![7u8; 1 << 16];
+    for _ in 0..bytes / block.len() {
+        file.write_all(&block)?;
+    }
+    Ok(())
+}
+
+/// syncfs(2) on the file system of a path.
+pub fn sync(path: &str) {
+    let file = File::open(path).unwrap();
+    // SAFETY: a valid descriptor.
+    unsafe { libc::syncfs(file.as_raw_fd()) };
+}
+
+/// Ids of all BPF programs that are loaded.
+pub fn bpf_programs() -> Result<Vec<u32>> {
+    #[repr(C)]
+    struct Attributes {
+        start: u32,
+        next: u32,
+        flags: u32,
+    }
+    const PROG_GET_NEXT_ID: i64 = 11;
+    let mut ids = Vec::new();
+    let mut attributes = Attributes { start: 0, next: 0, flags: 0 };
+    loop {
+        // SAFETY: a prefix of the kernel's `bpf_attr` of the size that is told.
+        let result = unsafe {
+            libc::syscall(libc::SYS_bpf, PROG_GET_NEXT_ID, &raw mut attributes, size_of::<Attributes>())
+        };
+        if result != 0 {
+            match std::io::Error::last_os_error().raw_os_error() {
+                Some(libc::ENOENT) => return Ok(ids),
+                error => bail!("listing BPF programs: {error:?}"),
+            }
+        }
+        ids.push(attributes.next);
+        attributes.start = attributes.next;
+    }
+}
+
+/// Waits until something is true.
+pub fn until(what: &str, seconds: u64, mut is: impl FnMut() -> Result<bool>) -> Result<()> {
+    let end = now() + seconds * 1_000_000_000;
+    while !is()? {
+        ensure!(now() < end, "not within {seconds} s: {what}");
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+    Ok(())
+}
+
+/// Waits until no probe of anybody is left in the kernel.
+pub fn no_probe_is_left() -> Result<()> {
+    let empty = |path: &str| -> Result<bool> {
+        Ok(!Path::new(path).exists() || fs::read_to_string(path)?.trim().is_empty())
+    };
+    until("no BPF program is left", 60, || Ok(bpf_programs()?.is_empty()))?;
+    for list in [
+        "/sys/kernel/debug/kprobes/list",
+        "/sys/kernel/tracing/kprobe_events",
+        "/sys/kernel/tracing/uprobe_events",
+    ] {
+        until(&format!("{list} is empty"), 60, || empty(list))?;
+    }
+    Ok(())
+}

@@ -1,0 +1,377 @@
+//! Unmounts and syncs on slow disks, by each means that the kernel offers, against the caller's own clock.
+
+use super::{
+    machine::{self, Overlay, now, tid, umount},
+    watch::{Watch, of_kernel},
+};
+use anyhow::{Context, Result, ensure};
+use std::{fs::File, sync::Arc, sync::Barrier, thread};
+use tracer::{
+    event::{Body, Device, Kind, Operation, Outcome, SeenBy},
+    warden::Settings,
+};
+
+/// What the caller knows of a call of its own.
+#[derive(Clone, Debug)]
+struct Did {
+    what: String,
+    pid: u32,
+    tid: u32,
+    begin: u64,
+    end: u64,
+    errno: i32,
+}
+
+impl Did {
+    fn took(&self) -> u64 {
+        self.end - self.begin
+    }
+    /// Whether an operation began during this call on the same thread.
+    fn holds(&self, o: &Operation) -> bool {
+        o.actor.pid == self.pid && o.actor.tid == self.tid && (self.begin..=self.end).contains(&o.begin)
+    }
+}
+
+/// Runs one call on a thread of its own.
+fn does(what: &str, call: impl FnOnce() -> i32 + Send + 'static) -> Did {
+    let what = what.to_owned();
+    let run = move || {
+        let begin = now();
+        let errno = call();
+        let did = Did { what, pid: std::process::id(), tid: tid(), begin, end: now(), errno };
+        linger();
+        did
+    };
+    thread::spawn(run).join().unwrap()
+}
+
+/// The thread stays for a while, as a thread of a shim does: the end that no probe tells is asked of the thread itself.
+fn linger() {
+    thread::sleep(std::time::Duration::from_millis(400));
+}
+
+/// One way of seeing, and how well it sees.
+struct Case {
+    watch: Watch,
+    how: SeenBy,
+    /// Bytes to be dirty, so that a call lasts long enough for the means of this way.
+    bytes: usize,
+    /// The kernel drops returns of nested calls when it has one kretprobe instance for each of one processor.
+    drops_nested: bool,
+}
+
+/// Within a twentieth, or 30 ms where that is more; where the end is asked for, a poll and its rests later.
+fn close(case: &Case, told: u64, did: u64) -> bool {
+    let slack = if case.how == SeenBy::Tracepoint { 250_000_000 } else { 30_000_000 };
+    told.abs_diff(did) <= (did / 20).max(slack)
+}
+
+type Scenario = (&'static str, fn(&Case) -> Result<()>);
+
+/// All scenarios.
+pub fn all(how: SeenBy) -> Result<()> {
+    let without = match how {
+        SeenBy::Fentry => vec![],
+        SeenBy::Kprobe => vec![SeenBy::Fentry],
+        _ => vec![SeenBy::Fentry, SeenBy::Kprobe],
+    };
+    let watch = Watch::start(Settings { without, ..Settings::default() })?;
+    let survey = watch.wait("a survey", 5, |told| told.survey.clone())?;
+    for what in ["unmount", "sync with device"] {
+        let probe = survey.probes.iter().find(|probe| probe.what == what);
+        ensure!(probe.and_then(|p| p.how) == Some(how), "{what} is not seen by {how:?}: {probe:?}");
+    }
+    let case = Case {
+        watch,
+        how,
+        bytes: if how == SeenBy::Tracepoint { 8_000_000 } else { 3_000_000 },
+        drops_nested: how == SeenBy::Kprobe && machine::kernel() < (6, 1),
+    };
+    let all: [Scenario; 10] = [
+        ("errors", errors),
+        ("overlay on ext4", |case| plain(case, "ext4", 0)),
+        ("overlay on xfs", |case| plain(case, "xfs", 0)),
+        ("MNT_DETACH", |case| plain(case, "ext4", libc::MNT_DETACH)),
+        ("detached while busy", detached_while_busy),
+        ("pinned", pinned),
+        ("two queued", two_queued),
+        ("syncfs", syncfs),
+        ("volatile", volatile),
+        ("last process of a mount namespace", last_process),
+    ];
+    for (name, scenario) in all {
+        scenario(&case).with_context(|| name.to_owned())?;
+        case.watch.nothing_in_flight(|o| of_kernel(o.kind)).with_context(|| name.to_owned())?;
+    }
+    let lost =
+        case.watch.look(|told| told.events.iter().filter(|e| matches!(e.body, Body::Lost { .. })).count());
+    ensure!(lost == 0, "{lost} losses were told");
+    case.watch.stop()
+}
+
+fn unique(case: &Case, name: &str) -> String {
+    format!("{name}-{:?}", case.how)
+}
+
+/// The unmount was told as the caller saw it: path, outcome, begin, duration, and once while it lasted.
+fn unmount_is_told(case: &Case, did: &Did, path: &str) -> Result<()> {
+    ensure!(did.errno == 0, "{did:?}");
+    let (told, outcome, at) =
+        case.watch.ended(&format!("{did:?}"), |o| o.kind == Kind::Unmount && did.holds(o))?;
+    ensure!(outcome == Outcome::Done, "{outcome:?}");
+    ensure!(told.path.as_deref() == Some(path), "{told:?}");
+    ensure!(told.seen_by == case.how, "{told:?}");
+    ensure!(
+        close(case, at - told.begin, did.took()),
+        "told {} ms, was {did:?}",
+        (at - told.begin) / 1_000_000
+    );
+    let seen = case.watch.look(|all| {
+        all.events
+            .iter()
+            .any(|e| matches!(&e.body, Body::InFlight(o) if o.kind == Kind::Unmount && o.begin == told.begin))
+    });
+    ensure!(seen, "it was not told while it lasted: {told:?}");
+    println!(
+        "note {:?} {}: {} ms, told {} ms",
+        case.how,
+        did.what,
+        did.took() / 1_000_000,
+        (at - told.begin) / 1_000_000
+    );
+    Ok(())
+}
+
+/// A sync of this device and type happened inside the call, and its length fits.
+fn sync_is_told(case: &Case, did: &Did, device: Device, fs_type: &str, lasted: bool) -> Result<()> {
+    let is = |o: &Operation| o.kind == Kind::Sync && did.holds(o) && o.device == Some(device);
+    let told = case.watch.wait(&format!("sync of {device} in {did:?}"), 5, |all| {
+        all.events.iter().find_map(|event| match &event.body {
+            Body::Ended(o, _) if is(o) => Some((o.clone(), Some(event.at))),
+            // Its end may be one of those that nobody knows.
+            Body::InFlight(o) if is(o) && case.drops_nested => Some((o.clone(), None)),
+            _ => None,
+        })
+    })?;
+    ensure!(told.0.fs_type.as_deref() == Some(fs_type), "{told:?}");
+    if let (Some(at), true) = (told.1, lasted) {
+        let inside = at - told.0.begin;
+        ensure!(inside <= did.took() + 250_000_000 && inside * 2 > did.took(), "{told:?} inside {did:?}");
+    }
+    Ok(())
+}
+
+/// Dirty data in an overlay, one unmount.
+fn plain(case: &Case, disk: &str, flags: i32) -> Result<()> {
+    let overlay = Overlay::new(disk, &unique(case, &format!("plain{flags}")), "")?;
+    let upper = machine::device(&format!("/mnt/{disk}"));
+    overlay.dirty(case.bytes)?;
+    let at = overlay.at.clone();
+    let did = does(&format!("overlay on {disk}, flags {flags}"), move || umount(&at, flags));
+    ensure!(did.took() > 800_000_000, "the disk is not slow: {did:?}");
+    unmount_is_told(case, &did, &overlay.at)?;
+    sync_is_told(case, &did, upper, disk, true)?;
+    if case.how != SeenBy::Tracepoint {
+        sync_is_told(case, &did, overlay.device, "overlay", true)?;
+        let (shut, _, at) =
+            case.watch.ended("shutdown of the overlay", |o| o.kind == Kind::SuperShutdown && did.holds(o))?;
+        ensure!(shut.device == Some(overlay.device), "{shut:?}");
+        ensure!(shut.fs_type.as_deref() == Some("overlay"), "{shut:?}");
+        ensure!(close(case, at - shut.begin, did.took()), "{shut:?} inside {did:?}");
+    }
+    Ok(())
+}
+
+/// EINVAL at once leaves nothing; each EBUSY is told with its errno.
+fn errors(case: &Case) -> Result<()> {
+    let did = does("EINVAL", || umount("/run", libc::UMOUNT_NOFOLLOW | 0x4000_0000));
+    ensure!(did.errno == libc::EINVAL, "{did:?}");
+    let did = does("EINVAL", || umount("/modules", 0));
+    ensure!(did.errno == libc::EINVAL, "{did:?}");
+    let overlay = Overlay::new("ext4", &unique(case, "busy"), "")?;
+    let busy = File::create(format!("{}/open", overlay.at))?;
+    let at = overlay.at.clone();
+    let did = does("EBUSY", move || umount(&at, 0));
+    ensure!(did.errno == libc::EBUSY, "{did:?}");
+    // An entry of the kernel half is told once its thread ends or unmounts again.
+    let (told, outcome, _) = case.watch.ended("the EBUSY", |o| o.kind == Kind::Unmount && did.holds(o))?;
+    ensure!(outcome == Outcome::Errno(libc::EBUSY), "{told:?} {outcome:?}");
+    drop(busy);
+    machine::sync("/mnt/ext4");
+    ensure!(umount(&overlay.at, 0) == 0, "the mount is not free again");
+    Ok(())
+}
+
+/// Detached while a file is open: the unmount is over at once; whoever closes the file pays, and that is no unmount.
+fn detached_while_busy(case: &Case) -> Result<()> {
+    let overlay = Overlay::new("ext4", &unique(case, "held"), "")?;
+    overlay.dirty(case.bytes)?;
+    let file = File::open(format!("{}/dirty", overlay.at))?;
+    let at = overlay.at.clone();
+    let (send, detached) = std::sync::mpsc::channel();
+    let run = move || {
+        let begin = now();
+        let errno = umount(&at, libc::MNT_DETACH);
+        let _ = send.send((begin, errno, now()));
+        let begin = now();
+        drop(file);
+        Did { what: "close".into(), pid: std::process::id(), tid: tid(), begin, end: now(), errno: 0 }
+    };
+    let did = thread::spawn(run).join().unwrap();
+    let (begin, errno, end) = detached.recv()?;
+    ensure!(errno == 0 && end - begin < 500_000_000, "the detaching took {} ms", (end - begin) / 1_000_000);
+    ensure!(did.took() > 800_000_000, "closing did not sync: {did:?}");
+    if case.how != SeenBy::Tracepoint {
+        let (shut, ..) =
+            case.watch.ended("its shutdown", |o| o.kind == Kind::SuperShutdown && did.holds(o))?;
+        ensure!(shut.device == Some(overlay.device), "{shut:?}");
+    }
+    case.watch.nothing_in_flight(|o| of_kernel(o.kind))?;
+    let longest = case.watch.look(|told| {
+        let of = told.events.iter().filter_map(|e| match &e.body {
+            Body::Ended(o, _) if o.kind == Kind::Unmount && o.begin >= begin => Some(e.at - o.begin),
+            _ => None,
+        });
+        of.max()
+    });
+    let far = if case.how == SeenBy::Tracepoint { 600_000_000 } else { 500_000_000 };
+    ensure!(longest.is_none_or(|ns| ns < far), "the unmount was told {longest:?} ns long");
+    Ok(())
+}
+
+/// Mounted in another namespace too: the unmount returns and cleans nothing up.
+fn pinned(case: &Case) -> Result<()> {
+    let overlay = Overlay::new("ext4", &unique(case, "pinned"), "")?;
+    overlay.dirty(1_000_000)?;
+    let mut other = std::process::Command::new("/init")
+        .arg("pin")
+        .env(super::INSIDE, "pin")
+        .stdin(std::process::Stdio::piped())
+        .stdout(std::process::Stdio::piped())
+        .spawn()?;
+    let mut ready = [0u8; 1];
+    std::io::Read::read_exact(other.stdout.as_mut().context("its output")?, &mut ready)?;
+    let at = overlay.at.clone();
+    let did = does("pinned", move || umount(&at, 0));
+    ensure!(did.errno == 0 && did.took() < 500_000_000, "{did:?}");
+    machine::sync("/mnt/ext4");
+    drop(other.stdin.take());
+    other.wait()?;
+    case.watch.nothing_in_flight(|o| of_kernel(o.kind))?;
+    let wrong = case.watch.look(|told| {
+        told.events.iter().any(|e| {
+            matches!(&e.body, Body::Ended(o, _) if o.kind == Kind::Unmount && did.holds(o)
+                && e.at - o.begin > did.took() + 400_000_000)
+        })
+    });
+    ensure!(!wrong, "the unmount was told longer than it was");
+    Ok(())
+}
+
+/// Two overlays on one upper file system: one unmount waits for the other's sync, and both are told whole.
+fn two_queued(case: &Case) -> Result<()> {
+    let overlays = ["one", "two"].map(|name| Overlay::new("ext4", &unique(case, name), "").unwrap());
+    let upper = machine::device("/mnt/ext4");
+    let gate = Arc::new(Barrier::new(2));
+    for overlay in &overlays {
+        overlay.dirty(case.bytes / 2)?;
+    }
+    let threads = overlays.each_ref().map(|overlay| {
+        let (gate, at) = (Arc::clone(&gate), overlay.at.clone());
+        thread::spawn(move || {
+            gate.wait();
+            let begin = now();
+            let errno = umount(&at, 0);
+            let (pid, tid, end) = (std::process::id(), tid(), now());
+            linger();
+            Did { what: "queued".into(), pid, tid, begin, end, errno }
+        })
+    });
+    let did = threads.map(|thread| thread.join().unwrap());
+    for (did, overlay) in did.iter().zip(&overlays) {
+        unmount_is_told(case, did, &overlay.at)?;
+        sync_is_told(case, did, upper, "ext4", false)?;
+    }
+    Ok(())
+}
+
+/// A sync that nobody unmounts for.
+fn syncfs(case: &Case) -> Result<()> {
+    machine::dirty("/mnt/xfs", case.bytes)?;
+    let upper = machine::device("/mnt/xfs");
+    let did = does("syncfs", || {
+        machine::sync("/mnt/xfs");
+        0
+    });
+    ensure!(did.took() > 800_000_000, "the disk is not slow: {did:?}");
+    // By tracepoints only syncs inside an unmount are seen; and the compiler of 5.10 has put a copy of `sync_filesystem`
+    // into syncfs(2), where no probe is.
+    if case.how == SeenBy::Tracepoint || machine::kernel() < (6, 1) {
+        return Ok(());
+    }
+    sync_is_told(case, &did, upper, "xfs", true)?;
+    let (told, _, at) = case.watch.ended("the sync", |o| o.kind == Kind::Sync && did.holds(o))?;
+    ensure!(close(case, at - told.begin, did.took()), "{told:?} inside {did:?}");
+    Ok(())
+}
+
+/// The unmount of a volatile overlay does not sync its upper file system.
+fn volatile(case: &Case) -> Result<()> {
+    let overlay = Overlay::new("ext4", &unique(case, "volatile"), ",volatile")?;
+    let upper = machine::device("/mnt/ext4");
+    overlay.dirty(case.bytes)?;
+    let at = overlay.at.clone();
+    let did = does("volatile", move || umount(&at, 0));
+    ensure!(did.errno == 0 && did.took() < 700_000_000, "{did:?}");
+    case.watch.nothing_in_flight(|o| of_kernel(o.kind))?;
+    let synced = case.watch.look(|told| {
+        told.events.iter().any(|e| {
+            matches!(&e.body, Body::Ended(o, _) | Body::InFlight(o) if o.kind == Kind::Sync && did.holds(o)
+                && o.device == Some(upper))
+        })
+    });
+    ensure!(!synced, "a sync of the upper file system was told");
+    machine::sync("/mnt/ext4");
+    Ok(())
+}
+
+/// The last process of a mount namespace exits: no unmount call, but a shutdown and a sync in the exiting process.
+fn last_process(case: &Case) -> Result<()> {
+    let mut child = std::process::Command::new("/init")
+        .arg("last")
+        .env(super::INSIDE, unique(case, "last"))
+        .stdin(std::process::Stdio::piped())
+        .stdout(std::process::Stdio::piped())
+        .spawn()?;
+    let pid = child.id();
+    let mut ready = [0u8; 1];
+    std::io::Read::read_exact(child.stdout.as_mut().context("its output")?, &mut ready)?;
+    let begin = now();
+    drop(child.stdin.take());
+    child.wait()?;
+    let did = Did { what: "exit".into(), pid, tid: pid, begin, end: now(), errno: 0 };
+    if case.how == SeenBy::Tracepoint {
+        // Only syncs inside an unmount are seen.
+        machine::sync("/mnt/ext4");
+        return Ok(());
+    }
+    ensure!(did.took() > 800_000_000, "the exit did not sync: {did:?}");
+    let (shut, _, at) = case.watch.ended("shutdown at exit", |o| {
+        o.kind == Kind::SuperShutdown && o.begin >= begin && o.actor.pid == pid
+    })?;
+    ensure!(shut.fs_type.as_deref() == Some("overlay"), "{shut:?}");
+    ensure!(at - shut.begin <= did.took() && (at - shut.begin) * 2 > did.took(), "{shut:?} in {did:?}");
+    Ok(())
+}
+
+/// The other process of [`pinned`] and of [`last_process`]: takes a copy of all mounts, or makes one of its own; says
+/// so; stays until it is let go.
+pub fn helper(role: &str, name: &str) -> Result<()> {
+    machine::unshare_mounts()?;
+    if role == "last" {
+        Overlay::new("ext4", name, "")?.dirty(3_000_000)?;
+    }
+    println!("r");
+    let _ = std::io::stdin().read_line(&mut String::new());
+    Ok(())
+}

@@ -1,0 +1,138 @@
+//! Listens to a warden: all it has told so far, and waiting for more.
+
+use super::machine::{self, now};
+use anyhow::{Result, bail};
+use std::{
+    io::Read as _,
+    net::Shutdown,
+    os::unix::net::UnixStream,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+use tracer::{
+    event::{Body, Event, Kind, Operation, Outcome},
+    warden::{
+        self, Settings,
+        protocol::{self, Cost, Message, Survey},
+    },
+};
+
+/// Everything that was told.
+#[derive(Default)]
+pub struct Told {
+    pub events: Vec<Event>,
+    pub survey: Option<Survey>,
+    pub costs: Vec<Cost>,
+    pub log: Vec<String>,
+    over: bool,
+}
+
+/// A warden and what it tells.
+pub struct Watch {
+    socket: UnixStream,
+    told: Arc<Mutex<Told>>,
+}
+
+impl Watch {
+    /// Starts one and waits until all is attached. The process must have one thread.
+    pub fn start(settings: Settings) -> Result<Watch> {
+        let socket = warden::fork(settings)?;
+        let told = Arc::<Mutex<Told>>::default();
+        let (mut reading, into) = (socket.try_clone()?, Arc::clone(&told));
+        std::thread::spawn(move || {
+            let (mut bytes, mut buffer) = (Vec::new(), vec![0; 1 << 16]);
+            while let Ok(read @ 1..) = reading.read(&mut buffer) {
+                bytes.extend(&buffer[..read]);
+                while let Ok(Some(message)) = protocol::take(&mut bytes) {
+                    let mut told = into.lock().unwrap();
+                    match message {
+                        Message::Events(events) => told.events.extend(events),
+                        Message::Survey(survey) => told.survey = Some(survey),
+                        Message::Exposure(_) => {}
+                        Message::Cost(costs) => told.costs = costs,
+                        Message::Log(level, line) => told.log.push(format!("{level:?}: {line}")),
+                        Message::Fatal(line) => told.log.push(format!("fatal: {line}")),
+                    }
+                }
+            }
+            into.lock().unwrap().over = true;
+        });
+        let watch = Watch { socket, told };
+        watch.wait("all is attached", 30, |told| told.survey.as_ref()?.attached_after)?;
+        Ok(watch)
+    }
+
+    /// Looks at what was told so far.
+    pub fn look<T>(&self, f: impl FnOnce(&Told) -> T) -> T {
+        f(&self.told.lock().unwrap())
+    }
+
+    /// Waits until something was told.
+    pub fn wait<T>(&self, what: &str, seconds: u64, find: impl Fn(&Told) -> Option<T>) -> Result<T> {
+        let end = now() + seconds * 1_000_000_000;
+        loop {
+            let (found, over) = self.look(|told| (find(told), told.over));
+            if let Some(found) = found {
+                return Ok(found);
+            }
+            if over || now() > end {
+                let (log, last) = self.look(|told| (told.log.clone(), last(told)));
+                bail!("not told within {seconds} s (over: {over}): {what}; log {log:?}; {last}");
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    /// The end of an operation that `is` accepts, and when it was.
+    pub fn ended(&self, what: &str, is: impl Fn(&Operation) -> bool) -> Result<(Operation, Outcome, u64)> {
+        self.wait(what, 5, |told| {
+            told.events.iter().find_map(|event| match &event.body {
+                Body::Ended(operation, outcome) if is(operation) => {
+                    Some((operation.clone(), *outcome, event.at))
+                }
+                _ => None,
+            })
+        })
+    }
+
+    /// Waits for the next whole poll and fails when it tells of anything in flight that `counts`.
+    pub fn nothing_in_flight(&self, counts: impl Fn(&Operation) -> bool) -> Result<()> {
+        let from = now() + 250_000_000;
+        self.wait("a later poll", 5, |told| {
+            let complete =
+                |event: &&Event| event.at > from && matches!(event.body, Body::PollComplete { .. });
+            (told.events.iter().filter(complete).count() > 6).then_some(())
+        })?;
+        self.look(|told| {
+            for event in told.events.iter().filter(|event| event.at > from) {
+                if let Body::InFlight(operation) = &event.body
+                    && counts(operation)
+                {
+                    bail!("still in flight: {operation:?}");
+                }
+            }
+            Ok(())
+        })
+    }
+
+    /// Lets it go and waits until all its probes are gone.
+    pub fn stop(self) -> Result<()> {
+        self.socket.shutdown(Shutdown::Both)?;
+        machine::no_probe_is_left()
+    }
+}
+
+/// The last few operations, for a failure's words.
+fn last(told: &Told) -> String {
+    let told = told.events.iter().rev().filter_map(|event| match &event.body {
+        Body::Ended(o, outcome) => Some(format!("ended {} {o:?} {outcome:?}", event.at)),
+        Body::InFlight(o) => Some(format!("in flight {} {o:?}", event.at)),
+        _ => None,
+    });
+    told.take(6).collect::<Vec<_>>().join("; ")
+}
+
+/// The kinds that the kernel's own probes tell.
+pub fn of_kernel(kind: Kind) -> bool {
+    matches!(kind, Kind::Unmount | Kind::SuperShutdown | Kind::Sync)
+}

@@ -1,0 +1,179 @@
+//! `cargo xtask vm`: boots Debian's kernels in QEMU and proves the kernel half on each.
+//!
+//! The test `kernel` of the tracer is the machine's first process. It loads modules, mounts two slow disks, plays unmounts
+//! and locks, compares what plegscope tells with its own clock and log, and switches the machine off. There is no network
+//! and nothing else in the machine.
+
+mod cost;
+mod initramfs;
+mod kernel;
+mod qemu;
+
+use crate::lab::packages::{self, Need, need};
+use crate::packages::fresh_folder;
+use crate::{lab, shell};
+use anyhow::{Context, Result, bail};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+/// Boot other kernels in QEMU and prove the kernel half on each.
+#[derive(clap::Args, Default)]
+pub struct Args {
+    /// Which kernel: 5.10, 6.1, 6.12 or newest; may be given several times. All when left out.
+    #[arg(long, value_name = "LINE")]
+    pub kernel: Vec<String>,
+    /// Run only tests whose name contains this, or one of these, with commas between.
+    #[arg(long, value_name = "PART")]
+    pub only: Option<String>,
+    /// Write what the verifier looked at into docs/verifier-cost.md (with all kernels).
+    #[arg(long)]
+    pub record: bool,
+}
+
+/// Longest life of one machine. It takes two to four minutes when nothing else runs.
+const LIMIT: Duration = Duration::from_secs(1200);
+/// Longest silence; each test has a limit of its own below it.
+const SILENCE: Duration = Duration::from_secs(420);
+
+/// What is needed beside Rust.
+const NEEDS: [Need; 5] = [
+    need("qemu-system-x86_64", "qemu-system-x86"),
+    need("mkfs.ext4", "e2fsprogs"),
+    need("mkfs.xfs", "xfsprogs"),
+    need("xz", "xz-utils"),
+    need("go", "golang-go"),
+];
+
+/// Runs the command.
+pub fn run(args: &Args) -> Result<()> {
+    packages::ensure(&NEEDS)?;
+    let lines: Vec<&str> = if args.kernel.is_empty() {
+        kernel::LINES.iter().map(|(line, _)| *line).collect()
+    } else {
+        args.kernel.iter().map(String::as_str).collect()
+    };
+    let programs = Programs::build()?;
+    let mut costs = Vec::new();
+    let mut failed = 0;
+    for line in lines {
+        let begin = Instant::now();
+        let result = boot(line, &programs, args.only.as_deref());
+        let took = begin.elapsed().as_secs();
+        match result {
+            Ok((version, said)) if said.failed.is_empty() => {
+                println!("vm {line} ({version}): {} passed in {took} s", said.passed);
+                costs.push((line.to_owned(), said.costs));
+            }
+            Ok((version, said)) => {
+                failed += 1;
+                println!(
+                    "vm {line} ({version}): {} passed, {} FAILED in {took} s; console: {}",
+                    said.passed,
+                    said.failed.len(),
+                    folder(line).join("console.log").display()
+                );
+            }
+            Err(error) => {
+                failed += 1;
+                let console = folder(line).join("console.log");
+                println!("vm {line}: FAILED in {took} s: {error:#}; console: {}", console.display());
+            }
+        }
+    }
+    if failed > 0 {
+        bail!("{failed} kernels failed");
+    }
+    if args.only.is_none() || args.record { cost::compare(&costs, args.record) } else { Ok(()) }
+}
+
+/// Where a machine's files lie while it runs; its console stays there.
+fn folder(line: &str) -> PathBuf {
+    shell::root().join("target/vm").join(line)
+}
+
+/// What the machines run.
+struct Programs {
+    test: PathBuf,
+    plegscope: PathBuf,
+    locks: PathBuf,
+}
+
+impl Programs {
+    fn build() -> Result<Programs> {
+        let plegscope = lab::tracer::binary()?;
+        let output = Command::new("cargo")
+            .args(["test", "--locked", "--package", "tracer", "--test", "kernel", "--no-run"])
+            .arg("--message-format=json-render-diagnostics")
+            .current_dir(shell::root())
+            .stderr(Stdio::inherit())
+            .output()
+            .context("starting cargo")?;
+        anyhow::ensure!(output.status.success(), "building the test `kernel` failed");
+        let test = String::from_utf8_lossy(&output.stdout)
+            .lines()
+            .filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok())
+            .filter(|message| message["target"]["name"] == "kernel")
+            .find_map(|message| message["executable"].as_str().map(PathBuf::from))
+            .context("cargo made no test called kernel")?;
+        let out = shell::root().join("target/vm/go");
+        fs::create_dir_all(&out)?;
+        let locks = out.join("locks");
+        let mut go = Command::new("go");
+        go.args(["build", "-ldflags", "-s -w", "-o"])
+            .arg(&locks)
+            .arg("main.go")
+            .current_dir(shell::root().join("xtask/vm/locks"))
+            .envs([("GOTOOLCHAIN", "local"), ("CGO_ENABLED", "0"), ("GO111MODULE", "off"), ("GOFLAGS", "")])
+            .env("GOCACHE", out.join("cache"));
+        shell::run(&mut go)?;
+        Ok(Programs { test, plegscope, locks })
+    }
+}
+
+fn boot(line: &str, programs: &Programs, only: Option<&str>) -> Result<(String, qemu::Said)> {
+    let kernel = kernel::fetch(line)?;
+    let folder = fresh_folder(&folder(kernel.line))?;
+    println!("vm {line}: booting {}", kernel.version);
+    let mut archive = initramfs::Archive::default();
+    for mount_point in ["proc", "sys", "dev", "run", "mnt", "tmp"] {
+        archive.folder(mount_point);
+    }
+    archive.program("init", &programs.test)?;
+    archive.program("plegscope", &programs.plegscope)?;
+    archive.program("locks", &programs.locks)?;
+    for (at, (name, content)) in kernel.modules()?.into_iter().enumerate() {
+        archive.file(&format!("modules/{at:02}-{name}.ko"), &content);
+    }
+    let initramfs = folder.join("initramfs");
+    fs::write(&initramfs, archive.finish())?;
+    let (ext4, xfs) = (folder.join("ext4.img"), folder.join("xfs.img"));
+    let eager = "lazy_itable_init=0,lazy_journal_init=0";
+    kernel::disk(&ext4, 300, &["mkfs.ext4", "-q", "-m", "0", "-E", eager])?;
+    kernel::disk(&xfs, 400, &["mkfs.xfs", "-q", "-f", "-m", "reflink=0,bigtime=0,inobtcount=0"])?;
+    let machine = qemu::Machine {
+        image: &kernel.image,
+        initramfs: &initramfs,
+        disks: &[&ext4, &xfs],
+        words: &only.map(|only| format!("plegscope.only={only}")).unwrap_or_default(),
+        console: &folder.join("console.log"),
+        limit: LIMIT,
+        silence: SILENCE,
+    };
+    let said = machine.run(|text| {
+        if !text.starts_with("cost ") {
+            println!("  {text}");
+        }
+    });
+    for large in [&initramfs, &ext4, &xfs] {
+        remove(large);
+    }
+    Ok((kernel.version, said?))
+}
+
+fn remove(path: &Path) {
+    if let Err(error) = fs::remove_file(path) {
+        eprintln!("{} stays: {error}", path.display());
+    }
+}

@@ -1,0 +1,172 @@
+//! One virtual machine: started, listened to, ended. What it says is judged here.
+//!
+//! There are two serial ports: the kernel's console goes to a file, the tests speak on the other. A machine that panics,
+//! says nothing for too long, or lives too long is ended, and its verdict is a failure.
+
+use anyhow::{Context, Result, bail, ensure};
+use std::fs;
+use std::io::{BufRead as _, BufReader};
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::sync::mpsc::{RecvTimeoutError, channel};
+use std::time::{Duration, Instant};
+
+/// Bytes per second that each disk may write.
+const RATE: u32 = 2_000_000;
+/// What a kernel prints when something is wrong with it.
+const BAD_WORDS: [&str; 8] = [
+    "Kernel panic",
+    "Oops",
+    "BUG:",
+    "WARNING:",
+    "general protection",
+    "soft lockup",
+    "blocked for more than",
+    "rcu_sched self-detected stall",
+];
+
+/// What to boot.
+pub struct Machine<'a> {
+    /// The kernel.
+    pub image: &'a Path,
+    /// Its only file system.
+    pub initramfs: &'a Path,
+    /// Its disks, in order.
+    pub disks: &'a [&'a Path],
+    /// Words for its command line.
+    pub words: &'a str,
+    /// Where its console goes.
+    pub console: &'a Path,
+    /// Longest life.
+    pub limit: Duration,
+    /// Longest silence.
+    pub silence: Duration,
+}
+
+/// What it said.
+#[derive(Debug, Default)]
+pub struct Said {
+    /// Tests that passed.
+    pub passed: u32,
+    /// Tests that failed, with what they said.
+    pub failed: Vec<String>,
+    /// Program of the kernel half, and the instructions that the verifier looked at.
+    pub costs: Vec<(String, u64)>,
+}
+
+impl Machine<'_> {
+    /// Boots it and listens until it is off. An error means that there is no verdict.
+    pub fn run(&self, mut show: impl FnMut(&str)) -> Result<Said> {
+        let mut qemu = Command::new("qemu-system-x86_64");
+        // One processor: with two and TCG's threads, about one boot in twenty dies.
+        qemu.args("-accel tcg -cpu max,la57=off -M pc -m 2048 -smp 1".split(' '))
+            .args("-nodefaults -display none -no-reboot -net none".split(' '))
+            .arg("-serial")
+            .arg(format!("file:{}", self.console.display()))
+            .args(["-serial", "stdio"])
+            .arg("-kernel")
+            .arg(self.image)
+            .arg("-initrd")
+            .arg(self.initramfs)
+            .args(["-append", &format!("console=ttyS0 panic=-1 oops=panic apparmor=0 {}", self.words)]);
+        for disk in self.disks {
+            qemu.arg("-drive").arg(format!(
+                "file={},if=virtio,format=raw,cache=unsafe,throttling.bps-write={RATE}",
+                disk.display()
+            ));
+        }
+        let mut child = qemu
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .spawn()
+            .context("starting qemu-system-x86_64")?;
+        let output = child.stdout.take().context("the output of QEMU")?;
+        let (send, lines) = channel();
+        std::thread::spawn(move || {
+            for line in BufReader::new(output).lines().map_while(Result::ok) {
+                if send.send(line).is_err() {
+                    return;
+                }
+            }
+        });
+        let begin = Instant::now();
+        let mut said = Said::default();
+        let mut verdict = None;
+        let end = loop {
+            let left = self.limit.saturating_sub(begin.elapsed());
+            match lines.recv_timeout(self.silence.min(left)) {
+                Ok(line) => {
+                    let line = line.trim_end_matches('\r');
+                    verdict = said.hear(line).or(verdict);
+                    show(line);
+                }
+                Err(RecvTimeoutError::Disconnected) => break Ok(()),
+                Err(RecvTimeoutError::Timeout) if begin.elapsed() >= self.limit => {
+                    break Err(format!("it was not done after {} s", self.limit.as_secs()));
+                }
+                Err(RecvTimeoutError::Timeout) => {
+                    break Err(format!("it said nothing for {} s", self.silence.as_secs()));
+                }
+            }
+        };
+        // A machine that is off has closed its port; the others are ended.
+        if end.is_err() {
+            let _ = child.kill();
+        }
+        let status = child.wait().context("waiting for QEMU")?;
+        let console = fs::read(self.console).unwrap_or_default();
+        let console = String::from_utf8_lossy(&console);
+        let bad: Vec<&str> =
+            console.lines().filter(|line| BAD_WORDS.iter().any(|word| line.contains(word))).collect();
+        if let Some(first) = bad.first() {
+            bail!("the kernel complained: {} ({} such lines)", first.trim(), bad.len());
+        }
+        if let Err(why) = end {
+            bail!("{why}");
+        }
+        ensure!(status.success(), "QEMU ended with {status}");
+        let (passed, failed) = verdict.context("it went off without a verdict")?;
+        ensure!(
+            (passed, failed) == (said.passed, said.failed.len() as u32) && passed + failed > 0,
+            "its verdict ({passed} passed, {failed} failed) is not what its lines say"
+        );
+        Ok(said)
+    }
+}
+
+impl Said {
+    /// Takes a line in; the verdict, if it is that.
+    fn hear(&mut self, line: &str) -> Option<(u32, u32)> {
+        let (word, rest) = line.split_once(' ')?;
+        match word {
+            "ok" => self.passed += 1,
+            "FAILED" => self.failed.push(rest.to_owned()),
+            "cost" => {
+                let (program, count) = rest.split_once(' ')?;
+                self.costs.push((program.to_owned(), count.trim().parse().ok()?));
+            }
+            "VERDICT" => {
+                let (passed, failed) = rest.split_once(' ')?;
+                return Some((passed.parse().ok()?, failed.trim().parse().ok()?));
+            }
+            _ => {}
+        }
+        None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_whole_verdict_counts() {
+        let mut said = Said::default();
+        for line in ["ok plan 1.2 s", "FAILED locks: no wait", "cost fexit_sync 412", "note x", "VERDICT 3"] {
+            assert_eq!(said.hear(line), None, "{line}");
+        }
+        assert_eq!(said.hear("VERDICT 1 1"), Some((1, 1)));
+        assert_eq!((said.passed, said.failed.len()), (1, 1));
+        assert_eq!(said.costs, [("fexit_sync".to_owned(), 412)]);
+    }
+}
