@@ -8,6 +8,7 @@ use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use tracer::correlator::scenario::{Step, parse};
 use tracer::correlator::{Correlator, Frame};
+use tracer::event::Body;
 use tracer::sinks::text;
 use tracer::thresholds::Thresholds;
 
@@ -97,6 +98,39 @@ fn every_scenario_keeps_the_promises() {
                 let lines = text::diagnosis(d, frame.now);
                 assert!(lines.len() <= text::LINES, "{}: {} lines", file.display(), lines.len());
                 assert!(lines.iter().all(|l| !l.contains(char::is_control)), "{}", file.display());
+                assert!(lines.iter().all(|l| l.chars().count() <= text::WIDTH), "{}", file.display());
+            }
+        }
+    }
+}
+
+/// The same with names as long as anybody may choose them.
+#[test]
+fn names_of_any_length_make_no_ticket_too_long() {
+    let long = |text: &mut String| *text = format!("{text}{}", "-wide".repeat(800));
+    for file in files() {
+        let content = std::fs::read_to_string(&file).expect("readable");
+        let mut steps = parse(content.split(SEPARATOR).next().expect("never empty")).expect("parses");
+        for step in &mut steps {
+            let Step::Event(event) = step else { continue };
+            match &mut event.body {
+                Body::Process(p) => long(&mut p.comm),
+                Body::Container(c) => {
+                    [&mut c.pod, &mut c.namespace, &mut c.name].into_iter().flatten().for_each(long);
+                }
+                Body::Device(d) => long(&mut d.name),
+                Body::InFlight(op) | Body::Ended(op, _) => op.path.iter_mut().for_each(long),
+                Body::Writers(w) => w.of.iter_mut().for_each(|w| long(&mut w.cgroup)),
+                Body::Pins(p) => p.of.iter_mut().for_each(|p| long(&mut p.comm)),
+                Body::BlindSpot { reason, .. } if !reason.is_empty() => long(reason),
+                _ => {}
+            }
+        }
+        for frame in run(&steps).1 {
+            for lines in frame.diagnoses.iter().map(|d| text::diagnosis(d, frame.now)) {
+                assert!(lines.len() <= text::LINES, "{}: {} lines", file.display(), lines.len());
+                let widest = lines.iter().map(|l| l.chars().count()).max().expect("a sentence");
+                assert!(widest <= text::WIDTH, "{}: {widest} characters", file.display());
             }
         }
     }

@@ -16,6 +16,9 @@ use std::cmp::Reverse;
 /// A sync that lasts this long leaves time enough before the node is called NotReady.
 const BOUND: Ns = 60 * SECOND;
 
+/// No smaller limit is proposed, however little a disk has just written: writers would do nothing but wait.
+const LEAST_DIRTY: u64 = 64 << 20;
+
 /// What is known beyond the end itself.
 #[derive(Default)]
 pub struct Circumstances<'a> {
@@ -191,7 +194,7 @@ fn unless_there(upgrade: &Known, on: &Circumstances<'_>, saves: Option<Ns>) -> O
 fn dirty_bytes(on: &Circumstances<'_>) -> Fix {
     let mut fix = DIRTY_BYTES.saving(on.unmounting().checked_sub(BOUND));
     if let Some(rate) = on.rate {
-        let bytes = rate.saturating_mul(BOUND / SECOND);
+        let bytes = rate.saturating_mul(BOUND / SECOND).max(LEAST_DIRTY);
         fix.how = format!(
             "sysctl -w vm.dirty_bytes={bytes} vm.dirty_background_bytes={} (60s of the {} that it writes per second now), and the same in /etc/sysctl.d",
             bytes / 4,
@@ -269,14 +272,12 @@ fn do_not(ends_in: &EndsIn, on: &Circumstances<'_>) -> Vec<String> {
     let mut steps: Vec<&str> = Vec::new();
     let syncs = matches!(ends_in, EndsIn::UnmountSync { .. } | EndsIn::Sync { .. });
     if syncs {
-        steps.push("do not set io.max on the writer now: the sync waits for its pages and takes longer");
+        steps.push("do not set io.max on the writer now (the sync waits for its pages)");
     }
     let through_locks = on.links.iter().any(|l| l.operation.kind == Kind::LockWait);
     let unmounts = matches!(ends_in, EndsIn::UnmountSync { .. } | EndsIn::Unmount { device: Some(_), .. });
     if unmounts && through_locks {
-        steps.push(
-            "do not expect a disk split to help: the sync writes what the pods dirtied, wherever that is",
-        );
+        steps.push("do not expect a disk split to help (the sync goes where the pods wrote)");
     }
     match ends_in {
         EndsIn::Cycle => {}
@@ -295,12 +296,13 @@ fn do_not(ends_in: &EndsIn, on: &Circumstances<'_>) -> Vec<String> {
             steps.push("do not kill shims by name (those of running containers look the same)");
         }
         _ if on.links.iter().any(|l| !is_kernel(l.operation.kind)) => {
-            steps.push("do not restart containerd (containers turn Unknown, pods are recreated, shims leak)");
+            steps.push("do not restart containerd (Unknown containers, recreated pods, leaked shims)");
             steps.push(if on.links.iter().any(|l| is_kernel(l.operation.kind)) {
                 "do not signal or kill the shim (the unmount goes on, and the exit code is lost)"
             } else {
                 "do not signal or kill the shim (the exit code is lost)"
             });
+            steps.push("do not delete pods with --force (their containers run on)");
         }
         _ => {}
     }

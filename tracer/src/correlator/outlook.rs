@@ -92,7 +92,7 @@ pub fn not_ready(facts: &Facts, kubelet: Option<u32>, begin: Ns, bad: Option<(Ns
         Some((first, last_end)) if begin.saturating_sub(last_end) <= 2 * period => first.min(begin),
         _ => begin,
     };
-    let at = first.saturating_sub(period).saturating_add(threshold);
+    let at = first.saturating_add(threshold.saturating_sub(period));
     NotReady { at, threshold, evictions_from: at.saturating_add(TOLERATED), confidence, evidence }
 }
 

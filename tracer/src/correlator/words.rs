@@ -40,13 +40,31 @@ pub fn short_id(id: &str) -> String {
     id.chars().take(12).collect()
 }
 
+/// At most `most` characters: the middle of what is longer gives way.
+pub fn clip(text: &str, most: usize) -> String {
+    let length = text.chars().count();
+    if length <= most {
+        return text.to_owned();
+    }
+    let head = most / 2;
+    let tail = most.saturating_sub(head + 1);
+    text.chars().take(head).chain(['…']).chain(text.chars().skip(length - tail)).collect()
+}
+
+/// The most characters of one name, so that a line about three of them can be read.
+const NAME: usize = 48;
+
+fn name<const N: usize>(parts: [&String; N]) -> String {
+    parts.map(|part| clip(part, NAME)).join("/")
+}
+
 /// A container in few words: `prod/job-7/main`, `prod/job-7 (sandbox)`, or the short id.
 pub fn subject(s: &Subject) -> String {
     match (&s.namespace, &s.pod) {
         (Some(namespace), Some(pod)) => match &s.container {
-            _ if s.sandbox => format!("{namespace}/{pod} (sandbox)"),
-            Some(container) => format!("{namespace}/{pod}/{container}"),
-            None => format!("{namespace}/{pod}"),
+            _ if s.sandbox => format!("{} (sandbox)", name([namespace, pod])),
+            Some(container) => name([namespace, pod, container]),
+            None => name([namespace, pod]),
         },
         _ => short_id(&s.id),
     }
@@ -63,7 +81,7 @@ pub fn subject_with_id(s: &Subject) -> String {
 /// The pod of a container, or its short id: `prod/job-7`.
 pub fn pod(s: &Subject) -> String {
     match (&s.namespace, &s.pod) {
-        (Some(namespace), Some(pod)) => format!("{namespace}/{pod}"),
+        (Some(namespace), Some(pod)) => name([namespace, pod]),
         _ => short_id(&s.id),
     }
 }
@@ -91,7 +109,7 @@ pub fn operation(op: &Operation, device_name: Option<&DeviceName>) -> String {
             "unmount of containerd's own temporary mount at create".to_owned()
         }
         Kind::Unmount => match &op.path {
-            Some(path) => format!("unmount of {path}"),
+            Some(path) => format!("unmount of {}", clip(path, 3 * NAME)),
             None => "unmount".to_owned(),
         },
         Kind::SuperShutdown => match &op.fs_type {
@@ -381,8 +399,8 @@ fn source(of: &Source) -> String {
     match of {
         Source::Container(s) => subject(s),
         Source::GoneFrom(s) => format!("containers of {} that are gone", pod(s)),
-        Source::GoneBelow(path) => format!("groups below {path} that are gone"),
-        Source::Group(path) => path.clone(),
+        Source::GoneBelow(path) => format!("groups below {} that are gone", clip(path, 2 * NAME)),
+        Source::Group(path) => clip(path, 2 * NAME),
     }
 }
 
@@ -480,6 +498,15 @@ mod tests {
         for (ns, expected) in cases {
             assert_eq!(duration(ns), expected);
         }
+    }
+
+    #[test]
+    fn the_middle_of_a_long_name_gives_way() {
+        assert_eq!(clip("short", 5), "short");
+        assert_eq!(clip("abcdefghij", 5), "ab…ij");
+        assert_eq!(clip("äöüßéèêëïî", 4), "äö…î");
+        assert_eq!(clip("ab", 1), "…");
+        assert_eq!(clip("ab", 0), "…");
     }
 
     #[test]

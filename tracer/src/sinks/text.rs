@@ -14,8 +14,12 @@ use crate::event::{Kind, LossPoint, Ns, Role};
 
 /// At most this many lines for a diagnosis.
 pub const LINES: usize = 20;
+/// At most this many characters in a line of it. Only names and reasons of unheard-of length come to that.
+pub const WIDTH: usize = 400;
 /// Fixes told, those that save most.
 const FIXES: usize = 3;
+/// A line that is longer without it does not say how to apply a fix, only where that is written.
+const FIX_WIDTH: usize = 160;
 
 /// Links that are told in one line: a shim call with the method it consists of, an unmount with the shutdown it comes
 /// down to, an overlay's sync with that of its upper file system.
@@ -36,13 +40,16 @@ pub fn diagnosis(d: &Diagnosis, now: Ns) -> Vec<String> {
     let mut out = vec![headline(d, now)];
     out.extend(tree(d, LINES.saturating_sub(1 + below.len())));
     out.extend(below);
-    out.into_iter().map(|line| sanitise(&line).into_owned()).collect()
+    out.into_iter().map(|line| sanitise(&words::clip(&line, WIDTH)).into_owned()).collect()
 }
 
 /// The chain in at most `lines` lines; what does not fit is told in one.
 fn tree(d: &Diagnosis, lines: usize) -> Vec<String> {
     let mut out = Vec::new();
-    let told = told(d);
+    let mut told = told(d, false);
+    if told.len() > lines {
+        told = self::told(d, true);
+    }
     let (first, last) =
         if told.len() > lines { (lines.saturating_sub(5).max(1), 4) } else { (told.len(), 0) };
     for i in 0..first {
@@ -66,13 +73,13 @@ fn below(d: &Diagnosis, now: Ns) -> Vec<String> {
     out.push(ends_in_line(d));
     out.push(format!("  ahead: {}", words::ahead(d, now)));
     out.extend(words::dirtied(d).map(|who| format!("  dirtied by: {who}")));
+    if !d.consequences.is_empty() {
+        out.push(format!("  so far: {}", harms(&d.consequences)));
+    }
     out.extend(d.not_this_chain.as_ref().map(|why| match why.strip_prefix("it cannot be excluded: ") {
         Some(reason) => format!("  the unmount chain cannot be excluded: {reason}"),
         None => format!("  not the unmount chain, because {why}"),
     }));
-    if !d.consequences.is_empty() {
-        out.push(format!("  so far: {}", harms(&d.consequences)));
-    }
     if !d.blind_spots.is_empty() {
         let shown: Vec<&str> = d.blind_spots.iter().take(2).map(String::as_str).collect();
         let more = match d.blind_spots.len() {
@@ -86,13 +93,10 @@ fn below(d: &Diagnosis, now: Ns) -> Vec<String> {
             out.push(format!("  {label}: {}", steps.join("; ").replace("do not ", "")));
         }
     }
-    if !d.advice.fixes.is_empty() {
-        let fixes: Vec<String> = d.advice.fixes.iter().take(FIXES).map(fix).collect();
-        let more = match d.advice.fixes.len().saturating_sub(FIXES) {
-            0 => String::new(),
-            n => format!("; {n} more in the JSON and in docs/fixes.md"),
-        };
-        out.push(format!("  fix: {}{more}", fixes.join("; or ")));
+    out.extend(d.advice.fixes.iter().take(FIXES).map(|f| format!("  fix: {}", fix(f))));
+    let more = d.advice.fixes.len().saturating_sub(FIXES);
+    if let Some(last) = out.last_mut().filter(|_| more > 0) {
+        last.push_str(&format!("; {more} more in the JSON and in docs/fixes.md"));
     }
     out
 }
@@ -112,7 +116,8 @@ pub fn headline(d: &Diagnosis, now: Ns) -> String {
     sanitise(&words::sentence(d, now)).into_owned()
 }
 
-fn told(d: &Diagnosis) -> Vec<Told<'_>> {
+/// The links by the lines they are told in; where `dense`, a caller's side is told with the caller.
+fn told(d: &Diagnosis, dense: bool) -> Vec<Told<'_>> {
     let mut out: Vec<Told<'_>> = Vec::new();
     for link in &d.chain.links {
         let contained = link.edge.as_ref().is_some_and(|e| e.kind == EdgeKind::Contains);
@@ -124,6 +129,7 @@ fn told(d: &Diagnosis) -> Vec<Told<'_>> {
                 (Kind::Unmount, Kind::SuperShutdown) => true,
                 // The same unmount, seen in the Go program and in the kernel.
                 (Kind::Unmount, Kind::Unmount) => true,
+                (_, Kind::CriClient | Kind::ShimCall) => dense,
                 _ => false,
             };
             if keeps_first {
@@ -305,6 +311,11 @@ fn fix(f: &Fix) -> String {
     }
     if !f.since.is_empty() {
         text.push_str(&format!(" [{}]", f.since));
+    }
+    let short = text.chars().count() + f.how.chars().count() <= FIX_WIDTH;
+    match short && !f.how.is_empty() {
+        true => text.push_str(&format!(": {}", f.how)),
+        false => text.push_str(&format!(": docs/fixes.md#{}", f.id)),
     }
     text
 }
