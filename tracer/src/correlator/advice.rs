@@ -223,9 +223,15 @@ fn do_now(ends_in: &EndsIn, on: &Circumstances<'_>) -> Vec<String> {
         }
         EndsIn::Unmount { device: None, .. } => "run `plegscope doctor`: it says which kernel probe is off and why; look at dirty memory and the disks' write rates".into(),
         EndsIn::MountBusy { pins, .. } if !pins.is_empty() => {
-            let who: Vec<String> =
-                pins.iter().take(3).map(|p| format!("{} (pid {})", p.comm, p.pid)).collect();
-            format!("end {} or unmount it there; the unmount is tried again", who.join(", "))
+            let steps: Vec<String> = pins
+                .iter()
+                .take(3)
+                .map(|p| match p.how.strip_prefix("has a mount below it, ") {
+                    Some(point) => format!("unmount {point}"),
+                    None => format!("end {} (pid {}), it {}", p.comm, p.pid, p.how),
+                })
+                .collect();
+            format!("{}; the unmount is tried again", steps.join("; "))
         }
         EndsIn::MountBusy { .. } => "find who keeps the mount: grep the path in /proc/*/mountinfo; end that process or unmount it there".into(),
         EndsIn::RemoteFileSystem { what } if what == "FUSE" => "start the file system's server again, or give it up: echo 1 > /sys/fs/fuse/connections/*/abort (of that mount only); the unmount then goes on".into(),

@@ -84,8 +84,9 @@ fn look(path: &Path, by: u32, pins: &mut Pins) -> Result<(), String> {
             .filter(|mount| copies.iter().any(|copy| copy.id == mount.parent && copy.id != mount.id))
         {
             let where_ = if here { "" } else { " in its own mount namespace" };
-            let how = format!("has {} mounted below it{where_}", below.point.display());
-            pins.of.push(pin(reader, how));
+            // Whoever mounted it may be gone: told is a process that has it, here the one that unmounts.
+            let how = format!("has a mount below it, {}{where_}", below.point.display());
+            pins.of.push(pin(if here { by } else { reader }, how));
         }
         for pid in &namespace.members {
             if let Some(how) = use_of(*pid, &seen, &copies, &mut files) {
@@ -229,7 +230,7 @@ mod tests {
             |pid: u32| pins.of.iter().filter(|p| p.pid == pid).map(|p| p.how.clone()).collect::<Vec<_>>();
         assert_eq!(how(pids["works"]), ["works in it"], "{pins:?}");
         assert_eq!(how(pids["opens"]), ["has a file open in it"], "{pins:?}");
-        let below = format!("has {} mounted below it", folder.join("below").display());
+        let below = format!("has a mount below it, {}", folder.join("below").display());
         assert!(pins.of.iter().any(|p| p.how == below), "{pins:?}");
         assert_eq!(pins.of.len(), 3, "{pins:?}");
         assert_eq!(pins.reason, "");

@@ -1,20 +1,16 @@
-//! Shims that are left over: the folder of their bundle is gone, nothing that they started runs, and they still do.
+//! Shims that are left over: the folder of their bundle is gone, and they still run.
 //!
 //! containerd renames a bundle to `.ID` and removes it when the container is deleted, then tells the shim to end, so at the
 //! end of every pod a shim is in that state for a moment. It is left over only when it stays so for [`LEAKED_AFTER`].
-//! Read are links of `/proc` and `stat`, which wait for nothing.
+//! Read are links of `/proc`, which wait for nothing.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::bundle::{self, BundleId};
-use super::procs::parse_stat;
-use super::{ReadError, read_file};
 use crate::event::Ns;
 
 /// A shim without a bundle is left over after this time.
 pub const LEAKED_AFTER: Ns = 30_000_000_000;
-/// Processes looked at for children.
-const MOST_PROCESSES: usize = 65_536;
 
 /// Shims without a bundle, and since when.
 #[derive(Debug, Default)]
@@ -26,17 +22,12 @@ pub struct Shims {
 impl Shims {
     /// Looks at all shims of the node and gives those that are newly known to be left over.
     pub fn look(&mut self, shims: &[u32], now: Ns) -> Vec<(u32, BundleId)> {
-        let without: Vec<(u32, BundleId)> =
-            shims.iter().filter_map(|pid| Some((*pid, bundle::removed_under(*pid)?))).collect();
-        // Only then is it worth asking every process for its parent.
-        let busy = if without.is_empty() { Ok(BTreeSet::new()) } else { parents() };
-        // Where that cannot be told, nobody is accused.
-        self.learn(without.into_iter().filter(|(pid, _)| busy.as_ref().is_ok_and(|b| !b.contains(pid))), now)
+        self.learn(shims.iter().filter_map(|pid| Some((*pid, bundle::removed_under(*pid)?))), now)
     }
 
-    fn learn(&mut self, idle: impl Iterator<Item = (u32, BundleId)>, now: Ns) -> Vec<(u32, BundleId)> {
+    fn learn(&mut self, without: impl Iterator<Item = (u32, BundleId)>, now: Ns) -> Vec<(u32, BundleId)> {
         let before = std::mem::take(&mut self.without);
-        for (pid, bundle) in idle {
+        for (pid, bundle) in without {
             // The same pid with another bundle is another shim.
             let since = before.get(&pid).filter(|(was, _)| *was == bundle).map_or(now, |(_, since)| *since);
             self.without.insert(pid, (bundle, since));
@@ -50,23 +41,9 @@ impl Shims {
     }
 }
 
-/// Shims that are without a bundle and idle at this moment; most are about to end.
-pub fn without_bundle(shims: &[u32]) -> Result<Vec<(u32, BundleId)>, ReadError> {
-    let mut look = Shims::default();
-    let busy = parents()?;
-    let without = shims.iter().filter_map(|pid| Some((*pid, bundle::removed_under(*pid)?)));
-    look.learn(without.filter(|(pid, _)| !busy.contains(pid)), 0);
-    Ok(look.without.into_iter().map(|(pid, (bundle, _))| (pid, bundle)).collect())
-}
-
-/// Processes with a child that runs (one that is not merely left to be collected).
-fn parents() -> Result<BTreeSet<u32>, ReadError> {
-    let entries = std::fs::read_dir("/proc").map_err(|e| ReadError::new("/proc", e))?;
-    let pids = entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
-    let stats = pids
-        .take(MOST_PROCESSES)
-        .filter_map(|pid| parse_stat(&read_file(&format!("/proc/{pid}/stat"), 16 * 1024).ok()?));
-    Ok(stats.filter(|stat| !matches!(stat.state, 'Z' | 'X')).map(|stat| stat.parent).collect())
+/// Shims that are without a bundle at this moment; most are about to end.
+pub fn without_bundle(shims: &[u32]) -> Vec<(u32, BundleId)> {
+    shims.iter().filter_map(|pid| Some((*pid, bundle::removed_under(*pid)?))).collect()
 }
 
 #[cfg(test)]
@@ -94,7 +71,7 @@ mod tests {
         assert_eq!(at(&mut shims, 50, &[(7, "a")]), 0);
         assert_eq!(at(&mut shims, 60, &[(8, "c")]), 0);
         assert_eq!(at(&mut shims, 89, &[(8, "c")]), 0);
-        // A child that runs for a moment: it is at work.
+        // Its bundle is there after all.
         assert_eq!(at(&mut shims, 89, &[]), 0);
         assert_eq!(at(&mut shims, 95, &[(8, "c")]), 0);
         assert_eq!(at(&mut shims, 125, &[(8, "c")]), 1);
@@ -114,10 +91,9 @@ mod tests {
         std::fs::rename(&folder, tasks.join(format!(".{id}"))).unwrap();
         assert_eq!(bundle::removed_under(child.id()), None, "renamed is not removed");
         std::fs::remove_dir(tasks.join(format!(".{id}"))).unwrap();
-        let found = without_bundle(&[child.id(), std::process::id()]).unwrap();
+        let found = without_bundle(&[child.id(), std::process::id()]);
         assert_eq!(found.len(), 1);
         assert_eq!((found[0].0, found[0].1.id.as_str()), (child.id(), id.as_str()));
-        assert!(parents().unwrap().contains(&std::process::id()), "we have a child");
         drop(child.stdin.take());
         child.wait().unwrap();
         std::fs::remove_dir_all(tasks.parent().unwrap().parent().unwrap()).unwrap();

@@ -66,9 +66,9 @@ pub fn fetch(line: &str) -> Result<Kernel> {
         path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("vmlinuz")) && path.is_file()
     };
     let inside = unpacked.iter().flat_map(|root| ["lib/modules", "usr/lib/modules"].map(|f| root.join(f)));
-    let beside = inside.filter_map(|folder| Some(folder.join(modules.file_name()?).join("vmlinuz")));
+    let mut beside = inside.filter_map(|folder| Some(folder.join(modules.file_name()?).join("vmlinuz")));
     let image = find(["boot", "usr/boot", "none"], is_image)
-        .or_else(|| beside.filter(|path| path.is_file()).last())
+        .or_else(|| beside.rfind(|path| path.is_file()))
         .with_context(|| format!("the packages of kernel {version} hold no vmlinuz"))?;
     Ok(Kernel { line, version, image, modules })
 }

@@ -182,9 +182,15 @@ impl Kept {
         list(diagnosis, "stuck_calls").any(|call| call["subject"]["id"] == self.container.as_str())
     }
 
+    /// Whether the chain ends at this container; others may wait their turn behind its exit.
+    fn ends_here(&self, diagnosis: &Value) -> bool {
+        let last = diagnosis["chain"]["links"].as_array().and_then(|links| links.last());
+        last.is_some_and(|link| link["subject"]["id"] == self.container.as_str())
+    }
+
     fn said(&self, released: u64, frames: &[Seen], verdict: &mut Verdict) {
         let busy: Vec<(&Seen, &Value)> = between(frames, self.exited, released)
-            .filter(|(_, diagnosis)| self.is_of(diagnosis))
+            .filter(|(_, diagnosis)| self.is_of(diagnosis) && self.ends_here(diagnosis))
             .map(|(seen, diagnosis)| (seen, &diagnosis["ends_in"]["MountBusy"]))
             .filter(|(_, busy)| !busy.is_null())
             .collect();
@@ -217,7 +223,9 @@ impl Kept {
             },
             wrong.is_none() && !busy.is_empty(),
         );
-        let pins: Vec<&Value> = busy.last().map(|(_, busy)| list(busy, "pins").collect()).unwrap_or_default();
+        // Who it is is read from /proc after the first failures; each new attempt begins without knowing.
+        let named = busy.iter().rev().find(|(_, busy)| list(busy, "pins").next().is_some());
+        let pins: Vec<&Value> = named.map(|(_, busy)| list(busy, "pins").collect()).unwrap_or_default();
         let how = |pin: &Value| pin["how"].as_str().unwrap_or_default().to_owned();
         let right = pins.iter().any(|pin| match (self.how, self.by) {
             (How::WorksIn, Some(pid)) => pin["pid"] == pid && how(pin).contains("works in"),

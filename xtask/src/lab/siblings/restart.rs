@@ -84,7 +84,9 @@ pub async fn play(stage: &mut Stage<'_>) -> Result<Truth> {
     let over = || unmounts.stays().iter().all(|stay| stay.end.is_some());
     ensure!(sys::until(Duration::from_secs(90), over).await, "the unmount does not end");
     stage.say("the unmount is over");
-    tokio::time::sleep(Duration::from_secs(12)).await;
+    // A shim counts as left over after half a minute, looked for every ten seconds.
+    let told = || sys::monotonic().saturating_sub(forgotten_at) > 44 * SECOND;
+    sys::until(Duration::from_secs(60), told).await;
     Ok(Truth {
         victim: victim.container.clone(),
         victim_pod: victim.name.clone(),
