@@ -6,7 +6,7 @@ use crate::event::{
     Actor, Container, Device, DeviceFacts, KubeletFacts, LockName, LossPoint, Ns, OTHERS_ONLY, Operation,
     Pins, Process, ProgramCost, Role, ThreadSite, Writers,
 };
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 
 /// Facts, each kind bounded.
 #[derive(Clone, Debug, Default)]
@@ -39,9 +39,33 @@ pub struct Facts {
 
 #[derive(Clone, Debug)]
 struct Sampled {
-    at: Ns,
     facts: DeviceFacts,
-    bytes_per_second: Option<u64>,
+    /// Samples of the sectors written since boot, the oldest first: never empty.
+    written: VecDeque<(Ns, u64)>,
+}
+
+impl Sampled {
+    fn sample(&mut self, facts: &DeviceFacts, at: Ns) {
+        if self.written.back().is_some_and(|(last, _)| *last >= at) {
+            return;
+        }
+        self.facts = facts.clone();
+        if self.written.back().is_some_and(|(_, before)| *before > facts.sectors_written) {
+            self.written.clear(); // Another device has that number by now.
+        }
+        self.written.push_back((at, facts.sectors_written));
+        let old = |(from, _): &(Ns, u64)| from.saturating_add(limits::RATE_OVER) < at;
+        while self.written.len() > limits::RATE_SAMPLES || (self.written.len() > 2 && old(&self.written[0])) {
+            self.written.pop_front();
+        }
+    }
+
+    fn rate(&self) -> Option<u64> {
+        let ((from, before), (to, now)) = (self.written.front()?, self.written.back()?);
+        let span = u128::from(to.checked_sub(*from).filter(|span| *span > 0)?);
+        let bytes = u128::from(now.saturating_sub(*before)) * 512;
+        Some(u64::try_from(bytes * 1_000_000_000 / span).unwrap_or(u64::MAX))
+    }
 }
 
 impl Facts {
@@ -196,23 +220,15 @@ impl Facts {
     /// What is known of a device, with a new sample of what it has written.
     pub fn device(&mut self, facts: &DeviceFacts, at: Ns) {
         if let Some(known) = self.devices.get_mut(&facts.device) {
-            if at <= known.at {
-                return;
-            }
-            let bytes =
-                facts.sectors_written.checked_sub(known.facts.sectors_written).map(|s| u128::from(s) * 512);
-            known.bytes_per_second = bytes
-                .map(|b| b * 1_000_000_000 / u128::from(at - known.at))
-                .map(|rate| u64::try_from(rate).unwrap_or(u64::MAX));
-            known.at = at;
-            known.facts = facts.clone();
+            known.sample(facts, at);
             return;
         }
         if self.devices.len() >= limits::DEVICES {
             self.drop_one("devices", limits::DEVICES);
             return;
         }
-        self.devices.insert(facts.device, Sampled { at, facts: facts.clone(), bytes_per_second: None });
+        let written = VecDeque::from([(at, facts.sectors_written)]);
+        self.devices.insert(facts.device, Sampled { facts: facts.clone(), written });
     }
 
     /// A device by its name.
@@ -220,9 +236,9 @@ impl Facts {
         DeviceName { device, name: self.devices.get(&device).map(|d| d.facts.name.clone()) }
     }
 
-    /// Bytes per second this device wrote between the last two samples.
+    /// Bytes per second this device wrote over the last [`limits::RATE_OVER`], as far as it was sampled.
     pub fn device_rate(&self, device: Device) -> Option<u64> {
-        self.devices.get(&device).and_then(|d| d.bytes_per_second)
+        self.devices.get(&device).and_then(Sampled::rate)
     }
 
     /// All devices.
@@ -481,4 +497,30 @@ pub fn container_of_path(path: &str) -> Option<&str> {
         return Some(id);
     }
     parts.into_iter().find(|p| p.len() == 64 && p.bytes().all(|b| b.is_ascii_hexdigit()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::thresholds::SECOND;
+
+    #[test]
+    fn a_device_that_writes_in_bursts_has_its_mean_rate() {
+        let device = Device { major: 7, minor: 0 };
+        let mut facts = Facts::default();
+        let mut sample = |second: Ns, sectors_written: u64| {
+            let report = DeviceFacts { device, name: "/dev/loop0".into(), sectors_written };
+            facts.device(&report, second * SECOND);
+            facts.device_rate(device)
+        };
+        assert_eq!(sample(0, 0), None);
+        // 8 MB in one second out of four.
+        let rates: Vec<Option<u64>> =
+            (1..=20).map(|second| sample(second, (second.div_ceil(4)) * 15_625)).collect();
+        assert!(rates[10..].iter().flatten().all(|rate| (1_500_000..=2_500_000).contains(rate)), "{rates:?}");
+        // What it wrote before is forgotten, and another device by the same number begins anew.
+        assert_eq!((21..=40).map(|second| sample(second, 100_000)).last(), Some(Some(0)));
+        assert_eq!(sample(41, 10), None);
+        assert_eq!(sample(42, 20), Some(5120));
+    }
 }

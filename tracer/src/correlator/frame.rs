@@ -594,6 +594,6 @@ pub struct Memory {
 pub struct DeviceState {
     /// Number and name.
     pub device: DeviceName,
-    /// Bytes written per second between the last two samples; `None` before the second.
+    /// Bytes written per second over the last ten seconds; `None` before the second sample.
     pub bytes_per_second: Option<u64>,
 }

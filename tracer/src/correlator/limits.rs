@@ -91,3 +91,7 @@ pub const RETRY_GAP: Ns = SECOND;
 pub const AFTERMATH: Ns = 600 * SECOND;
 /// An exit whose next attempt is overdue by this much is forgotten: the container was removed, or the attempt was lost.
 pub const EXIT_OVERDUE: Ns = 300 * SECOND;
+/// What a device writes is averaged over this: a throttled one writes in bursts, four times its rate for a second.
+pub const RATE_OVER: Ns = 10 * SECOND;
+/// Samples of a device that are kept, one a second.
+pub const RATE_SAMPLES: usize = 16;

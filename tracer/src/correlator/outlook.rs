@@ -40,7 +40,7 @@ pub enum Outlook {
     Drains {
         /// Dirty and writeback memory of the node, in bytes: an upper limit of what this sync has to write.
         bytes: u64,
-        /// What the device writes, in bytes per second.
+        /// What the device has written lately, in bytes per second.
         bytes_per_second: u64,
         /// How long that takes at most, if the rate holds and nobody dirties more.
         at_most: Ns,
@@ -186,7 +186,7 @@ fn drains(facts: &Facts, device: Device) -> Result<Outlook, &'static str> {
     let memory = facts.memory.ok_or("how much memory waits to be written is not known")?;
     let rate = facts.device_rate(device).ok_or("how fast the device writes is not known yet")?;
     if rate == 0 {
-        return Err("the device has written nothing between the last two looks");
+        return Err("the device has written nothing lately");
     }
     let bytes = memory.dirty.saturating_add(memory.writeback);
     let at_most = u128::from(bytes) * u128::from(SECOND) / u128::from(rate);
