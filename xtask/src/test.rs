@@ -4,7 +4,7 @@
 //! silently: the reason is printed where it happens and again at the end.
 
 use crate::lab::packages;
-use crate::{binaries, bpf, kubelet, shell, tidy, vm};
+use crate::{binaries, bpf, kubelet, shell, tidy};
 use anyhow::{Context, Result, bail};
 use std::path::PathBuf;
 use std::process::{self, Command};
@@ -64,7 +64,6 @@ pub fn run(args: &Args) -> Result<()> {
         test.envs(run.go_binaries.iter().map(|folder| (binaries::VARIABLE, folder)));
         shell::run(&mut test).map(|()| Outcome::Passed)
     });
-    run.step("other kernels", other_kernels);
     run.step("end to end", end_to_end);
     run.finish()
 }
@@ -156,20 +155,6 @@ fn end_to_end(run: &mut Run) -> Result<Outcome> {
         Some(_) => Outcome::Passed,
         None => Outcome::Skipped(format!("the story `kubelet` was not played: {}", kubelet::NOT_BUILT)),
     })
-}
-
-/// The kernel half on the oldest kernel it is for and on a current one.
-fn other_kernels(run: &mut Run) -> Result<Outcome> {
-    if run.fast {
-        return Ok(Outcome::Skipped("needs network and minutes (--fast)".into()));
-    }
-    for (kernel, only) in
-        [("5.10", "features,plan,verifier"), ("6.12", "features,plan,verifier,fentry,log,phantoms")]
-    {
-        let (kernel, only) = (vec![kernel.to_owned()], Some(only.to_owned()));
-        vm::run(&vm::Args { kernel, only, ..vm::Args::default() })?;
-    }
-    Ok(Outcome::Skipped("restarts, hostile settings and forced fallbacks: cargo xtask vm".into()))
 }
 
 /// What the other steps run. The end-to-end test installs what it needs by itself.

@@ -113,7 +113,8 @@ pub fn advice(ends_in: &EndsIn, on: &Circumstances<'_>) -> Advice {
             fixes.push(REFUSE_UPDATES.saving(Some(saves)));
         }
     }
-    fixes.sort_by_key(|fix| (Reverse(fix.saves), Known::place(&fix.id)));
+    // Where they save the same seconds, the table knows which is easier to have.
+    fixes.sort_by_key(|fix| (Reverse(fix.saves.map(|s| s / SECOND)), Known::place(&fix.id)));
     Advice { do_now: do_now(ends_in, on), do_not: do_not(ends_in, on), fixes }
 }
 

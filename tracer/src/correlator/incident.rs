@@ -3,7 +3,7 @@
 use super::consequences::{Harms, News, Scene};
 use super::diagnosis::{Crossing, Found, Key, explains};
 use super::facts::{Facts, container_of_path};
-use super::frame::{Change, Diagnosis, EndsIn, Incident};
+use super::frame::{Change, Diagnosis, EndsIn, Head, Incident};
 use super::limits;
 use super::operations::{EndedBy, Finished, Operations};
 use super::words;
@@ -29,6 +29,8 @@ struct Open {
     key: Key,
     /// Operations of that diagnosis.
     members: BTreeSet<OperationId>,
+    /// Late exits that were on its chains at any time, bounded like the members.
+    exits: BTreeSet<OperationId>,
     /// The last operation of the drawn chain.
     leaf: OperationId,
     /// Greatest age of the leaf so far, of diagnoses that explain.
@@ -89,6 +91,8 @@ impl Incidents {
         for (i, f) in found.iter_mut().enumerate() {
             let id = match (&of_found[i], &f.worst) {
                 (Some(id), _) => id.clone(),
+                // A new attempt at an exit has begun, and what it waits for is not visible yet: the exit is known.
+                (None, Some(_)) if self.knows_exit(f) => continue,
                 (None, Some(crossing)) => match self.opened(f, crossing, now) {
                     Some(id) => id,
                     None => continue,
@@ -171,6 +175,13 @@ impl Incidents {
         (self.open.len(), self.over.len())
     }
 
+    /// Whether an open incident is, or was, about this late exit.
+    fn knows_exit(&self, f: &Found) -> bool {
+        f.diagnosis.head == Head::LateExit
+            && !explains(&f.diagnosis.ends_in)
+            && exits_of(f).any(|id| self.open.values().any(|open| open.exits.contains(id)))
+    }
+
     /// Opens an incident for a diagnosis that has passed a threshold.
     fn opened(&mut self, f: &Found, crossing: &Crossing, now: Ns) -> Option<String> {
         let leaf = f.diagnosis.chain.links.last()?.operation.id();
@@ -210,6 +221,7 @@ impl Incidents {
                 incident,
                 key: f.key.clone(),
                 members: BTreeSet::new(),
+                exits: BTreeSet::new(),
                 leaf,
                 leaf_age: 0,
                 last: f.diagnosis.clone(),
@@ -244,6 +256,8 @@ impl Open {
             }
         }
         self.members.clone_from(&f.members);
+        let room = limits::INCIDENT_MEMBERS.saturating_sub(self.exits.len());
+        self.exits.extend(exits_of(f).take(room).cloned());
         self.key.clone_from(&f.key);
         // While things recover the cause is gone from the graph: what explained most stays what it was.
         let leaf = d.chain.links.last();
@@ -273,6 +287,11 @@ impl Open {
             self.last = d.clone();
         }
     }
+}
+
+/// The late exits on the chains of a diagnosis.
+fn exits_of(f: &Found) -> impl Iterator<Item = &OperationId> {
+    f.members.iter().filter(|id| id.kind == Kind::ExitHandling)
 }
 
 /// How often the age has doubled beyond the threshold.

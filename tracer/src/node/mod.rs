@@ -8,6 +8,7 @@
 //! too and is read of daemons only, on a worker, while no thread of theirs is stuck),
 //! and anything below a container's rootfs or an overlay's upper folder (it would pin what is to be unmounted).
 
+pub mod alive;
 pub mod bundle;
 pub mod cgroups;
 pub mod clock;

@@ -397,27 +397,14 @@ pub struct Stat {
 impl Stat {
     /// Whether the process has ended and only its exit status is left, which its parent may never collect. A leader can
     /// end before its threads: then the process lives on.
-    fn is_over(&self) -> bool {
+    pub(super) fn is_over(&self) -> bool {
         matches!(self.state, 'Z' | 'X') && self.threads <= 1
     }
 
     /// When it was started, ns of CLOCK_MONOTONIC, to 10 ms.
-    fn started(&self) -> Ns {
+    pub(super) fn started(&self) -> Ns {
         (self.start_ticks * TICK).saturating_sub(clock::boottime_ahead())
     }
-}
-
-/// When the process with this pid was started (ns of CLOCK_MONOTONIC, to 10 ms); `None` when there is none, or only
-/// what is left of one.
-pub fn alive_since(pid: u32) -> Option<Ns> {
-    let text = read_file(&format!("/proc/{pid}/stat"), SMALL).ok()?;
-    parse_stat(&text).filter(|stat| !stat.is_over()).map(|stat| stat.started())
-}
-
-/// Whether the first thread of the process with this pid lives: it has not exited, even if others have stayed.
-pub fn leader_lives(pid: u32) -> bool {
-    let text = read_file(&format!("/proc/{pid}/stat"), SMALL).ok();
-    text.and_then(|text| parse_stat(&text)).is_some_and(|stat| !matches!(stat.state, 'Z' | 'X' | 'x'))
 }
 
 /// Reads `/proc/PID/stat`; `None` when it is not such a line. The name ends at the *last* closing parenthesis.
@@ -456,6 +443,7 @@ pub fn parse_last_pid(text: &[u8]) -> Option<u32> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::node::alive::alive_since;
 
     #[test]
     fn the_entry_point_is_where_the_program_says_it_is() {

@@ -313,7 +313,7 @@ impl Poller {
                 return false;
             }
             let (_, since) =
-                *alive.entry(key.tgid).or_insert_with(|| (now, crate::node::procs::alive_since(key.tgid)));
+                *alive.entry(key.tgid).or_insert_with(|| (now, crate::node::alive::alive_since(key.tgid)));
             since.is_none_or(|since| since > begin.saturating_add(START_STEP))
         };
         let mut keys: Vec<Key> = Vec::new();
@@ -346,7 +346,7 @@ impl Poller {
         events: &mut Vec<Event>,
     ) -> anyhow::Result<()> {
         for (pid, at) in std::mem::take(&mut self.replaced) {
-            if !crate::node::procs::leader_lives(pid) {
+            if !crate::node::alive::leader_lives(pid) {
                 continue;
             }
             let old = |key: &Key, begin: Ns| key.tgid == pid && begin < at;
