@@ -110,7 +110,8 @@ pub fn advice(ends_in: &EndsIn, on: &Circumstances<'_>) -> Advice {
             fixes.push(REFUSE_UPDATES.saving(Some(saves)));
         }
     }
-    fixes.sort_by_key(|fix| (Reverse(fix.saves), Known::place(&fix.id)));
+    // What no release has comes last, whatever it saves.
+    fixes.sort_by_key(|fix| (fix.id == REFUSE_UPDATES.id, Reverse(fix.saves), Known::place(&fix.id)));
     Advice { do_now: do_now(ends_in, on), do_not: do_not(ends_in, on), fixes }
 }
 

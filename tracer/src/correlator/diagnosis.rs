@@ -406,7 +406,7 @@ impl Inputs<'_> {
         let worst = self.worst(&walks);
         Found {
             diagnosis: Diagnosis {
-                outlook: outlook(self.facts, &leaf.ends_in, update, self.now),
+                outlook: outlook(self.facts, &leaf.ends_in, &dirtied_by, update, self.now),
                 ends_in: leaf.ends_in,
                 confidence: leaf.confidence,
                 evidence: leaf.evidence,
