@@ -197,6 +197,10 @@ impl Kernel {
                 ProgramSection::FExit { .. } => (sys::PROGRAM_TRACING, sys::ATTACH_FEXIT, function()?),
                 ProgramSection::TracePoint => (sys::PROGRAM_TRACEPOINT, 0, 0),
                 ProgramSection::RawTracePoint => (sys::PROGRAM_RAW_TRACEPOINT, 0, 0),
+                // As they were loaded before: programs that share a map of programs must be of one kind.
+                ProgramSection::UProbe { .. } if features.uprobe_multi.yes() => {
+                    (sys::PROGRAM_KPROBE, sys::ATTACH_UPROBE_MULTI, 0)
+                }
                 _ => (sys::PROGRAM_KPROBE, 0, 0),
             };
             Some(sys::count_instructions(&sys::Program { kind, attach, code, function }))

@@ -113,8 +113,10 @@ pub fn advice(ends_in: &EndsIn, on: &Circumstances<'_>) -> Advice {
             fixes.push(REFUSE_UPDATES.saving(Some(saves)));
         }
     }
-    // Where they save the same seconds, the table knows which is easier to have.
-    fixes.sort_by_key(|fix| (Reverse(fix.saves.map(|s| s / SECOND)), Known::place(&fix.id)));
+    // What no release has comes last, whatever it saves. Where others save the same seconds, the table knows which is
+    // easier to have.
+    let unreleased = |fix: &Fix| fix.id == REFUSE_UPDATES.id;
+    fixes.sort_by_key(|fix| (unreleased(fix), Reverse(fix.saves.map(|s| s / SECOND)), Known::place(&fix.id)));
     Advice { do_now: do_now(ends_in, on), do_not: do_not(ends_in, on), fixes }
 }
 

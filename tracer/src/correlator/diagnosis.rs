@@ -409,7 +409,14 @@ impl Inputs<'_> {
         let worst = self.worst(&walks);
         Found {
             diagnosis: Diagnosis {
-                outlook: outlook(self.facts, &leaf.ends_in, update, way[way.len() - 1], self.now),
+                outlook: outlook(
+                    self.facts,
+                    &leaf.ends_in,
+                    &dirtied_by,
+                    update,
+                    way[way.len() - 1],
+                    self.now,
+                ),
                 ends_in: leaf.ends_in,
                 confidence: leaf.confidence,
                 evidence: leaf.evidence,

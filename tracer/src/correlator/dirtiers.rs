@@ -125,6 +125,9 @@ pub fn dirtiers(facts: &Facts, ends_in: &EndsIn, now: Ns) -> Option<Result<Vec<D
     all.sort_by_key(|d| {
         (d.confidence, std::cmp::Reverse(d.bytes), d.bytes_per_second.map(std::cmp::Reverse))
     });
+    // A hundredth of the most is noise.
+    let most = all.iter().map(|d| d.bytes).max().unwrap_or(0);
+    all.retain(|d| d.bytes >= most / 100);
     all.truncate(limits::DIRTIERS_SHOWN);
     Some(Ok(all))
 }

@@ -1,5 +1,6 @@
 //! What comes next: when the kubelet calls the node NotReady and pods are evicted, and whether it ends by itself.
 
+use super::dirtiers::Dirtier;
 use super::facts::Facts;
 use super::frame::{Confidence, EndsIn};
 use super::{fixes, words};
@@ -44,6 +45,9 @@ pub enum Outlook {
         bytes_per_second: u64,
         /// How long that takes at most, if the rate holds and nobody dirties more.
         at_most: Ns,
+        /// What of it control groups with their layers on this device have, and how long that takes: more likely, and
+        /// without what others have dirtied for it.
+        likely: Option<(u64, Ns)>,
         /// By how much that memory has grown lately, if it did: then it may take longer.
         growing: Option<u64>,
     },
@@ -101,19 +105,22 @@ pub fn not_ready(facts: &Facts, kubelet: Option<u32>, begin: Ns, bad: Option<(Ns
 pub fn outlook(
     facts: &Facts,
     ends_in: &EndsIn,
+    dirtied_by: &[Dirtier],
     update: Option<&Operation>,
     last: &Operation,
     now: Ns,
 ) -> Outlook {
     let by_itself = match ends_in {
         EndsIn::IoDrain => output_wait(facts, last, now),
-        _ => by_itself(facts, ends_in),
+        _ => by_itself(facts, ends_in, dirtied_by),
     };
     let Some(update) = update else { return by_itself };
     let read = facts.kubelet_of(None).and_then(|k| k.request_timeout);
     let given_up = update.begin.saturating_add(read.unwrap_or(CRI_TIMEOUT));
     let later = match &by_itself {
-        Outlook::Drains { at_most, .. } => now.saturating_add(*at_most) > given_up,
+        Outlook::Drains { at_most, likely, .. } => {
+            now.saturating_add(likely.map_or(*at_most, |(_, time)| time)) > given_up
+        }
         Outlook::At { at, .. } => *at > given_up,
         // That it will not end matters more than that one who waits gives up.
         Outlook::Never { .. } => false,
@@ -132,12 +139,12 @@ pub fn outlook(
     }
 }
 
-fn by_itself(facts: &Facts, ends_in: &EndsIn) -> Outlook {
+fn by_itself(facts: &Facts, ends_in: &EndsIn, dirtied_by: &[Dirtier]) -> Outlook {
     let unknown = |because: &str| Outlook::Unknown { because: because.to_owned() };
     let never = |because: &str| Outlook::Never { because: because.to_owned() };
     match ends_in {
         EndsIn::UnmountSync { device: Some(d), .. } | EndsIn::Sync { device: Some(d), .. } => {
-            drains(facts, d.device).unwrap_or_else(Outlook::unknown)
+            drains(facts, d.device, dirtied_by).unwrap_or_else(Outlook::unknown)
         }
         EndsIn::UnmountSync { device: None, .. } | EndsIn::Sync { device: None, .. } => {
             unknown("which device it writes to is not visible")
@@ -182,18 +189,24 @@ fn output_wait(facts: &Facts, delete: &Operation, now: Ns) -> Outlook {
 }
 
 /// When the device has written what waits for it; else why that cannot be told.
-fn drains(facts: &Facts, device: Device) -> Result<Outlook, &'static str> {
+fn drains(facts: &Facts, device: Device, dirtied_by: &[Dirtier]) -> Result<Outlook, &'static str> {
     let memory = facts.memory.ok_or("how much memory waits to be written is not known")?;
     let rate = facts.device_rate(device).ok_or("how fast the device writes is not known yet")?;
     if rate == 0 {
         return Err("the device has written nothing lately");
     }
     let bytes = memory.dirty.saturating_add(memory.writeback);
-    let at_most = u128::from(bytes) * u128::from(SECOND) / u128::from(rate);
+    let time = |bytes: u64| {
+        let time = u128::from(bytes) * u128::from(SECOND) / u128::from(rate);
+        Ns::try_from(time).unwrap_or(Ns::MAX)
+    };
+    let here = dirtied_by.iter().filter(|one| one.confidence != Confidence::NotVisible);
+    let here = here.fold(0u64, |sum, one| sum.saturating_add(one.bytes));
     Ok(Outlook::Drains {
         bytes,
         bytes_per_second: rate,
-        at_most: Ns::try_from(at_most).unwrap_or(Ns::MAX),
+        at_most: time(bytes),
+        likely: (here > 0 && here < bytes).then(|| (here, time(here))),
         growing: facts.memory_growth().filter(|grown| *grown > bytes / 20),
     })
 }

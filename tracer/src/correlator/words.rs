@@ -334,14 +334,24 @@ fn of_pods(d: &Diagnosis) -> String {
 /// What comes next: whether and about when it ends by itself, when the node is NotReady and pods are evicted.
 pub fn ahead(d: &Diagnosis, now: Ns) -> String {
     let mut parts = vec![match &d.outlook {
-        Outlook::Drains { bytes: left, bytes_per_second, at_most, growing } => {
+        Outlook::Drains { bytes: left, bytes_per_second, at_most, likely, growing } => {
             let rate = bytes(*bytes_per_second);
             let grows = match growing {
                 Some(by) => format!("; longer if it goes on growing, by {} lately", bytes(*by)),
                 None => String::new(),
             };
-            let most = duration(*at_most);
-            format!("ends in at most {most} (estimate: {} dirty on the node, {rate}/s{grows})", bytes(*left))
+            let (left, most) = (bytes(*left), duration(*at_most));
+            match likely {
+                Some((here, time)) => format!(
+                    "ends in about {} (estimate: {} of groups on this device, {rate}/s; at most {most}, {left} dirty on \
+                     the node{grows})",
+                    duration(*time),
+                    bytes(*here)
+                ),
+                None => {
+                    format!("ends in at most {most} (estimate: {left} dirty on the node, {rate}/s{grows})")
+                }
+            }
         }
         Outlook::At { at, because } => match at.saturating_sub(now) {
             0 => format!("goes on any moment (estimate: {because})"),
