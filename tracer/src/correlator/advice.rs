@@ -389,10 +389,10 @@ mod tests {
         // From the lock wait of the relist: 3+4+5+6+7+8+9+100. In the kernel: 8+9+100, of which 60 remain with a bound.
         let expected = [
             ("cpu-manager-none", Some(142)),
-            ("refuse-updates", Some(142)),
             ("volatile", Some(117)),
             ("dirty-bytes", Some(57)),
             ("io-max", None),
+            ("refuse-updates", Some(142)),
         ];
         assert_eq!(offered(&unmount_sync(), &on), named(&expected));
     }
@@ -403,15 +403,15 @@ mod tests {
         let on = Circumstances { links: &links, ..Circumstances::default() };
         // 27 s in the kernel are within the bound, and nobody knows whether the CPU manager asked for the update.
         let expected = [
-            ("refuse-updates", Some(52)),
             ("volatile", Some(27)),
             ("cpu-manager-none", None),
             ("dirty-bytes", None),
             ("io-max", None),
+            ("refuse-updates", Some(52)),
         ];
         assert_eq!(offered(&unmount_sync(), &on), named(&expected));
         let unseen = EndsIn::Unmount { device: None, because: String::new() };
-        let expected = [("refuse-updates", Some(52)), ("volatile", None), ("cpu-manager-none", None)];
+        let expected = [("volatile", None), ("cpu-manager-none", None), ("refuse-updates", Some(52))];
         assert_eq!(offered(&unseen, &on), named(&expected));
     }
 
@@ -424,7 +424,7 @@ mod tests {
             cpu_manager: Some("none"),
             ..Circumstances::default()
         };
-        let expected = [("refuse-updates", Some(142)), ("dirty-bytes", Some(57)), ("io-max", None)];
+        let expected = [("dirty-bytes", Some(57)), ("io-max", None), ("refuse-updates", Some(142))];
         assert_eq!(offered(&unmount_sync(), &on), named(&expected));
         // Without a Delete on the way nobody exits.
         let on = Circumstances { links: &links[..5], cpu_manager: Some("none"), ..Circumstances::default() };
