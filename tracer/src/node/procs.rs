@@ -293,6 +293,12 @@ impl Processes {
         })
     }
 
+    /// Whether this process has gone into a container since it was looked at, as one that starts a container does.
+    pub fn went_inside(&self, process: &ProcessFacts) -> bool {
+        let folder = proc_folder(process.pid);
+        folder.is_ok_and(|folder| self.outside.excludes(process.pid, folder.as_fd(), &process.comm))
+    }
+
     /// What the process whose folder this is runs.
     fn exe(&mut self, folder: OwnedFd, workers: &Workers) -> Exe {
         // The text of the link comes from memory, whatever it points to.

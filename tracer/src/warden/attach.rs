@@ -369,6 +369,9 @@ impl Attacher {
             scans: 0,
             asked: Arc::downgrade(&asked),
         };
+        if self.processes.went_inside(process) {
+            return unreadable(String::new());
+        }
         let (file, length) = match self.open(process.pid, &asked) {
             Ok(opened) => opened,
             Err(why) => return unreadable(why),
