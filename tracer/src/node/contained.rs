@@ -11,6 +11,7 @@ use std::path::PathBuf;
 const WANTED: [&str; 2] = ["containerd", "kubelet"];
 
 /// Tells who is inside.
+#[derive(Clone)]
 pub struct Outside {
     /// The node's own mount namespace, as `/proc/1/ns/mnt` names it.
     node: Option<OsString>,

@@ -293,10 +293,10 @@ impl Processes {
         })
     }
 
-    /// Whether this process has gone into a container since it was looked at, as one that starts a container does.
-    pub fn went_inside(&self, process: &ProcessFacts) -> bool {
-        let folder = proc_folder(process.pid);
-        folder.is_ok_and(|folder| self.outside.excludes(process.pid, folder.as_fd(), &process.comm))
+    /// What tells whether a process has gone into a container since it was looked at, as one that starts a container does.
+    pub fn inside(&self, process: &ProcessFacts) -> impl FnOnce() -> bool + Send + 'static {
+        let (outside, pid, comm) = (self.outside.clone(), process.pid, process.comm.clone());
+        move || proc_folder(pid).is_ok_and(|folder| outside.excludes(pid, folder.as_fd(), &comm))
     }
 
     /// What the process whose folder this is runs.

@@ -369,10 +369,7 @@ impl Attacher {
             scans: 0,
             asked: Arc::downgrade(&asked),
         };
-        if self.processes.went_inside(process) {
-            return unreadable(String::new());
-        }
-        let (file, length) = match self.open(process.pid, &asked) {
+        let (file, length) = match self.open(process.pid, &asked, self.processes.inside(process)) {
             Ok(opened) => opened,
             Err(why) => return unreadable(why),
         };
@@ -440,10 +437,18 @@ impl Attacher {
 
     /// Opens a program file and tells its length; no words when the process is gone. A network file system is asked for
     /// both, so a reader does it.
-    fn open(&self, pid: u32, asked: &Arc<()>) -> Result<(File, u64), String> {
+    fn open(
+        &self,
+        pid: u32,
+        asked: &Arc<()>,
+        inside: impl FnOnce() -> bool + Send + 'static,
+    ) -> Result<(File, u64), String> {
         let asked = Arc::clone(asked);
         let opened = self.readers.run(OPEN_PATIENCE, move || {
             let _asked = asked;
+            if inside() {
+                return Err(ReadError::new(format!("/proc/{pid}/exe"), std::io::ErrorKind::NotFound));
+            }
             let file = open_exe(pid)?;
             let length =
                 file.metadata().map_err(|error| ReadError::new(format!("/proc/{pid}/exe"), error))?.len();
@@ -519,7 +524,7 @@ impl Attacher {
                     if due
                         && !ours.waiting.is_empty()
                         && let Some(Ok((file, _))) =
-                            ours.pids.first().map(|pid| self.open(*pid, &Arc::default()))
+                            ours.pids.first().map(|pid| self.open(*pid, &Arc::default(), || false))
                     {
                         let waiting = std::mem::take(&mut ours.waiting);
                         let is_waiting =
