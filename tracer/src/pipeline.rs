@@ -78,7 +78,7 @@ impl Pipeline {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::event::{Actor, Kind, Operation, Outcome, SeenBy};
+    use crate::event::{Actor, Began, Kind, Operation, Outcome, SeenBy};
     use crate::thresholds::MILLISECOND;
 
     fn frames_until(pipeline: &mut Pipeline, end: Ns) -> Vec<Ns> {
@@ -106,6 +106,7 @@ mod tests {
             path: None,
             device: None,
             fs_type: None,
+            began: Began::Then,
             seen_by: SeenBy::Uprobe,
         };
         let begin = operation.begin;

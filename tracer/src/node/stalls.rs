@@ -12,7 +12,7 @@ use super::cgroups::{Hierarchies, Quota};
 use super::procs::parse_stat;
 use super::worker::Workers;
 use super::{ReadError, clock, number, read_file, threads};
-use crate::event::{Actor, Kind, Ns, Operation, SeenBy};
+use crate::event::{Actor, Began, Kind, Ns, Operation, SeenBy};
 
 /// Threads looked at in one process.
 const MOST_THREADS: usize = 256;
@@ -291,6 +291,7 @@ fn operation(pid: u32, method: String, begin: Ns) -> Operation {
         path: None,
         device: None,
         fs_type: None,
+        began: Began::Then,
         seen_by: SeenBy::Proc,
     }
 }
