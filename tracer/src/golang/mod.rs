@@ -7,6 +7,7 @@
 pub mod buildinfo;
 pub mod catalog;
 pub mod elf;
+pub mod goroutines;
 pub mod health;
 pub mod offsets;
 pub mod pclntab;

@@ -56,12 +56,16 @@ pub struct Function {
 }
 
 /// One frame at a pc: a function, or one that was inlined into it.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Frame {
     /// Full name, for instance `sync.(*RWMutex).RLock`.
     pub name: String,
     /// Whether the compiler inlined it: then it has no stack frame of its own.
     pub inlined: bool,
+    /// Source file, as the compiler knew it; empty where lines were not asked for or are not known.
+    pub file: String,
+    /// Line in it: where the function was left, or the next one inlined; 0 where it is not known.
+    pub line: u32,
 }
 
 /// The symbol table of one binary.
@@ -354,7 +358,7 @@ impl<'a> Pclntab<'a> {
         let mut at = pc;
         while frames.len() < MAX_INLINE_DEPTH {
             let Some((name, parent)) = self.inlined_at(elf, function, at) else { break };
-            frames.push(Frame { name: text(name), inlined: true });
+            frames.push(Frame { name: text(name), inlined: true, ..Frame::default() });
             // The call of an inlined function is never at a lower depth of the same pc, so this ends.
             match function.entry.checked_add(u64::from(parent)) {
                 Some(parent) if parent < function.end => at = parent,
@@ -362,7 +366,7 @@ impl<'a> Pclntab<'a> {
             }
         }
         if let Some(name) = self.name(function.index) {
-            frames.push(Frame { name: text(name), inlined: false });
+            frames.push(Frame { name: text(name), ..Frame::default() });
         }
         frames
     }

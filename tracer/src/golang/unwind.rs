@@ -11,6 +11,17 @@ use super::{GoBinary, Name, Refusal};
 pub trait Memory {
     /// The 8 bytes at `address`; `None` when they cannot be read.
     fn word(&mut self, address: u64) -> Option<u64>;
+
+    /// Reads what lies at `at`; how many bytes could be read, from the front.
+    fn read(&mut self, at: u64, into: &mut [u8]) -> usize {
+        let mut done = 0;
+        for part in into.chunks_mut(8) {
+            let Some(word) = self.word(at.wrapping_add(done as u64)) else { break };
+            part.copy_from_slice(&word.to_le_bytes()[..part.len()]);
+            done += part.len();
+        }
+        done
+    }
 }
 
 impl<F: FnMut(u64) -> Option<u64>> Memory for F {
