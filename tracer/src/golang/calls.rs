@@ -354,6 +354,7 @@ mod tests {
 
     const UPDATE_SYNC: &str =
         "github.com/containerd/containerd/pkg/cri/store/container.(*statusStorage).UpdateSync";
+    const GOEXIT: (&str, &[u64]) = ("runtime.goexit", &[]);
     const DELETE: &str = "github.com/containerd/containerd/pkg/process.(*Init).Delete";
 
     fn status_path(id: &str) -> String {
@@ -366,7 +367,7 @@ mod tests {
         let status = heap.with_string(0x18, &status_path(A));
         let other = heap.with_string(0, B);
         let of = calls(Role::Containerd, Abi::Register, &[]);
-        let seen = stack(&[("runtime.gopark", &[]), (UPDATE_SYNC, &[1, other, status, status, 64])]);
+        let seen = stack(&[("runtime.gopark", &[]), (UPDATE_SYNC, &[1, other, status, status, 64]), GOEXIT]);
         let found = of.of_stack(&seen, &mut heap);
         assert_eq!(
             found,
@@ -380,11 +381,11 @@ mod tests {
         );
         // What an earlier call has left there makes it ambiguous, and ambiguous is unknown.
         let stale = heap.with_string(0x18, &status_path(B));
-        let seen = stack(&[("runtime.gopark", &[]), (UPDATE_SYNC, &[stale, status])]);
+        let seen = stack(&[("runtime.gopark", &[]), (UPDATE_SYNC, &[stale, status]), GOEXIT]);
         let found = of.of_stack(&seen, &mut heap);
         assert_eq!((found[0].object, found[0].container.as_deref()), (0, None));
         // A word of another frame is not looked at.
-        let seen = stack(&[("runtime.gopark", &[status]), (UPDATE_SYNC, &[other])]);
+        let seen = stack(&[("runtime.gopark", &[status]), (UPDATE_SYNC, &[other]), GOEXIT]);
         assert_eq!(of.of_stack(&seen, &mut heap)[0].container, None);
         assert!(calls(Role::Shim, Abi::Register, &[]).of_stack(&seen, &mut heap).is_empty());
     }
@@ -399,6 +400,7 @@ mod tests {
             ("golang.org/x/sys/unix.Unmount", &[]),
             (DELETE, &[init]),
             (service, &[]),
+            GOEXIT,
         ]);
         let of = calls(Role::Shim, Abi::Register, &[]);
         let kinds = |seen: &Seen, heap: &mut Heap| -> Vec<(Kind, u64)> {
