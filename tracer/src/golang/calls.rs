@@ -319,6 +319,7 @@ mod tests {
         for (name, frame) in frames {
             made.push(StackFrame {
                 pc: 0x40_0000,
+                offset: 0,
                 sp: SP + 8 * words.len() as u64,
                 functions: vec![Frame { name: (*name).to_owned(), inlined: false, ..Frame::default() }],
             });
