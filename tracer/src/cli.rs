@@ -178,6 +178,7 @@ impl Probing {
                 Probes::All => Ladder::All,
             },
             survey_only: false,
+            look: None,
             also: self.also.clone(),
             max_target_cost: self.max_target_cost.0,
             diagnostics: self.verbose,

@@ -5,7 +5,8 @@
 //! began when the first look saw it, *or before*: see [`Began::ThenOrBefore`].
 
 use crate::event::{
-    Actor, Began, Body, Event, GoroutineSite, Kind, LockName, Ns, Operation, Process, SeenBy, ThreadSite,
+    Actor, Began, Body, Event, GoroutineSite, Kind, LockName, Ns, Operation, Process, Role, SeenBy,
+    ThreadSite,
 };
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -30,6 +31,8 @@ pub struct Look {
     pub running: u32,
     /// Why goroutines were left out, and how many for each reason.
     pub left_out: Vec<(String, u32)>,
+    /// Threads in uninterruptible sleep on which none of these goroutines is.
+    pub threads: Vec<Thread>,
     /// What makes the look weaker than it could be; empty when nothing does.
     pub note: String,
 }
@@ -100,6 +103,67 @@ pub struct Call {
     pub path: Option<String>,
 }
 
+/// A thread of which no goroutine is known, and where it sits in the kernel.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Thread {
+    /// Where it sits.
+    pub site: ThreadSite,
+    /// Operations it is in the middle of, outermost first: as far as its system call tells.
+    pub calls: Vec<Call>,
+}
+
+/// How a look at all processes of the node went.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Summary {
+    /// Processes that were wanted, by role.
+    pub roles: Vec<Count>,
+    /// Processes that were not looked at, or not at their goroutines, and why.
+    pub left_out: Vec<LeftOut>,
+    /// Shims that are left over: their bundle is gone.
+    pub leaked: Vec<Leaked>,
+    /// How long it took, ns.
+    pub took: Ns,
+    /// Reads that had not come back at the end.
+    pub stuck_reads: u64,
+    /// Processes whose program may not be looked at (not root): containerd may be among them.
+    pub unreadable: u32,
+}
+
+/// Processes of one role.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Count {
+    /// Which role.
+    pub role: Role,
+    /// How many there are.
+    pub there: u32,
+    /// Of how many the goroutines were seen.
+    pub looked_at: u32,
+}
+
+/// Processes that were left out for the same reason.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LeftOut {
+    /// The name they have in common.
+    pub comm: String,
+    /// Which.
+    pub pids: Vec<u32>,
+    /// Why, in words.
+    pub reason: String,
+}
+
+/// A shim whose bundle is gone and that still runs.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Leaked {
+    /// Which.
+    pub pid: u32,
+    /// The container or sandbox it was started for.
+    pub id: String,
+    /// Time since it was started, ns.
+    pub age: Ns,
+    /// Its resident memory, bytes.
+    pub resident: Option<u64>,
+}
+
 /// Operations that are remembered from look to look, over all processes.
 const MOST: usize = 8_192;
 
@@ -128,13 +192,10 @@ impl Looks {
         };
         let mut now = BTreeMap::new();
         let mut bodies = Vec::new();
-        for goroutine in &look.goroutines {
-            let operations = goroutine.operations(looked, &before);
-            if operations.is_empty() {
-                continue;
-            }
+        let goroutines = look.goroutines.iter().map(Sleeper::Goroutine);
+        for sleeper in goroutines.chain(look.threads.iter().map(Sleeper::Thread)) {
             let mut blocked = false;
-            for (key, operation) in operations {
+            for (key, operation) in sleeper.operations(looked, &before) {
                 // What the program itself has timed is no moment's business.
                 let again = before.contains_key(&key) || operation.began == Began::Then;
                 if others + now.len() >= MOST {
@@ -147,8 +208,10 @@ impl Looks {
                     bodies.push(Body::InFlight(operation));
                 }
             }
-            if blocked {
-                bodies.extend(goroutine.sites(looked));
+            match sleeper {
+                Sleeper::Goroutine(goroutine) if blocked => bodies.extend(goroutine.sites(looked)),
+                Sleeper::Thread(thread) => bodies.push(Body::ThreadSite(thread.site.clone())),
+                Sleeper::Goroutine(_) => {}
             }
         }
         self.seen.insert(pid, (looked.process.started, now));
@@ -167,24 +230,34 @@ impl Looks {
     }
 }
 
-impl Goroutine {
-    fn actor(&self, pid: u32) -> Actor {
-        let tid = self.thread.as_ref().map_or(0, |thread| thread.tid);
-        Actor { pid, tid, g: Some(self.g), goid: Some(self.goid) }
-    }
+/// Who is in the middle of operations.
+#[derive(Clone, Copy)]
+enum Sleeper<'l> {
+    Goroutine(&'l Goroutine),
+    Thread(&'l Thread),
+}
 
+impl Sleeper<'_> {
     /// Its operations, outermost first, with what tells each from others of this process.
-    fn operations(&self, looked: &LookedAt, before: &BTreeMap<Key, Ns>) -> Vec<(Key, Operation)> {
-        let mut inwards: Vec<(Call, Option<Ns>)> = self.calls.iter().map(|c| (c.clone(), None)).collect();
-        if let Some(wait) = &self.waits {
+    fn operations(self, looked: &LookedAt, before: &BTreeMap<Key, Ns>) -> Vec<(Key, Operation)> {
+        let pid = looked.process.pid;
+        let (actor, calls, waits, parked) = match self {
+            Sleeper::Goroutine(g) => (g.actor(pid), &g.calls, g.waits.as_ref(), g.parked_since),
+            Sleeper::Thread(Thread { site, calls }) => {
+                (Actor { pid, tid: site.tid, g: None, goid: None }, calls, None, None)
+            }
+        };
+        let mut inwards: Vec<(Call, Option<Ns>)> = calls.iter().map(|c| (c.clone(), None)).collect();
+        if let Some(wait) = waits {
             let (kind, method, object) = (Kind::LockWait, String::new(), wait.semaphore);
             inwards.push((Call { kind, method, object, container: None, path: None }, wait.since));
         }
         // It sits where it sits since then at the latest, and began what is further out before what is further in.
-        let mut bound = self.parked_since.unwrap_or(looked.at).min(looked.at);
+        let mut bound = parked.unwrap_or(looked.at).min(looked.at);
         let mut operations = Vec::with_capacity(inwards.len());
+        let who = (actor.g.unwrap_or(u64::from(actor.tid)), actor.goid.unwrap_or(0));
         for (call, since) in inwards.into_iter().rev() {
-            let key = (self.g, self.goid, call.kind, call.method.clone(), call.object);
+            let key = (who.0, who.1, call.kind, call.method.clone(), call.object);
             let begin = since.unwrap_or_else(|| before.get(&key).map_or(bound, |known| bound.min(*known)));
             bound = begin.saturating_sub(1);
             operations.push((
@@ -192,7 +265,7 @@ impl Goroutine {
                 Operation {
                     kind: call.kind,
                     method: call.method,
-                    actor: self.actor(looked.process.pid),
+                    actor,
                     begin,
                     began: if since.is_some() { Began::Then } else { Began::ThenOrBefore },
                     object: call.object,
@@ -206,6 +279,13 @@ impl Goroutine {
         }
         operations.reverse();
         operations
+    }
+}
+
+impl Goroutine {
+    fn actor(&self, pid: u32) -> Actor {
+        let tid = self.thread.as_ref().map_or(0, |thread| thread.tid);
+        Actor { pid, tid, g: Some(self.g), goid: Some(self.goid) }
     }
 
     /// Where it and its thread sit, and whose lock it waits for.
@@ -224,7 +304,6 @@ impl Goroutine {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::event::Role;
 
     const SECOND: Ns = 1_000_000_000;
 
@@ -308,6 +387,29 @@ mod tests {
         let look = looked(10 * SECOND, 1, vec![parked]);
         looks.events(&look);
         assert_eq!(in_flight(&looks.events(&look))[0].begin, 4 * SECOND);
+    }
+
+    #[test]
+    fn a_thread_without_a_goroutine_is_told_and_its_call_once_it_lasts() {
+        let mut looks = Looks::default();
+        let site = ThreadSite {
+            pid: 300,
+            tid: 304,
+            state: 'D',
+            syscall: Some(166),
+            arguments: Vec::new(),
+            kernel_stack: vec!["sync_filesystem".into()],
+        };
+        let thread = Thread { site: site.clone(), calls: vec![call(Kind::Unmount, "", 0)] };
+        let look = |at| LookedAt {
+            look: Ok(Look { threads: vec![thread.clone()], ..Look::default() }),
+            ..looked(at, 1, Vec::new())
+        };
+        let first = looks.events(&look(10 * SECOND));
+        assert!(in_flight(&first).is_empty() && first[0].body == Body::ThreadSite(site), "{first:?}");
+        let second = in_flight(&looks.events(&look(11 * SECOND)));
+        let told: Vec<_> = second.iter().map(|o| (o.kind, o.actor.tid, o.actor.g, o.begin)).collect();
+        assert_eq!(told, [(Kind::Unmount, 304, None, 10 * SECOND)]);
     }
 
     #[test]

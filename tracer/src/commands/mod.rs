@@ -104,7 +104,7 @@ async fn listen(
                     }
                 }
                 Some(Message::Cost(latest)) => begun = latest,
-                Some(Message::Exposure(_)) => {}
+                Some(Message::Exposure(_) | Message::Look(_) | Message::Looked(_)) => {}
                 Some(Message::Log(level, line)) => {
                     if verbose || level != Level::Debug {
                         streams.messages.line(format_args!("plegscope: {}", crate::sinks::sanitise(&line)));
