@@ -5,7 +5,7 @@ use super::frame::{Confidence, LockKind};
 use super::graph::{Graph, Next, WaitedLock};
 use super::ground::Ground;
 use super::limits;
-use super::operations::{held_base, may_be_at};
+use super::operations::{held_base, is_found, may_be_at};
 use crate::event::Kind;
 use std::collections::BTreeMap;
 
@@ -155,6 +155,9 @@ impl Graph<'_> {
     /// How sure it is that the only operation seen on a lock holds it.
     fn ground_of_sole(&self, user: usize, base: u64) -> Ground {
         let holder = self.nodes[user].flight;
+        if is_found(&holder.op) {
+            return Ground::SoleOnLockFound;
+        }
         // Whoever does something within the operation has gone past the lock, which is the first thing it takes.
         let stack = &self.stacks[self.nodes[user].stack];
         let joined_surely = stack.joint.is_none_or(|(_, ground)| ground.confidence() == Confidence::Proven);

@@ -5,6 +5,7 @@
 //! docs/go-symbols.md explains the formats and the rules.
 
 pub mod buildinfo;
+pub mod calls;
 pub mod catalog;
 pub mod elf;
 pub mod goroutines;

@@ -10,7 +10,7 @@ use super::buildinfo::GoVersion;
 use serde::{Deserialize, Serialize};
 
 /// How Go functions get their arguments, on x86-64.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Abi {
     /// Go 1.16 and older: argument word n is at `[rsp + 8 + 8 n]` at entry; `g` is in thread-local storage.
     Stack,
