@@ -199,7 +199,7 @@ fn compare_waits(program: &Running, look: &Look, wrong: &mut Vec<String>) {
 /// What is read while goroutines, stacks and locks change all the time is whole, or left out.
 #[test]
 fn a_look_into_a_program_that_does_not_rest() {
-    each_build(&["-plain"], |build, wrong| {
+    each_build(&["-plain", "-cgo-pie"], |build, wrong| {
         let bytes = std::fs::read(&build.path).unwrap();
         let binary = GoBinary::parse(&bytes).unwrap();
         let layout = Layout::of(&binary).unwrap();
