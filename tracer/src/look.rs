@@ -86,6 +86,8 @@ pub struct Frame {
     pub inlined: bool,
     /// Where it continues, an address in the running program.
     pub pc: u64,
+    /// How far behind the entry of the function, or of the one that it was inlined into, that is.
+    pub offset: u64,
 }
 
 /// An operation that a goroutine is in the middle of, told from a function on its stack.

@@ -4,6 +4,7 @@
 mod costs;
 mod doctor;
 mod live;
+mod now;
 mod output;
 mod watch;
 
@@ -31,6 +32,7 @@ pub fn run(cli: Cli) -> anyhow::Result<Exit> {
         None => live::run(&cli.live),
         Some(Verb::Live(options)) => live::run(&options),
         Some(Verb::Watch(options)) => watch::run(&options),
+        Some(Verb::Now(options)) => now::run(&options),
         Some(Verb::Doctor(options)) => doctor::run(&options),
     }
 }

@@ -29,9 +29,11 @@ pub struct Calls {
     places: BTreeMap<String, Vec<Place>>,
 }
 
+type Forms = HashMap<&'static [u8], Vec<(&'static Entry, &'static Form)>>;
+
 /// Everything that an operation can be told from, by what follows the last slash of its name.
-static FORMS: LazyLock<HashMap<&'static [u8], Vec<(&'static Entry, &'static Form)>>> = LazyLock::new(|| {
-    let mut forms: HashMap<_, Vec<_>> = HashMap::new();
+static FORMS: LazyLock<Forms> = LazyLock::new(|| {
+    let mut forms = Forms::new();
     for entry in CATALOG.iter().filter(|entry| entry.job == Job::Span && entry.kind != Kind::LockWait) {
         for form in entry.forms {
             forms.entry(tail(form.name.text().as_bytes())).or_default().push((entry, form));
