@@ -153,7 +153,10 @@ impl Reader<'_> {
             thread,
             frames: frames(seen),
             cut: seen.stack.cut.as_ref().map(ToString::to_string).unwrap_or_default(),
-            created_by: seen.created_by.as_ref().map(|made| (frame(&made.function, made.pc), made.goroutine)),
+            created_by: seen
+                .created_by
+                .as_ref()
+                .map(|made| (frame(&made.function, made.pc, made.offset), made.goroutine)),
             calls,
         }
     }
@@ -171,16 +174,17 @@ impl Reader<'_> {
 
 fn frames(seen: &Seen) -> Vec<Frame> {
     let frames = seen.stack.frames.iter();
-    frames.flat_map(|place| place.functions.iter().map(|function| frame(function, place.pc))).collect()
+    frames.flat_map(|place| place.functions.iter().map(|f| frame(f, place.pc, place.offset))).collect()
 }
 
-fn frame(function: &pclntab::Frame, pc: u64) -> Frame {
+fn frame(function: &pclntab::Frame, pc: u64, offset: u64) -> Frame {
     Frame {
         function: function.name.clone(),
         file: function.file.clone(),
         line: function.line,
         inlined: function.inlined,
         pc,
+        offset,
     }
 }
 
@@ -276,6 +280,7 @@ mod tests {
             line: 1234,
             inlined: false,
             pc: u64::MAX,
+            offset: u64::MAX,
         };
         Goroutine {
             g: u64::MAX - goid,
