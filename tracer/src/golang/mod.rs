@@ -8,6 +8,8 @@ pub mod buildinfo;
 pub mod calls;
 pub mod catalog;
 pub mod elf;
+#[cfg(test)]
+mod fake;
 pub mod goroutines;
 pub mod health;
 pub mod layout;
