@@ -136,7 +136,7 @@ fn look_at(minor: u32, world: &mut World) -> Look {
 fn a_wait_is_read_with_its_lock_its_time_and_its_stack() {
     for minor in [15, 19, 24, 25, 26, 27] {
         let o = offsets(minor);
-        let look = look_at(minor, &mut waiting(&o, STACK + 0x7000, 7, 900, 0x5004));
+        let look = look_at(minor, &mut waiting(&o, STACK + 0x7f00, 7, 900, 0x5004));
         let [seen] = &look.goroutines[..] else { panic!("{look:?}") };
         assert_eq!((seen.goroutine.goid, &*seen.reason), (100, "sync.Mutex.Lock"));
         let waits = seen.waits.unwrap();
@@ -155,7 +155,7 @@ fn a_wait_is_read_with_its_lock_its_time_and_its_stack() {
 #[test]
 fn times_that_cannot_be_right_are_not_believed() {
     for since in [0, 1001, u64::MAX] {
-        let look = look_at(27, &mut waiting(&offsets(27), STACK + 0x7000, 7, since, 0x5004));
+        let look = look_at(27, &mut waiting(&offsets(27), STACK + 0x7f00, 7, since, 0x5004));
         assert_eq!(look.goroutines[0].waits.unwrap().since, None, "{since}");
     }
 }
@@ -165,10 +165,10 @@ fn times_that_cannot_be_right_are_not_believed() {
 fn a_goroutine_that_moves_on_is_never_half_of_each() {
     for minor in [19, 27] {
         let o = offsets(minor);
-        let here = STACK + 0x7000;
+        let here = STACK + 0x7f00;
         let before = waiting(&o, here, 7, 900, 0x5004);
         // Its stack was moved; it came to wait for another lock at the same place; it runs.
-        let moved = waiting(&o, STACK + 0x6000, 8, 901, 0x5004);
+        let moved = waiting(&o, STACK + 0x7e00, 8, 901, 0x5004);
         let other = waiting(&o, here, 8, 901, 0x9014);
         let mut runs = other.clone();
         runs.words.insert(G + u64::from(o.atomic_status), 2);
@@ -206,9 +206,9 @@ fn a_goroutine_that_moves_on_is_never_half_of_each() {
 #[test]
 fn a_stack_that_changed_and_looks_parked_again_is_read_again() {
     let o = offsets(15);
-    let before = waiting(&o, STACK + 0x7000, 7, 900, 0x5004);
+    let before = waiting(&o, STACK + 0x7f00, 7, 900, 0x5004);
     let mut torn = before.clone();
-    torn.words.insert(STACK + 0x7000 + 56, 0);
+    torn.words.insert(STACK + 0x7f00 + 56, 0);
     // The second frame is gone only while the stack is read first.
     let look = look_at(15, &mut torn.clone());
     assert_eq!(look.goroutines[0].stack.frames.len(), 1);
@@ -218,7 +218,7 @@ fn a_stack_that_changed_and_looks_parked_again_is_read_again() {
         let look = look_at(15, &mut world);
         let Some(seen) = look.goroutines.first() else { continue };
         let frames = seen.stack.frames.len();
-        assert_eq!(frames == 2, seen.word_at(STACK + 0x7000 + 56) == Some(PLACE), "{at}");
+        assert_eq!(frames == 2, seen.word_at(STACK + 0x7f00 + 56) == Some(PLACE), "{at}");
         if world.then.is_some() {
             break;
         }
@@ -230,7 +230,7 @@ fn what_runs_ended_or_cannot_be_read_is_counted() {
     let o = offsets(27);
     let mut world = World::default();
     for (n, status) in (0..).zip([2, 0x1002, 6, 11, 0, 4, 0x1004, 8, 9]) {
-        world.goroutine(&o, n, status, STACK + 0x1_0000 * n + 0x7000, &[]);
+        world.goroutine(&o, n, status, STACK + 0x1_0000 * n + 0x7f00, &[]);
     }
     world.words.insert(ARRAY + 8 * 9, 0x123);
     world.words.insert(LISTED + 8, 10);
@@ -255,7 +255,7 @@ fn system_calls_name_their_thread_if_it_says_the_same() {
     let o = offsets(27);
     for (current, thread) in [(G, Some(4711)), (G + 8, None)] {
         let mut world = World::default();
-        let sp = STACK + 0x7000;
+        let sp = STACK + 0x7f00;
         world.goroutine(&o, 0, 3, sp, &[(o.g_m, M)]);
         world.stack(sp, STACK + 0x8000, 1, 0);
         world.words.extend([(M + u64::from(o.m_procid), 4711), (M + u64::from(o.m_curg), current)]);
@@ -268,11 +268,11 @@ fn system_calls_name_their_thread_if_it_says_the_same() {
 #[test]
 fn the_goroutine_and_the_table_must_agree() {
     let o = offsets(27);
-    let mut world = waiting(&o, STACK + 0x7000, 7, 900, 0x5004);
+    let mut world = waiting(&o, STACK + 0x7f00, 7, 900, 0x5004);
     world.words.insert(G + u64::from(o.waiting), SUDOG + 0x1000);
     assert_eq!(look_at(27, &mut world).goroutines[0].waits, None);
     // Not in the table at all.
-    let mut world = waiting(&o, STACK + 0x7000, 7, 900, 0x5004);
+    let mut world = waiting(&o, STACK + 0x7f00, 7, 900, 0x5004);
     world.root(0x5004, 0);
     assert_eq!(look_at(27, &mut world).goroutines[0].waits, None);
 }
@@ -334,7 +334,7 @@ impl Memory for Noise {
         let hash = (address ^ address >> 17).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 40;
         match self.pool.get(hash as usize % (self.pool.len() + 1)) {
             Some(word) => Some(word.wrapping_add(address & 0xf0)),
-            None if address % 4096 == 0 => None,
+            None if address.is_multiple_of(4096) => None,
             None => Some(address),
         }
     }

@@ -5,6 +5,7 @@
 //! docs/go-symbols.md explains the formats and the rules.
 
 pub mod buildinfo;
+mod calibrate;
 pub mod calls;
 pub mod catalog;
 pub mod elf;
