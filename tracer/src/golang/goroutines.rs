@@ -281,8 +281,9 @@ impl<'b, 'd> Looker<'b, 'd> {
         });
 
         let used = frames.last().map_or(0, |outermost| (outermost.sp - goroutine.sp) as usize / 8 + 1);
-        // All that was read decided why a stack was cut.
-        let used = if cut.is_some() { length / 8 } else { used.min(length / 8) };
+        let used = used.min(length / 8);
+        // All of it decided where a stack was cut.
+        let decided = if cut.is_some() { length } else { used * 8 };
         // The goroutine has been where it is all the time if it is there still, and its stack is what was read: one that
         // ran and came back in between differs in one or the other.
         let after = Piece::read(memory, g, size).filter(|after| {
@@ -290,7 +291,7 @@ impl<'b, 'd> Looker<'b, 'd> {
             waiting(after) == waiting(&before)
                 && Goroutine::read(&mut after.clone(), offsets, g).as_ref() == Ok(&goroutine)
         });
-        let again = Piece::read(memory, goroutine.sp, used * 8);
+        let again = Piece::read(memory, goroutine.sp, decided);
         let same = again.is_some_and(|again| copy.bytes.starts_with(&again.bytes));
         let Some(after) = after.filter(|_| same) else {
             return Read::Again(Refusal::new("it moved on while it was read"));

@@ -5,9 +5,12 @@
 //! docs/go-symbols.md explains the formats and the rules.
 
 pub mod buildinfo;
+mod calibrate;
 pub mod calls;
 pub mod catalog;
 pub mod elf;
+#[cfg(test)]
+mod fake;
 pub mod goroutines;
 pub mod health;
 pub mod layout;

@@ -380,7 +380,9 @@ impl<'a> Pclntab<'a> {
         let mut frames = Vec::new();
         let mut at = pc;
         let frame = |name: &[u8], inlined: bool, at: u64| {
-            let (file, line) = if lines { self.line_at(function, at) } else { None }.unwrap_or_default();
+            // Where inlined frames are not known, the line may be that of one of them.
+            let told = lines && self.function_data != FunctionData::Unknown;
+            let (file, line) = if told { self.line_at(function, at) } else { None }.unwrap_or_default();
             Frame { name: text(name), inlined, file: text(file), line }
         };
         while frames.len() < MAX_INLINE_DEPTH {

@@ -18,8 +18,8 @@ const RELA: u64 = DATA + 0x1800;
 
 const GROW: u64 = TEXT;
 const RELEASE: u64 = TEXT + 0x20;
-const ACQUIRE: u64 = TEXT + 0x40;
-const LIST: u64 = TEXT + 0x80;
+pub(super) const ACQUIRE: u64 = TEXT + 0x40;
+pub(super) const LIST: u64 = TEXT + 0x80;
 const END: u64 = TEXT + 0xc0;
 
 const FUNCTIONS: [(&str, u64); 4] = [
@@ -95,7 +95,7 @@ fn code(at: u64) -> Vec<u8> {
 }
 
 /// Builds the program.
-fn program(format: Format, version: &str, relocated: bool) -> Vec<u8> {
+pub(super) fn program(format: Format, version: &str, relocated: bool) -> Vec<u8> {
     let mut image = Image { bytes: vec![0; SIZE], relocations: Vec::new(), relocated };
     // ELF header and three program headers.
     image.put(BASE, b"\x7fELF\x02\x01\x01");

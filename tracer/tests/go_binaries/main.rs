@@ -396,3 +396,32 @@ fn a_copy_of_the_tables_alone_answers_as_the_file_does() {
         assert!(inlined > 100, "{name}: {inlined} places with inlined functions");
     }
 }
+
+/// Everything a look needs is found in each program as it is shipped.
+#[test]
+fn layouts_for_a_look() {
+    use tracer::golang::goroutines::Layout;
+    let names = VERSIONS.iter().flat_map(|v| [format!("containerd-{v}"), format!("shim-{v}")]);
+    for name in names.chain(["kubelet-1.20".to_owned()]) {
+        let Some(bytes) = binary(&name) else { continue };
+        let binary = GoBinary::parse(&bytes).unwrap();
+        let layout = Layout::of(&binary).unwrap_or_else(|why| panic!("{name}: {why}"));
+        let semaphores = layout.semaphores.unwrap();
+        assert_eq!((semaphores.roots, semaphores.stride), (251, 64), "{name}");
+        // Both are zero at first, so they have no bytes in the file.
+        assert_eq!(binary.elf.word(semaphores.table), None, "{name}");
+        assert_eq!(binary.elf.word(layout.all_goroutines), None, "{name}");
+        assert!(layout.wait_started.is_some(), "{name}");
+        assert_eq!(layout.reasons[0], "", "{name}");
+        for reason in ["select", "chan receive", "IO wait", "semacquire", "sleep"] {
+            assert!(layout.reasons.iter().any(|word| word == reason), "{name}: {reason}");
+        }
+        let reasons = layout.offsets.wait_reasons;
+        let numbers = [reasons.mutex, reasons.read, reasons.write].map(|n| &*layout.reasons[usize::from(n)]);
+        let known = match binary.version.clone().unwrap().minor {
+            ..20 => ["semacquire"; 3],
+            _ => ["sync.Mutex.Lock", "sync.RWMutex.RLock", "sync.RWMutex.Lock"],
+        };
+        assert_eq!(numbers, known, "{name}");
+    }
+}

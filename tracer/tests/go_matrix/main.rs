@@ -131,7 +131,7 @@ fn compare_stacks(look: &Look, account: &HashMap<u64, Account>, wrong: &mut Vec<
         same(wrong, &format!("{what}: creator"), Some(found), truth.creator.clone());
         same(wrong, &format!("{what}: parent"), creator.goroutine, truth.parent);
     }
-    same(wrong, "goroutines of the program", compared, 20);
+    same(wrong, "goroutines of the program", compared, 21);
 }
 
 /// Locks, times, threads against what the program printed.
@@ -151,7 +151,7 @@ fn compare_waits(program: &Running, look: &Look, wrong: &mut Vec<String>) {
         let at = seen.waits.map(|waits| waits.semaphore.wrapping_sub(lock));
         let since = seen.waits.and_then(|waits| waits.since);
         let semaphore = match name {
-            "mutex" | "mutexToo" | "writer" | "deep" | "inlines" | "moved" => Some(4),
+            "mutex" | "mutexToo" | "mutexAsWell" | "writer" | "deep" | "inlines" | "moved" => Some(4),
             "reader" => Some(12),
             "drains" => Some(8),
             "waitGroup" if at.is_some_and(|at| at < 16) => at,
@@ -194,7 +194,36 @@ fn compare_waits(program: &Running, look: &Look, wrong: &mut Vec<String>) {
             same(wrong, &format!("{name}: words"), seen.word_at(frame.sp - 8), Some(frame.pc));
         }
     }
-    same(wrong, "waits", program.said("WAIT").count(), 20);
+    same(wrong, "waits", program.said("WAIT").count(), 21);
+}
+
+/// Without the table of versions, the running program gives the same offsets.
+#[test]
+fn offsets_are_found_in_the_running_program() {
+    each_build(&["-plain", "-cgo-pie"], |build, wrong| {
+        let bytes = std::fs::read(&build.path).unwrap();
+        let binary = GoBinary::parse(&bytes).unwrap();
+        let known = Layout::of(&binary).unwrap();
+        let program = Running::start(&build.path, &[]);
+        let bias = program.bias(&binary);
+        let found = match Layout::calibrate(&binary, bias, &mut program.memory(), &program.threads()) {
+            Ok(found) => found,
+            Err(why) => return wrong.push(why.to_string()),
+        };
+        println!("{}: {}", build.name, found.calibrated.as_deref().unwrap());
+        let mut offsets = found.offsets;
+        // Not looked for.
+        offsets.syscall_bp = known.offsets.syscall_bp;
+        if known.reasons.iter().all(|word| word != "sync.Mutex.Lock") {
+            offsets.wait_reasons = known.offsets.wait_reasons;
+        }
+        same(wrong, "offsets", offsets, known.offsets);
+        // Of another program nothing is believed.
+        let other = Layout::calibrate(&binary, bias + 16, &mut program.memory(), &program.threads());
+        same(wrong, "moved by 16 bytes", other.is_err(), true);
+        let other = Layout::calibrate(&binary, bias, &mut program.memory(), &[1]);
+        same(wrong, "with other threads", other.is_err(), true);
+    });
 }
 
 /// What is read while goroutines, stacks and locks change all the time is whole, or left out.

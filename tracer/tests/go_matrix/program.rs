@@ -144,6 +144,12 @@ impl Running {
         Mem(std::fs::File::open(format!("/proc/{}/mem", self.child.id())).unwrap())
     }
 
+    /// Ids of its threads.
+    pub fn threads(&self) -> Vec<u32> {
+        let tasks = std::fs::read_dir(format!("/proc/{}/task", self.child.id())).unwrap();
+        tasks.map(|task| task.unwrap().file_name().to_str().unwrap().parse().unwrap()).collect()
+    }
+
     /// Number of the system call a thread is in.
     pub fn syscall(&self, thread: u32) -> String {
         let path = format!("/proc/{}/task/{thread}/syscall", self.child.id());

@@ -47,6 +47,11 @@ fn scratch(test: &str) -> PathBuf {
     folder
 }
 
+/// Compiled packages of the standard library, kept from run to run where there is a place for it.
+fn cache(folder: &Path) -> PathBuf {
+    std::env::var_os("PLEGSCOPE_GO_BUILDS").map_or(folder.to_owned(), PathBuf::from).join("cache")
+}
+
 fn build(goroot: &Path, test: &str, mode: &str, arguments: &[&str]) -> PathBuf {
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/go_toolchain/parked.go");
     build_from(goroot, test, mode, arguments, source.as_ref())
@@ -64,7 +69,7 @@ fn build_from(goroot: &Path, test: &str, mode: &str, arguments: &[&str], source:
         .arg(source)
         .env("GOROOT", goroot)
         .env("GOPATH", folder.join(mode))
-        .env("GOCACHE", folder.join("cache"))
+        .env("GOCACHE", cache(&folder))
         .env("GO111MODULE", "off")
         .env("GOTOOLCHAIN", "local")
         .env("GOFLAGS", "")

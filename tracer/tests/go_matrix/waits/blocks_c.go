@@ -4,7 +4,7 @@
 package main
 
 // #include <unistd.h>
-// static void block(void) { pause(); }
+// static void block(void) { for (;;) pause(); }
 import "C"
 
 //go:noinline

@@ -5,5 +5,11 @@ package main
 
 import "syscall"
 
+// The runtime's own signals end the call.
+//
 //go:noinline
-func blocksInC() { _ = syscall.Pause() }
+func blocksInC() {
+	for {
+		_ = syscall.Pause()
+	}
+}

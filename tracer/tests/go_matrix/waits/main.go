@@ -92,6 +92,9 @@ func mutex() { one.Lock(); one.Unlock() }
 func mutexToo() { one.Lock(); one.Unlock() }
 
 //go:noinline
+func mutexAsWell() { one.Lock(); one.Unlock() }
+
+//go:noinline
 func holdsWrite() {
 	rw.Lock()
 	defer rw.Unlock()
@@ -223,6 +226,7 @@ func main() {
 	start("holdsMutex", none, func() { holdsMutex(pipe[0]) })
 	start("mutex", unsafe.Pointer(&one), mutex)
 	start("mutexToo", unsafe.Pointer(&one), mutexToo)
+	start("mutexAsWell", unsafe.Pointer(&one), mutexAsWell)
 	start("holdsWrite", none, holdsWrite)
 	start("reader", unsafe.Pointer(&rw), reader)
 	start("writer", unsafe.Pointer(&rw), writer)
