@@ -393,7 +393,8 @@ fn short(op: &Op, floor: Ns) -> bool {
 /// When an entry that is still in the map was over; `None` while it is in flight.
 fn over(op: &Op, now: Ns) -> Option<Ns> {
     let has = |bit: u32| op.flags & bit != 0;
-    let unmount = decode::kind_of(&op.key) == Some(Kind::Unmount);
+    let kind = decode::kind_of(&op.key);
+    let unmount = kind == Some(Kind::Unmount);
     let returned = has(flag::RETURNED) && !has(flag::CLEANING);
     if returned && !has(flag::TRACEPOINT) {
         // The kernel runs `cleanup_mnt` before the thread is back in user space; between the return of the call and
@@ -404,12 +405,19 @@ fn over(op: &Op, now: Ns) -> Option<Ns> {
     // Some ends no probe tells, so the thread itself must be asked whether it is back: that of an unmount without a probe
     // on `cleanup_mnt`, that of a sync that is told by its begin only, and that of a kprobe whose kretprobe was dropped
     // for want of an instance.
+    let block = matches!(kind, Some(Kind::SuperShutdown | Kind::Sync)) && has(flag::KPROBE);
     let ask =
-        (returned && has(flag::TRACEPOINT)) || has(flag::ENDS_WITH_UNMOUNT) || (unmount && has(flag::KPROBE));
+        block || (returned && has(flag::TRACEPOINT)) || has(flag::ENDS_WITH_UNMOUNT) || (unmount && has(flag::KPROBE));
     if !ask {
         return None;
     }
     match threads::look(op.key.tgid, op.tid) {
+        // It is called in several system calls and on the way out of a process, so only the stack tells.
+        Ok(site) if block => {
+            let stack = &site.site.kernel_stack;
+            let function = if kind == Some(Kind::Sync) { "sync_filesystem" } else { "generic_shutdown_super" };
+            (!stack.is_empty() && stack.iter().all(|name| name != function)).then_some(now)
+        }
         Ok(site) if site.site.syscall == Some(SYS_UMOUNT2) => None,
         // It runs, so it cannot be told where: asked again at the next poll.
         Ok(site) if site.site.state == 'R' => None,
