@@ -100,8 +100,7 @@ pub const UNMOUNT_LOSS: &str = "unmounts of programs other than containerd and i
 /// What the tracepoints of unmounts cannot tell.
 const UNMOUNT_ASKED: &str = "its end is found by asking the thread ten times a second";
 /// What the tracepoints of syncs cannot tell.
-const SYNC_INSIDE: &str =
-    "only the first sync inside an unmount is seen, syncfs(2) is not, and it is told to end when the unmount does";
+const SYNC_INSIDE: &str = "only the first sync inside an unmount is seen, syncfs(2) is not, and it is told to end when the unmount does";
 /// Where the function that is probed has a copy of itself in syncfs(2).
 pub const SYNCFS_UNSEEN: &str =
     "syncfs(2) is not seen: the compiler of this kernel has put a copy of sync_filesystem into it";

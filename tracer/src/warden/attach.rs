@@ -166,7 +166,8 @@ impl Attacher {
                 }
             });
             self.kernel_sees_unmounts |= sight.what == UNMOUNT_SIGHT && probe.how.is_some();
-            let syncs = sight.what == SYNC_SIGHT && matches!(probe.how, Some(SeenBy::Fentry | SeenBy::Kprobe));
+            let syncs =
+                sight.what == SYNC_SIGHT && matches!(probe.how, Some(SeenBy::Fentry | SeenBy::Kprobe));
             match syncs.then(|| reader.sees_syncfs()) {
                 Some(Ok(false)) => probe.weaken(SYNCFS_UNSEEN),
                 Some(Err(error)) => self.outbox.log(Level::Warning, format!("trying syncfs(2): {error}")),
@@ -252,7 +253,8 @@ impl Attacher {
     /// Looks once and tells, without attaching anything.
     pub fn survey(&mut self) {
         let features = Features::detect();
-        self.kernel_probes = plan::kernel(&features).iter().map(|sight| sight.planned(&features.kernel)).collect();
+        self.kernel_probes =
+            plan::kernel(&features).iter().map(|sight| sight.planned(&features.kernel)).collect();
         self.kernel_sees_unmounts = self
             .kernel_probes
             .iter()

@@ -58,7 +58,8 @@ impl Watch {
             into.lock().unwrap().over = true;
         });
         let watch = Watch { socket, told };
-        watch.wait("all is attached", 30, |told| told.survey.as_ref()?.attached_after)?;
+        // How long that takes is the machine's affair: half a minute where the emulator has a processor to itself.
+        watch.wait("all is attached", 300, |told| told.survey.as_ref()?.attached_after)?;
         Ok(watch)
     }
 
@@ -85,7 +86,7 @@ impl Watch {
 
     /// The end of an operation that `is` accepts, and when it was.
     pub fn ended(&self, what: &str, is: impl Fn(&Operation) -> bool) -> Result<(Operation, Outcome, u64)> {
-        self.wait(what, 5, |told| {
+        self.wait(what, 20, |told| {
             told.events.iter().find_map(|event| match &event.body {
                 Body::Ended(operation, outcome) if is(operation) => {
                     Some((operation.clone(), *outcome, event.at))
@@ -98,7 +99,7 @@ impl Watch {
     /// Waits for the next whole poll and fails when it tells of anything in flight that `counts`.
     pub fn nothing_in_flight(&self, counts: impl Fn(&Operation) -> bool) -> Result<()> {
         let from = now() + 250_000_000;
-        self.wait("a later poll", 5, |told| {
+        self.wait("a later poll", 30, |told| {
             let complete =
                 |event: &&Event| event.at > from && matches!(event.body, Body::PollComplete { .. });
             (told.events.iter().filter(complete).count() > 6).then_some(())
