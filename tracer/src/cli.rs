@@ -29,10 +29,11 @@ Exit status:
   1  something unforeseen failed
   2  the command line was not understood
   3  not allowed: not root, or the kernel refuses BPF
-  4  doctor: something that matters cannot be seen on this node
+  4  doctor, now: something that matters cannot be seen on this node
 
 Examples:
   sudo plegscope doctor                  what can be seen on this node, and what not and why
+  sudo plegscope now                     what is blocked at this moment, without a probe
   sudo plegscope live --plain            the blocking chain, as it changes
   sudo plegscope watch --umount-over 2s  one line when an unmount takes longer, while it is still blocked";
 
@@ -44,6 +45,9 @@ pub enum Verb {
     /// Tell when something is blocked for too long: a line at the first crossing, while it is still blocked, at growth,
     /// and at the end.
     Watch(Watch),
+    /// Show what is blocked at this moment, by whom, and where each goroutine sits, without a single probe: by reading the
+    /// memory of containerd, its shims and the kubelet. Works where BPF is not allowed, and sees what began before.
+    Now(Now),
     /// Tell how exposed this node is before anything happens, what can be seen on it, how, and what not and why. Attaches
     /// nothing and writes nothing to a disk.
     Doctor(Doctor),
@@ -139,6 +143,32 @@ pub struct Watch {
     pub probing: Probing,
 }
 
+/// Options of `now`.
+#[derive(Clone, Debug, Args)]
+pub struct Now {
+    /// Look at this Go process only; may be given several times.
+    #[arg(long, value_name = "PID")]
+    pub pid: Vec<u32>,
+    /// One JSON object: what is blocked, all goroutines, and what was left out and why.
+    #[arg(long, conflicts_with = "format")]
+    pub json: bool,
+    /// How to tell it.
+    #[arg(long, value_enum, default_value_t = Format::Text, value_name = "FORMAT")]
+    pub format: Format,
+    /// How long it may take; what was not looked at by then is left out, and said so.
+    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration, default_value = "1s")]
+    pub within: Duration,
+}
+
+/// How `now` tells what it has seen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Format {
+    /// What is blocked, in words.
+    Text,
+    /// All goroutines as Go's own tracebacks, for tools that read these.
+    Goroutine,
+}
+
 /// Options of `doctor`.
 #[derive(Clone, Debug, Args)]
 pub struct Doctor {
@@ -178,6 +208,7 @@ impl Probing {
                 Probes::All => Ladder::All,
             },
             survey_only: false,
+            look: None,
             also: self.also.clone(),
             max_target_cost: self.max_target_cost.0,
             diagnostics: self.verbose,
@@ -245,6 +276,7 @@ mod tests {
             ("help", None),
             ("help_live", Some("live")),
             ("help_watch", Some("watch")),
+            ("help_now", Some("now")),
             ("help_doctor", Some("doctor")),
         ] {
             let mut top = Cli::command().term_width(100);

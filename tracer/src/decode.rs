@@ -1,6 +1,6 @@
 //! From the kernel half's records to typed operations. Pure.
 
-use crate::event::{Actor, Device, Kind, Operation, Outcome, SeenBy};
+use crate::event::{Actor, Began, Device, Kind, Operation, Outcome, SeenBy};
 use tracer_common::op::{Key, Op, Wait, flag, kind};
 
 /// Number of a kind in the kernel half.
@@ -47,6 +47,7 @@ pub fn wait(wait: &Wait) -> Option<Operation> {
         path: None,
         device: None,
         fs_type: None,
+        began: Began::Then,
         seen_by: SeenBy::Uprobe,
     })
 }
@@ -70,6 +71,7 @@ pub fn op(op: &Op, method: impl Fn(Kind, u8) -> &'static str) -> Option<Operatio
         path,
         device: (block && op.dev != 0).then_some(device(op.dev)),
         fs_type: (block && !name.is_empty()).then_some(name),
+        began: Began::Then,
         seen_by: match op.flags {
             f if f & flag::FENTRY != 0 => SeenBy::Fentry,
             f if f & flag::KPROBE != 0 => SeenBy::Kprobe,

@@ -87,6 +87,14 @@ pub enum Body {
     },
     /// What looking costs a program that is probed; replaces an earlier one of the same program.
     Cost(ProgramCost),
+    /// The memory of a process was looked at: every operation of it that was found that way ([`SeenBy::Memory`]) and is
+    /// still in flight at the event's time has been reported since the previous such event.
+    Looked {
+        /// Which.
+        pid: u32,
+    },
+    /// Where a goroutine sits in the Go program.
+    GoroutineSite(GoroutineSite),
     /// Something was lost on the way here.
     Lost {
         /// Where.
@@ -206,8 +214,10 @@ pub struct Operation {
     pub method: String,
     /// Who does it.
     pub actor: Actor,
-    /// When it began.
+    /// When it began; see `began`.
     pub begin: Ns,
+    /// Whether that is when it began, or only the first that is known of it.
+    pub began: Began,
     /// What it is done to, as an address: the semaphore for [`Kind::LockWait`], the lock's base for
     /// [`Kind::LockHold`] and [`Kind::StatusUpdate`], the receiver for [`Kind::InitMethod`], the super block for
     /// [`Kind::SuperShutdown`] and [`Kind::Sync`]; else 0.
@@ -222,6 +232,16 @@ pub struct Operation {
     pub fs_type: Option<String>,
     /// How the probe knows (`uprobe`, `fentry`, `kprobe`, `tracepoint`, `poll`), shown as evidence.
     pub seen_by: SeenBy,
+}
+
+/// What is known of when an operation began.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub enum Began {
+    /// Its begin was seen, or the program itself keeps the time.
+    #[default]
+    Then,
+    /// It was in flight already when it was first looked at: it began then or before, so its age is *at least* that.
+    ThenOrBefore,
 }
 
 /// How a process does not run.
@@ -289,8 +309,10 @@ pub enum SeenBy {
     Kprobe,
     /// A kernel tracepoint.
     Tracepoint,
-    /// Reading `/proc` or another process's memory.
+    /// Reading `/proc`.
     Proc,
+    /// Reading the process's memory: its goroutines' stacks and the runtime's list of who waits for which lock.
+    Memory,
 }
 
 /// How an operation ended.
@@ -486,8 +508,21 @@ pub struct ThreadSite {
     pub state: char,
     /// Number of the system call it is in, if any.
     pub syscall: Option<i64>,
+    /// Its arguments, as `/proc` tells them: six, or none.
+    pub arguments: Vec<u64>,
     /// Kernel functions, innermost first; empty when the kernel does not let us see them.
     pub kernel_stack: Vec<String>,
+}
+
+/// Where a goroutine sits in the Go program.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GoroutineSite {
+    /// Which.
+    pub actor: Actor,
+    /// Why it does not run, in Go's own words: `sync.Mutex.Lock`, `select`, `syscall`.
+    pub state: String,
+    /// Functions, innermost first, inlined ones included; bounded where they are read.
+    pub functions: Vec<String>,
 }
 
 /// Where records can be lost.

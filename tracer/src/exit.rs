@@ -12,7 +12,7 @@ pub enum Exit {
     // 2 is clap's: the command line was not understood.
     /// 3: not allowed (not root, or the kernel refuses BPF); standard error says what would help.
     NotAllowed,
-    /// 4: `doctor` only: something that matters cannot be seen on this node; the output says what and why.
+    /// 4: `doctor` and `now`: something that matters cannot be seen on this node; the output says what and why.
     PartlyBlind,
 }
 

@@ -8,7 +8,7 @@
 //! ```
 //!
 //! Everything left of `decode` runs in a child process (the *warden*) that may hang so that the parent never does.
-//! `decode`, `order`, `correlator` and `golang` are pure: no I/O, no clock, no threads.
+//! `decode`, `look`, `order`, `correlator` and `golang` are pure: no I/O, no clock, no threads.
 
 pub mod bpf;
 pub mod cli;
@@ -19,6 +19,7 @@ pub mod event;
 pub mod exit;
 pub mod exposure;
 pub mod golang;
+pub mod look;
 pub mod node;
 pub mod order;
 pub mod pipeline;

@@ -16,7 +16,8 @@ pub struct Pipeline {
     order: Orderer<TieBreak, Event>,
     correlator: Correlator,
     grid: Grid,
-    /// Whether anything has happened since the last frame that is not just told again and again.
+    /// Whether anything has happened since the last frame that is not just told again and again, or the last frame told
+    /// of something that lasts.
     stirred: bool,
 }
 
@@ -56,7 +57,8 @@ impl Pipeline {
     }
 
     /// It is `now`: applies what can no longer be overtaken, and gives the frame of each grid point passed, oldest
-    /// first, to `each`. While nothing happens and nothing is in flight, whole seconds are enough.
+    /// first, to `each`. While nothing happens and nothing is in flight, whole seconds are enough, from the first frame
+    /// on that says so.
     pub fn advance(&mut self, now: Ns, mut each: impl FnMut(Frame)) {
         /// After a pause (a stopped process, a suspended machine) the grid is taken up again instead of being filled in.
         const MOST_TICKS: u64 = 100;
@@ -66,9 +68,10 @@ impl Pipeline {
             while let Some(released) = self.order.pop() {
                 self.apply(released);
             }
-            let quiet = !self.stirred && self.correlator.is_quiet();
-            if !quiet || tick.is_multiple_of(SECOND) {
-                self.stirred = false;
+            let busy = !self.correlator.is_quiet();
+            if busy || self.stirred || tick.is_multiple_of(SECOND) {
+                // What was there may be gone at the next tick without a word: that it is gone is news.
+                self.stirred = busy;
                 each(self.correlator.tick(tick));
             }
         }
@@ -78,8 +81,32 @@ impl Pipeline {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::event::{Actor, Kind, Operation, Outcome, SeenBy};
+    use crate::event::{Actor, Began, Kind, Operation, Outcome, SeenBy};
     use crate::thresholds::MILLISECOND;
+
+    fn poll(at: Ns) -> Event {
+        Event { at, body: Body::PollComplete { kinds: vec![Kind::Unmount], older_than: at } }
+    }
+
+    fn unmount(begin: Ns) -> Operation {
+        Operation {
+            kind: Kind::Unmount,
+            method: String::new(),
+            actor: Actor { pid: 5, tid: 5, g: None, goid: None },
+            begin,
+            object: 0,
+            container: None,
+            path: None,
+            device: None,
+            fs_type: None,
+            began: Began::Then,
+            seen_by: SeenBy::Uprobe,
+        }
+    }
+
+    fn ticks(from: Ns, to: Ns) -> Vec<Ns> {
+        (from..=to).map(|tick| tick * TICK_EVERY).collect()
+    }
 
     fn frames_until(pipeline: &mut Pipeline, end: Ns) -> Vec<Ns> {
         let mut times = Vec::new();
@@ -91,30 +118,40 @@ mod tests {
     fn a_quiet_node_gives_a_frame_a_second_and_a_busy_one_each_tick() {
         let mut pipeline = Pipeline::new(Thresholds::default());
         assert_eq!(frames_until(&mut pipeline, 10 * SECOND), [10 * SECOND], "the first");
-        let poll = |at| Event { at, body: Body::PollComplete { kinds: vec![Kind::Unmount], older_than: at } };
         pipeline.push((101..=120).map(|tick| poll(tick * TICK_EVERY)).collect());
         // What was known when nothing was: the first poll is no news.
         assert_eq!(frames_until(&mut pipeline, 12 * SECOND), [11 * SECOND, 12 * SECOND]);
 
-        let operation = Operation {
-            kind: Kind::Unmount,
-            method: String::new(),
-            actor: Actor { pid: 5, tid: 5, g: None, goid: None },
-            begin: 12 * SECOND + 250 * MILLISECOND,
-            object: 0,
-            container: None,
-            path: None,
-            device: None,
-            fs_type: None,
-            seen_by: SeenBy::Uprobe,
-        };
-        let begin = operation.begin;
+        let begin = 12 * SECOND + 250 * MILLISECOND;
+        let operation = unmount(begin);
         pipeline.push(vec![Event { at: begin, body: Body::InFlight(operation.clone()) }]);
-        let ticks = |from: Ns, to: Ns| (from..=to).map(|tick| tick * TICK_EVERY).collect::<Vec<Ns>>();
         assert_eq!(frames_until(&mut pipeline, 13_200 * MILLISECOND), ticks(123, 132), "as long as it lasts");
         pipeline.push(vec![Event { at: begin + SECOND, body: Body::Ended(operation, Outcome::Done) }]);
         let times = frames_until(&mut pipeline, 16 * SECOND);
         assert_eq!(times[0], 13_300 * MILLISECOND, "its end is told");
         assert_eq!(times[times.len() - 2..], [15 * SECOND, 16 * SECOND], "quiet again");
+    }
+    #[test]
+    fn what_vanishes_without_a_word_is_out_of_the_next_frame() {
+        let mut pipeline = Pipeline::new(Thresholds::default());
+        assert_eq!(frames_until(&mut pipeline, 10 * SECOND), [10 * SECOND]);
+        let begin = 10 * SECOND + 250 * MILLISECOND;
+        let reported = |at| Event { at, body: Body::InFlight(unmount(begin)) };
+        let mut frames = Vec::new();
+        for tick in 103..=140 {
+            // Reported by the polls up to the one of 10.6 s; only the poll after it says, by its silence, that it is over.
+            let at = tick * TICK_EVERY + MILLISECOND;
+            pipeline.push([reported(at), poll(at)].into_iter().skip(usize::from(tick > 106)).collect());
+            pipeline.advance(tick * TICK_EVERY + LATENESS, |frame| {
+                frames.push((frame.now, frame.in_flight_total));
+            });
+        }
+        let lasting: Vec<(Ns, u64)> =
+            frames.iter().copied().filter(|(_, in_flight)| *in_flight > 0).collect();
+        let expected: Vec<(Ns, u64)> = ticks(104, 107).into_iter().map(|at| (at, 1)).collect();
+        assert_eq!(lasting, expected);
+        let quiet: Vec<Ns> = frames[lasting.len()..].iter().map(|(at, _)| *at).collect();
+        let at_once = 10_800 * MILLISECOND;
+        assert_eq!(quiet, [at_once, 11 * SECOND, 12 * SECOND, 13 * SECOND, 14 * SECOND]);
     }
 }

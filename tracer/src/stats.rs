@@ -89,7 +89,7 @@ impl Stats {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::event::{Actor, SeenBy};
+    use crate::event::{Actor, Began, SeenBy};
     use crate::thresholds::{MILLISECOND, SECOND};
 
     fn op(kind: Kind, method: &str) -> Operation {
@@ -103,6 +103,7 @@ mod tests {
             path: None,
             device: None,
             fs_type: None,
+            began: Began::Then,
             seen_by: SeenBy::Fentry,
         }
     }

@@ -39,16 +39,21 @@ pub struct Thresholds {
     pub exit: Ns,
 }
 
+impl Thresholds {
+    /// The limits where nothing else is asked for.
+    pub const DEFAULT: Thresholds = Thresholds {
+        shown: 500 * MILLISECOND,
+        unmount: 5 * SECOND,
+        lock: 5 * SECOND,
+        cri: 5 * SECOND,
+        relist: 5 * SECOND,
+        exit: 10 * SECOND,
+    };
+}
+
 impl Default for Thresholds {
     fn default() -> Self {
-        Thresholds {
-            shown: 500 * MILLISECOND,
-            unmount: 5 * SECOND,
-            lock: 5 * SECOND,
-            cri: 5 * SECOND,
-            relist: 5 * SECOND,
-            exit: 10 * SECOND,
-        }
+        Thresholds::DEFAULT
     }
 }
 

@@ -6,7 +6,7 @@
 use proptest::prelude::*;
 use tracer::correlator::{Confidence, Correlator, EdgeKind, EndsIn, Frame, Harm, Head};
 use tracer::event::{
-    Actor, Body, Container, Event, Kind, LossPoint, Ns, Operation, Outcome, Process, Role, SeenBy,
+    Actor, Began, Body, Container, Event, Kind, LossPoint, Ns, Operation, Outcome, Process, Role, SeenBy,
 };
 use tracer::thresholds::{Thresholds, floor};
 
@@ -101,6 +101,7 @@ fn operation(kind: Kind, actor: Actor, begin: Ns, of: usize) -> Operation {
         path: None,
         device: None,
         fs_type: None,
+        began: Began::Then,
         seen_by: SeenBy::Uprobe,
     }
 }

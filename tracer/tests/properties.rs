@@ -7,7 +7,9 @@ mod world;
 
 use proptest::prelude::*;
 use tracer::correlator::{Confidence, Correlator, EdgeKind, Frame, TieBreak, limits};
-use tracer::event::{Actor, Body, Event, Kind, LossPoint, Ns, Operation, OperationId, Outcome, SeenBy};
+use tracer::event::{
+    Actor, Began, Body, Event, Kind, LossPoint, Ns, Operation, OperationId, Outcome, SeenBy,
+};
 use tracer::order::{Orderer, Released};
 use tracer::thresholds::{LATENESS, Thresholds};
 use world::{Call, Plan, STEP, Truth, plans, play};
@@ -313,6 +315,7 @@ fn operations() -> impl Strategy<Value = Operation> {
                 .then(|| "/x/io.containerd.runtime.v2.task/k8s.io/aa/rootfs".to_owned()),
             device: (kind == Kind::Sync).then_some(tracer::event::Device { major: 8, minor: 0 }),
             fs_type: None,
+            began: Began::Then,
             seen_by: SeenBy::Uprobe,
         },
     )
@@ -381,6 +384,7 @@ fn a_flood_is_bounded_and_counted() {
         path: None,
         device: None,
         fs_type: None,
+        began: Began::Then,
         seen_by: SeenBy::Uprobe,
     };
     let beyond = 1_000u64;
@@ -427,8 +431,14 @@ fn a_flood_is_bounded_and_counted() {
         correlator.apply(&Event { at, body: Body::Container(container) });
         let lock = tracer::event::LockName::Init(String::new());
         correlator.apply(&Event { at, body: Body::LockIdentity { pid: 1, base: u64::from(n), lock } });
-        let site =
-            tracer::event::ThreadSite { pid: 1, tid: n, state: 'D', syscall: None, kernel_stack: vec![] };
+        let site = tracer::event::ThreadSite {
+            pid: 1,
+            tid: n,
+            state: 'D',
+            syscall: None,
+            arguments: vec![],
+            kernel_stack: vec![],
+        };
         correlator.apply(&Event { at, body: Body::ThreadSite(site) });
         correlator.apply(&Event {
             at,

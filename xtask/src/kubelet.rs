@@ -3,8 +3,8 @@
 //! Debian ships no kubelet binary. Its source package `kubernetes` of bullseye holds the complete original tarball,
 //! dependencies included, and Go 1.15 of the same suite builds it; newer Go refuses that vendor folder.
 
-use crate::packages::{self, Index, Suite, fresh_folder};
-use crate::shell;
+use crate::packages::{Index, Suite, fresh_folder};
+use crate::{shell, toolchains};
 use anyhow::{Context, Result, bail};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -49,7 +49,7 @@ pub fn build() -> Result<PathBuf> {
     let folder = folder()?;
     let kubelet = folder.join("kubelet");
     eprintln!("kubelet: building {VERSION} in {} (about 4 minutes)", folder.display());
-    let go = unpack_go(&folder)?;
+    let go = toolchains::goroot(SUITE, GO)?;
     let source = unpack_source(&folder)?;
     let built = folder.join("kubelet.partial");
     compile(&go, &source, &folder, &built)?;
@@ -58,24 +58,10 @@ pub fn build() -> Result<PathBuf> {
         bail!("the kubelet that was built says it is {:?}, not v{VERSION}", said.trim());
     }
     fs::rename(&built, &kubelet)?;
-    for leftover in ["go", "source", "go-cache", "go-path"] {
+    for leftover in ["source", "go-cache", "go-path"] {
         fs::remove_dir_all(folder.join(leftover)).with_context(|| format!("cannot remove {leftover}"))?;
     }
     Ok(kubelet)
-}
-
-/// One folder with compiler and standard library; Debian keeps them in two packages that link to each other.
-fn unpack_go(folder: &Path) -> Result<PathBuf> {
-    let suite = Suite::open(SUITE, Index::Packages)?;
-    let joined = fresh_folder(&folder.join("go"))?;
-    for package in [format!("golang-{GO}-go"), format!("golang-{GO}-src")] {
-        let versions = suite.versions(&package)?;
-        let version =
-            packages::newest(&versions, GO).with_context(|| format!("{SUITE} has no {package} any more"))?;
-        let unpacked = suite.unpack(&package, version)?;
-        shell::run(Command::new("cp").arg("-a").arg(unpacked.join("usr")).arg(&joined))?;
-    }
-    Ok(joined.join(format!("usr/lib/go-{GO}")))
 }
 
 /// The folder that holds `cmd/kubelet`.

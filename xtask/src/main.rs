@@ -10,6 +10,7 @@ mod packages;
 mod shell;
 mod test;
 mod tidy;
+mod toolchains;
 mod vm;
 
 use clap::{Parser, Subcommand};
@@ -33,6 +34,8 @@ enum Command {
     Tidy(tidy::Args),
     /// Fill the cache with the Go programs that tests read
     Binaries(binaries::Args),
+    /// Fill the cache with the Go toolchains that tests build programs with
+    Toolchains(toolchains::Args),
     /// Run all checks and tests
     Test(test::Args),
     /// Build a real kubelet into the cache
@@ -55,6 +58,7 @@ fn main() -> ExitCode {
         Command::Test(args) => test::run(&args),
         Command::Tidy(args) => tidy::run(&args),
         Command::Binaries(args) => binaries::run(&args),
+        Command::Toolchains(args) => toolchains::run(&args),
         Command::Kubelet(args) => kubelet::run(&args),
         Command::E2e(args) => lab::e2e::run(args),
         Command::Bench(args) => bench::run(args),

@@ -467,6 +467,7 @@ pub fn word(how: SeenBy) -> &'static str {
         SeenBy::Kprobe => "kprobe",
         SeenBy::Tracepoint => "tracepoint",
         SeenBy::Proc => "/proc",
+        SeenBy::Memory => "memory",
     }
 }
 

@@ -92,6 +92,10 @@ impl Shape {
         let ends_in = |ends_in: &EndsIn| match ends_in {
             // It fails twenty times a second.
             EndsIn::MountBusy { pins, .. } => format!("MountBusy {pins:?}"),
+            // How many wait for an unknown lock is told with its address, behind the reason.
+            EndsIn::NotVisible { because } => {
+                format!("NotVisible {}", because.split(" (").next().unwrap_or_default())
+            }
             other => format!("{other:?}"),
         };
         let harm = |c: &crate::correlator::Consequence| match &c.what {
@@ -185,7 +189,7 @@ impl Follower for Teller {
 mod tests {
     use super::*;
     use crate::correlator::{Chain, Confidence, Diagnosis, Head, Link, Who};
-    use crate::event::{Actor, Kind, Operation, SeenBy};
+    use crate::event::{Actor, Began, Kind, Operation, SeenBy};
 
     fn frame(now_ms: u64, relist_began: Ns, visible: bool) -> Frame {
         let actor = Actor { pid: 5, tid: 5, g: Some(1), goid: Some(1) };
@@ -199,6 +203,7 @@ mod tests {
             path: None,
             device: None,
             fs_type: None,
+            began: Began::Then,
             seen_by: SeenBy::Uprobe,
         };
         let link = Link {
@@ -209,6 +214,7 @@ mod tests {
             device: None,
             lock: None,
             exit: None,
+            goroutine: None,
             since: relist_began,
             age: 0,
             critical: 0,

@@ -4,6 +4,7 @@
 mod costs;
 mod doctor;
 mod live;
+mod now;
 mod output;
 mod watch;
 
@@ -31,6 +32,7 @@ pub fn run(cli: Cli) -> anyhow::Result<Exit> {
         None => live::run(&cli.live),
         Some(Verb::Live(options)) => live::run(&options),
         Some(Verb::Watch(options)) => watch::run(&options),
+        Some(Verb::Now(options)) => now::run(&options),
         Some(Verb::Doctor(options)) => doctor::run(&options),
     }
 }
@@ -104,7 +106,7 @@ async fn listen(
                     }
                 }
                 Some(Message::Cost(latest)) => begun = latest,
-                Some(Message::Exposure(_)) => {}
+                Some(Message::Exposure(_) | Message::Look(_) | Message::Looked(_)) => {}
                 Some(Message::Log(level, line)) => {
                     if verbose || level != Level::Debug {
                         streams.messages.line(format_args!("plegscope: {}", crate::sinks::sanitise(&line)));

@@ -324,7 +324,7 @@ mod tests {
 
     use super::*;
     use crate::correlator::frame::{Subject, Who};
-    use crate::event::{Actor, Device, KubeletFacts, Operation, Process, SeenBy};
+    use crate::event::{Actor, Began, Device, KubeletFacts, Operation, Process, SeenBy};
 
     fn link(kind: Kind, method: &str, seconds: u64) -> Link {
         let actor = Actor { pid: 300, tid: 300, g: None, goid: None };
@@ -340,6 +340,7 @@ mod tests {
                 path: None,
                 device: None,
                 fs_type: None,
+                began: Began::Then,
                 seen_by: SeenBy::Proc,
             },
             who: Who { pid: 300, tid: 300, goid: None, comm: None, role: None },
@@ -347,6 +348,7 @@ mod tests {
             device: None,
             lock: None,
             exit: None,
+            goroutine: None,
             since: 0,
             age: seconds * SECOND,
             critical: seconds * SECOND,

@@ -12,7 +12,7 @@ use super::leaf::{FailedUnmounts, Leaf, leaf_of};
 use super::other_cause::Case;
 use super::outlook::{NotReady, not_ready, outlook};
 use super::{exits, leaked, limits, stalls, words};
-use crate::event::{Kind, Ns, Operation, OperationId, Role};
+use crate::event::{Began, Kind, Ns, Operation, OperationId, Role};
 use crate::thresholds::Thresholds;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -330,6 +330,7 @@ impl Inputs<'_> {
                     who: self.facts.who(&first.flight.op.actor),
                     subject: first.container.as_deref().map(|id| self.facts.subject(id)),
                     age: self.age(w.path[0]),
+                    at_least: first.flight.op.began == Began::ThenOrBefore,
                     exit: first.exit.clone(),
                     joins: w.path.iter().find_map(|n| drawn_path.iter().position(|d| d == n)),
                 }
@@ -355,7 +356,9 @@ impl Inputs<'_> {
             .map(|w| {
                 let op = &self.graph.nodes[w.path[0]].flight.op;
                 let kubelet = self.facts.process_of(op.actor.pid).filter(|p| p.role == Role::Kubelet);
-                not_ready(self.facts, kubelet.map(|p| p.pid), op.begin, self.health.bad)
+                let mut ready = not_ready(self.facts, kubelet.map(|p| p.pid), op.begin, self.health.bad);
+                ready.latest = op.began == Began::ThenOrBefore;
+                ready
             })
             .min_by_key(|n| n.at);
         let not_ready = self.with_stall(not_ready, &drawn_path);
@@ -496,6 +499,7 @@ impl Inputs<'_> {
             device: op.device.map(|d| self.facts.device_name(d)),
             lock,
             exit: node.exit.clone(),
+            goroutine: self.facts.goroutine_of(&op.actor, op.begin).cloned(),
             since: node.since,
             age: self.age(n),
             critical,

@@ -264,6 +264,7 @@ impl Exits {
                 path: None,
                 device: None,
                 fs_type: None,
+                began: crate::event::Began::Then,
                 seen_by: crate::event::SeenBy::Uprobe,
             }),
             due: exit.next().is_some_and(|next| next <= now),

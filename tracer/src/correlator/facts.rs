@@ -3,8 +3,8 @@
 use super::frame::{BlindSpot, DeviceName, DeviceState, LockKind, Loss, Memory, Subject, Who};
 use super::limits;
 use crate::event::{
-    Actor, Container, Device, DeviceFacts, KubeletFacts, LockName, LossPoint, Ns, OTHERS_ONLY, Operation,
-    Pins, Process, ProgramCost, Role, ThreadSite, Writers,
+    Actor, Container, Device, DeviceFacts, GoroutineSite, KubeletFacts, LockName, LossPoint, Ns, OTHERS_ONLY,
+    Operation, Pins, Process, ProgramCost, Role, ThreadSite, Writers,
 };
 use std::collections::{BTreeMap, VecDeque};
 
@@ -17,6 +17,7 @@ pub struct Facts {
     containers: BTreeMap<String, (u64, Container)>,
     locks: BTreeMap<(u32, u64), (LockName, Ns)>,
     sites: BTreeMap<(u32, u32), (Ns, ThreadSite)>,
+    goroutines: BTreeMap<(u32, u64), (Ns, GoroutineSite)>,
     devices: BTreeMap<Device, Sampled>,
     /// Node-wide memory waiting to be written.
     pub memory: Option<Memory>,
@@ -198,6 +199,23 @@ impl Facts {
         self.sites.insert(key, (at, site.clone()));
     }
 
+    /// Where a goroutine sits.
+    pub fn goroutine(&mut self, site: &GoroutineSite, at: Ns) {
+        let Some(g) = site.actor.g else { return };
+        let key = (site.actor.pid, g);
+        if self.goroutines.len() >= limits::SITES && !self.goroutines.contains_key(&key) {
+            self.drop_one("goroutines", limits::SITES);
+            return;
+        }
+        self.goroutines.insert(key, (at, site.clone()));
+    }
+
+    /// Where this goroutine sat when it was last looked at, if that was since `since`.
+    pub fn goroutine_of(&self, actor: &Actor, since: Ns) -> Option<&GoroutineSite> {
+        let (at, site) = self.goroutines.get(&(actor.pid, actor.g?))?;
+        (*at >= since && site.actor.is(actor)).then_some(site)
+    }
+
     /// Where this thread sits, if that was seen after `since`.
     pub fn site_of(&self, pid: u32, tid: u32, since: Ns) -> Option<&ThreadSite> {
         self.sites.get(&(pid, tid)).filter(|(at, _)| *at >= since).map(|(_, site)| site)
@@ -214,6 +232,7 @@ impl Facts {
     /// Forgets where threads sat, and who kept a mount busy, when that is not fresh any more.
     pub fn forget_sites(&mut self, now: Ns) {
         self.sites.retain(|_, (at, _)| at.saturating_add(limits::SITE_FRESH) >= now);
+        self.goroutines.retain(|_, (at, _)| at.saturating_add(limits::LOOK_FRESH) >= now);
         self.pins.retain(|_, (at, _)| at.saturating_add(limits::PINS_FRESH) >= now);
     }
 
@@ -447,13 +466,14 @@ impl Facts {
     }
 
     /// Sizes of the bounded collections beside their bounds, for tests.
-    pub fn sizes(&self) -> [(usize, usize); 9] {
+    pub fn sizes(&self) -> [(usize, usize); 10] {
         [
             (self.processes.len(), limits::PROCESSES),
             (self.gone.len(), limits::GONE),
             (self.containers.len(), limits::CONTAINERS),
             (self.locks.len(), limits::LOCKS),
             (self.sites.len(), limits::SITES),
+            (self.goroutines.len(), limits::SITES),
             (self.devices.len(), limits::DEVICES),
             (self.blind.len(), limits::BLIND_SPOTS),
             (self.leaked.len(), limits::LEAKED_SHIMS),

@@ -7,7 +7,7 @@
 use super::dirtiers::Dirtier;
 use super::exits::Attempts;
 use super::outlook::{NotReady, Outlook};
-use crate::event::{Device, LossPoint, Ns, Operation, OperationId, ProgramCost, Role};
+use crate::event::{Began, Device, GoroutineSite, LossPoint, Ns, Operation, OperationId, ProgramCost, Role};
 use serde::{Deserialize, Serialize};
 
 /// Everything that is known at `now`. Immutable once made.
@@ -123,8 +123,15 @@ pub struct Chain {
     /// From the symptom to the leaf; empty only for what is left over and that nobody does ([`EndsIn::LeakedShims`]).
     /// The [`Link::critical`] of all links sum to [`Chain::age`].
     pub links: Vec<Link>,
-    /// Age of the stuck call.
+    /// Age of the stuck call; see [`Chain::at_least`].
     pub age: Ns,
+}
+
+impl Chain {
+    /// Whether the stuck call may be older.
+    pub fn at_least(&self) -> bool {
+        self.links.first().is_some_and(Link::at_least)
+    }
 }
 
 /// One operation on the way.
@@ -144,6 +151,8 @@ pub struct Link {
     pub lock: Option<Lock>,
     /// How far containerd has got with a container's exit, for its handling.
     pub exit: Option<Attempts>,
+    /// Where its goroutine sat when it was last looked at.
+    pub goroutine: Option<GoroutineSite>,
     /// Since when it lasts: its begin, or the begin of the first of several merged lock waits, or that of the first
     /// attempt to handle an exit.
     pub since: Ns,
@@ -151,6 +160,14 @@ pub struct Link {
     pub age: Ns,
     /// The part of the stuck call's age during which this was the deepest operation reached.
     pub critical: Ns,
+}
+
+impl Link {
+    /// Whether it may have lasted longer than its age: it was found in progress, or what it is about has begun before.
+    pub fn at_least(&self) -> bool {
+        // A container had exited before the first attempt to handle that.
+        self.operation.began == Began::ThenOrBefore || self.exit.as_ref().is_some_and(|e| e.failed.is_some())
+    }
 }
 
 /// Why one operation waits for another.
@@ -356,6 +373,8 @@ pub struct StuckCall {
     pub subject: Option<Subject>,
     /// How long it has lasted.
     pub age: Ns,
+    /// Whether it may have lasted longer.
+    pub at_least: bool,
     /// How far containerd has got with it, for an exit.
     pub exit: Option<Attempts>,
     /// Index of the link of the drawn chain where this call's own chain joins it; `None` when they share none.

@@ -6,12 +6,14 @@
 
 use super::exits::{Attempts, Exits, Waiting};
 use super::facts::{Facts, container_of_path};
-use super::frame::{Confidence, LockKind};
+use super::frame::{Confidence, EdgeKind, LockKind};
 use super::ground::{Ground, LOSSY};
 use super::limits;
 use super::locks::Locks;
-use super::operations::{Flight, Operations, held_base, is_kernel, is_temporary};
-use crate::event::{Kind, Ns, Role};
+use super::operations::{
+    Flight, Operations, held_base, is_found, is_kernel, is_temporary, may_follow, outermost_first,
+};
+use crate::event::{Began, Kind, Ns, Role};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// CRI methods of which a relist consists.
@@ -146,9 +148,10 @@ impl<'a> Graph<'a> {
         graph.queue_syncs();
         graph.link_late_exits(exits);
         graph.link_stalled();
+        graph.bound_begins();
         for node in 0..graph.nodes.len() {
             if let Next::To { node: to, ground, .. } = &graph.nodes[node].next
-                && matches!(ground.edge(), super::frame::EdgeKind::Contains | super::frame::EdgeKind::Calls)
+                && matches!(ground.edge(), EdgeKind::Contains | EdgeKind::Calls)
             {
                 graph.inner[*to] = true;
             }
@@ -160,8 +163,35 @@ impl<'a> Graph<'a> {
         self.nodes[node].flight.op.begin
     }
 
+    /// Whether one operation can have begun within another.
+    fn may_follow(&self, inner: usize, outer: usize) -> bool {
+        may_follow(&self.nodes[inner].flight.op, &self.nodes[outer].flight.op)
+    }
+
     pub(super) fn kind(&self, node: usize) -> Kind {
         self.nodes[node].flight.op.kind
+    }
+
+    /// What was found in progress began before anything that certainly happens within it.
+    fn bound_begins(&mut self) {
+        let mut changed = true;
+        // Each round carries a begin over one link.
+        for _ in 0..limits::LINKS {
+            if !std::mem::take(&mut changed) {
+                break;
+            }
+            for outer in 0..self.nodes.len() {
+                if let Next::To { node: inner, ground, confidence: Confidence::Proven, .. } =
+                    self.nodes[outer].next
+                    && matches!(ground.edge(), EdgeKind::Contains | EdgeKind::Calls)
+                    && self.nodes[outer].flight.op.began == Began::ThenOrBefore
+                    && self.nodes[inner].since < self.nodes[outer].since
+                {
+                    self.nodes[outer].since = self.nodes[inner].since;
+                    changed = true;
+                }
+            }
+        }
     }
 
     /// Groups operations by actor, then joins what was recorded on a thread to the goroutine that runs there.
@@ -184,7 +214,8 @@ impl<'a> Graph<'a> {
         // Goroutine stacks per process, to look for owners of thread stacks.
         let mut goroutines: BTreeMap<u32, Vec<usize>> = BTreeMap::new();
         for ((pid, is_goroutine, _), mut members) in groups {
-            members.sort_by_key(|&i| (self.begin(i), self.kind(i), i));
+            let all: Vec<_> = members.iter().map(|&i| &self.nodes[i].flight.op).collect();
+            members.sort_by_cached_key(|&i| (outermost_first(&self.nodes[i].flight.op, &all), i));
             let (holds, others): (Vec<usize>, Vec<usize>) =
                 members.iter().partition(|&&i| self.kind(i) == Kind::LockHold);
             let says_more = others.iter().any(|&i| self.kind(i) != Kind::LockWait);
@@ -368,6 +399,9 @@ impl<'a> Graph<'a> {
             return Some("records were lost since it began, what it waits for may be among them");
         }
         // What it may have begun since could be below its floor, or on its way here.
+        if is_found(&flight.op) {
+            return None; // Its whole stack was read.
+        }
         let quiet_since = flight.idle_since.unwrap_or(0).max(flight.op.begin);
         if quiet_since.saturating_add(limits::UNREPORTED) > self.now {
             return Some("it has just begun something else, which was not reported yet");
@@ -381,7 +415,7 @@ impl<'a> Graph<'a> {
         let mut calls = Vec::new();
         for method in RELIST_CALLS {
             for &call in servers.get(&(Kind::CriCall, method.to_owned())).into_iter().flatten() {
-                if self.begin(call) >= self.begin(relist) {
+                if self.may_follow(call, relist) {
                     calls.push(call);
                 }
             }
@@ -412,7 +446,7 @@ impl<'a> Graph<'a> {
         let clients = servers.get(&(Kind::CriClient, method.clone())).unwrap_or(&none);
         let all = servers.get(&(Kind::CriCall, method.clone())).unwrap_or(&none);
         let after: Vec<usize> =
-            all.iter().filter(fits).copied().filter(|&s| self.begin(s) >= self.begin(client)).collect();
+            all.iter().filter(fits).copied().filter(|&s| self.may_follow(s, client)).collect();
         let Some(&server) = after.first() else {
             let lately = self.now.saturating_sub(limits::UNREPORTED);
             return if self.operations.has_ended(Kind::CriCall, &method, self.begin(client), lately) {
@@ -423,7 +457,12 @@ impl<'a> Graph<'a> {
         };
         let sole =
             all.len() == 1 && clients.len() == 1 && self.last_loss.is_none_or(|l| l < self.begin(client));
-        let ground = if sole { Ground::SoleCallOfMethod } else { Ground::CallByOrder };
+        let found = is_found(&self.nodes[client].flight.op) || is_found(&self.nodes[server].flight.op);
+        let ground = match (sole, found) {
+            (true, false) => Ground::SoleCallOfMethod,
+            (true, true) => Ground::SoleCallFound,
+            (false, _) => Ground::CallByOrder,
+        };
         self.edge(client, server, ground, self.begin(server))
     }
 
@@ -438,7 +477,7 @@ impl<'a> Graph<'a> {
             .unwrap_or(&none)
             .iter()
             .copied()
-            .filter(|&s| self.begin(s) >= op.begin && self.nodes[s].flight.op.actor.pid != op.actor.pid)
+            .filter(|&s| self.may_follow(s, call) && self.nodes[s].flight.op.actor.pid != op.actor.pid)
             .collect();
         let same: Vec<usize> = after
             .iter()

@@ -26,6 +26,8 @@ pub enum Ground {
     SoleOnLockFresh,
     /// A writer that has asked for the lock before and waits for readers to leave: it blocks all that come after.
     PendingWriter,
+    /// The same, found by looking at the stacks of all goroutines of the process.
+    SoleOnLockFound,
     /// Two or more operations on this lock base do not wait for it.
     SeveralOnLock,
     /// No operation on this lock base, other than those that wait, is known.
@@ -44,6 +46,8 @@ pub enum Ground {
     SameShimAndMethod,
     /// Between kubelet and containerd: the only call of this method in flight on either side.
     SoleCallOfMethod,
+    /// The same, where one of them was found in progress: which began first is not known.
+    SoleCallFound,
     /// Between kubelet and containerd: same method, chosen among several by order.
     CallByOrder,
     /// The kubelet's client side is not recorded: the list call in containerd that began within the relist.
@@ -69,7 +73,7 @@ pub enum Ground {
 
 impl Ground {
     /// All, in the order of the table.
-    pub const ALL: [Ground; 29] = [
+    pub const ALL: [Ground; 31] = [
         Ground::SameGoroutine,
         Ground::SameThread,
         Ground::PinnedThread,
@@ -80,6 +84,7 @@ impl Ground {
         Ground::SoleOnLockLossy,
         Ground::SoleOnLockFresh,
         Ground::PendingWriter,
+        Ground::SoleOnLockFound,
         Ground::SeveralOnLock,
         Ground::NobodyOnLock,
         Ground::ReadersHold,
@@ -89,6 +94,7 @@ impl Ground {
         Ground::SameContainerByOrder,
         Ground::SameShimAndMethod,
         Ground::SoleCallOfMethod,
+        Ground::SoleCallFound,
         Ground::CallByOrder,
         Ground::ListWithinRelist,
         Ground::EarlierOnSuperBlock,
@@ -114,6 +120,7 @@ impl Ground {
             | Ground::SoleOnLockLossy
             | Ground::SoleOnLockFresh
             | Ground::PendingWriter
+            | Ground::SoleOnLockFound
             | Ground::SeveralOnLock
             | Ground::NobodyOnLock
             | Ground::ReadersHold
@@ -123,6 +130,7 @@ impl Ground {
             | Ground::SameContainerByOrder
             | Ground::SameShimAndMethod
             | Ground::SoleCallOfMethod
+            | Ground::SoleCallFound
             | Ground::CallByOrder
             | Ground::ListWithinRelist
             | Ground::RemovalGoesOn
@@ -151,6 +159,8 @@ impl Ground {
             | Ground::PathNamesContainer
             | Ground::SoleOnLockLossy
             | Ground::SoleOnLockFresh
+            | Ground::SoleOnLockFound
+            | Ground::SoleCallFound
             | Ground::SameContainerByOrder
             | Ground::SameShimAndMethod
             | Ground::CallByOrder
@@ -183,6 +193,9 @@ impl Ground {
             Ground::SoleOnLockLossy => "the only operation seen on this lock, but records were lost",
             Ground::SoleOnLockFresh => "the only operation seen on this lock, it got it just now",
             Ground::PendingWriter => "it asked for the write lock before and waits for readers to leave",
+            Ground::SoleOnLockFound => {
+                "the only goroutine whose stack is in an operation on this lock and does not wait for it"
+            }
             Ground::SeveralOnLock => "several operations may hold this lock",
             Ground::NobodyOnLock => "no operation that may hold this lock was seen",
             Ground::ReadersHold => "readers hold it, and who reads is not recorded",
@@ -192,6 +205,7 @@ impl Ground {
             Ground::SameContainerByOrder => "same container and method, chosen by order",
             Ground::SameShimAndMethod => "same shim and method",
             Ground::SoleCallOfMethod => "the only call of this method in flight",
+            Ground::SoleCallFound => "the only call of this method found in progress",
             Ground::CallByOrder => "same method, chosen by order",
             Ground::ListWithinRelist => {
                 "a list call that began within the relist; the kubelet's side is not recorded"

@@ -4,7 +4,7 @@ use super::exits::Attempts;
 use super::facts::Facts;
 use super::frame::{Confidence, DeviceName, EndsIn, Pinner};
 use super::graph::{Graph, Next};
-use super::{limits, stalls};
+use super::{limits, stalls, words};
 use crate::event::{Kind, Ns, Operation, Pin, SeenBy, ThreadSite};
 use std::collections::BTreeMap;
 
@@ -113,7 +113,11 @@ pub fn leaf_of(graph: &Graph<'_>, path: &[usize], facts: &Facts, failed: &Failed
                 Kind::CriCall => facts.blind_to("lock").or_else(|| facts.blind_to("containerd")),
                 _ => None,
             };
-            not_visible(blind.unwrap_or_else(|| "nothing that it waits for was recorded".to_owned()))
+            let sits = || match facts.goroutine_of(&op.actor, op.begin) {
+                Some(site) => format!("its goroutine is in {}", words::place(site)),
+                None => "nothing that it waits for was recorded".to_owned(),
+            };
+            not_visible(blind.unwrap_or_else(sits))
         }
     }
 }
@@ -181,6 +185,7 @@ fn seen_by(by: SeenBy) -> &'static str {
         SeenBy::Kprobe => "kprobe",
         SeenBy::Tracepoint => "tracepoint",
         SeenBy::Proc => "/proc",
+        SeenBy::Memory => "its stack",
     }
 }
 

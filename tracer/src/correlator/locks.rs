@@ -5,7 +5,7 @@ use super::frame::{Confidence, LockKind};
 use super::graph::{Graph, Next, WaitedLock};
 use super::ground::Ground;
 use super::limits;
-use super::operations::{held_base, may_be_at};
+use super::operations::{held_base, is_found, may_be_at};
 use crate::event::Kind;
 use std::collections::BTreeMap;
 
@@ -111,7 +111,7 @@ impl Graph<'_> {
         }
         let pid = flight.op.actor.pid;
         let Some(WaitedLock { base: Some(base), offset, .. }) = self.nodes[wait].lock else {
-            return Self::unseen(Ground::UnknownLock, &format!(" (semaphore {:#x})", flight.op.object));
+            return Self::unseen(Ground::UnknownLock, &self.describe(wait));
         };
         if offset == 8 {
             return Self::unseen(Ground::ReadersHold, "");
@@ -152,9 +152,33 @@ impl Graph<'_> {
         self.edge(wait, to, ground, since)
     }
 
+    /// What is known of a lock that is nobody's we know: its address, how many wait, and who released it last.
+    fn describe(&self, wait: usize) -> String {
+        let op = &self.nodes[wait].flight.op;
+        let (pid, semaphore) = (op.actor.pid, op.object);
+        let same = |n: &&super::graph::Node<'_>| {
+            let other = &n.flight.op;
+            other.kind == Kind::LockWait && other.actor.pid == pid && other.object == semaphore
+        };
+        let waiters = self.nodes.iter().filter(same).count();
+        let more = if waiters == 1 { "" } else { "s" };
+        let mut words = format!(" (semaphore {semaphore:#x}, {waiters} waiter{more}");
+        if let Some(by) = self.operations.last_release(pid, semaphore) {
+            let who = match by.goid {
+                Some(goid) => format!("goroutine {goid}"),
+                None => format!("thread {}", by.tid),
+            };
+            words.push_str(&format!("; last released by {who}"));
+        }
+        words + ")"
+    }
+
     /// How sure it is that the only operation seen on a lock holds it.
     fn ground_of_sole(&self, user: usize, base: u64) -> Ground {
         let holder = self.nodes[user].flight;
+        if is_found(&holder.op) {
+            return Ground::SoleOnLockFound;
+        }
         // Whoever does something within the operation has gone past the lock, which is the first thing it takes.
         let stack = &self.stacks[self.nodes[user].stack];
         let joined_surely = stack.joint.is_none_or(|(_, ground)| ground.confidence() == Confidence::Proven);

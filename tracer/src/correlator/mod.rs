@@ -135,6 +135,8 @@ impl Correlator {
                 }
             }
             Body::Woken { by, waiter, semaphore } => self.operations.woken(by, waiter, *semaphore, at),
+            Body::Looked { pid } => self.operations.looked(*pid, at),
+            Body::GoroutineSite(site) => self.facts.goroutine(site, at),
             Body::PollComplete { kinds, older_than } => self.operations.complete(kinds, *older_than, at),
             Body::Process(process) => {
                 if let Some(started) = self.facts.process(process, at) {
@@ -464,6 +466,7 @@ impl TieBreak {
             Body::Writers(_) => plain(4, 0, 4),
             Body::LockIdentity { pid, base, .. } => plain(5, u64::from(*pid), *base),
             Body::ThreadSite(s) => plain(6, u64::from(s.pid), u64::from(s.tid)),
+            Body::GoroutineSite(s) => plain(6, u64::from(s.actor.pid), s.actor.g.unwrap_or(0)),
             Body::InFlight(op) => TieBreak(7, Some(op.id()), 0, 0, String::new()),
             Body::Woken { by, waiter, semaphore } => TieBreak(
                 8,
@@ -477,6 +480,7 @@ impl TieBreak {
             Body::PollComplete { kinds, older_than } => {
                 TieBreak(11, None, *older_than, 0, format!("{kinds:?}"))
             }
+            Body::Looked { pid } => plain(11, u64::from(*pid), 0),
             Body::ProcessGone { pid } => plain(12, u64::from(*pid), 0),
         }
     }

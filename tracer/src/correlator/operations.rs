@@ -11,8 +11,12 @@
 //! A report of an operation that is past never brings it back, except when it was only taken for ended because a poll
 //! did not mention it.
 
+mod found;
+
+pub use found::{is_found, may_follow, outermost_first};
+
 use super::limits;
-use crate::event::{Actor, Kind, Ns, Operation, OperationId, Outcome};
+use crate::event::{Actor, Began, Kind, Ns, Operation, OperationId, Outcome};
 use std::collections::BTreeMap;
 
 /// Offset of `mu` in the shim's `process.Init` (the same in containerd 1.4 to 2.1).
@@ -133,6 +137,10 @@ pub struct Operations {
     settling: BTreeMap<(u32, u64), Settling>,
     /// Per kind: number and time of the last complete poll.
     polls: BTreeMap<Kind, (u64, Ns)>,
+    /// Per process: number of the last event that its memory was looked at.
+    looks: BTreeMap<u32, u64>,
+    /// Per process and semaphore: who released it last, and when.
+    released: BTreeMap<(u32, u64), (Actor, Ns)>,
     /// Number of the current event.
     sequence: u64,
     /// Number and time of the last loss that may hide an operation.
@@ -183,6 +191,9 @@ fn excludes(newer: &Operation, older: &Operation) -> bool {
     {
         // The runtime has reused the g: the goroutine of the older one is gone.
         return true;
+    }
+    if newer.began == Began::ThenOrBefore {
+        return false; // It may be the older one.
     }
     match older.kind {
         // A parked goroutine begins nothing.
@@ -285,6 +296,9 @@ impl Operations {
             flight.reported_at = flight.reported_at.max(at);
             flight.missed = 0;
             fill(&mut flight.op, op);
+            return None;
+        }
+        if self.join(op, at) {
             return None;
         }
         let mut revived = None;
@@ -449,6 +463,7 @@ impl Operations {
 
     /// `by` made `waiter` runnable by releasing `semaphore`.
     pub fn woken(&mut self, by: &Actor, waiter: &Actor, semaphore: u64, at: Ns) {
+        self.note_release(by, semaphore, at);
         let (pid, actor) = actor_key(waiter);
         for id in self.ids_of(pid, actor).map(|(id, _)| id.clone()).collect::<Vec<_>>() {
             if let Some(flight) = self.flights.get_mut(&id)
@@ -480,7 +495,11 @@ impl Operations {
             let lossy = self.last_loss.is_some_and(|(sequence, _)| sequence > previous);
             let mut absent = Vec::new();
             for (id, flight) in self.flights.iter_mut() {
-                if id.kind == kind && id.begin < older_than && flight.reported <= previous {
+                if id.kind == kind
+                    && !is_found(&flight.op)
+                    && id.begin < older_than
+                    && flight.reported <= previous
+                {
                     flight.missed = flight.missed.saturating_add(1);
                     // When records were lost, one absence proves nothing; three do.
                     if !lossy || flight.missed >= 3 {
@@ -502,6 +521,8 @@ impl Operations {
 
     /// The process is gone: all it did before `at` is over.
     pub fn process_gone(&mut self, pid: u32, before: Ns) {
+        self.looks.remove(&pid);
+        self.released.retain(|(of, _), (_, at)| *of != pid || *at >= before);
         let ids: Vec<OperationId> = self
             .flights
             .range(first_of(pid, 0)..)
@@ -611,6 +632,7 @@ fn settled_wait(actor: &Actor, wait: &Settling) -> Finished {
             path: None,
             device: None,
             fs_type: None,
+            began: Began::Then,
             seen_by: crate::event::SeenBy::Uprobe,
         },
         at: wait.ended,

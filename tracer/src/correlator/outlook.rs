@@ -24,6 +24,8 @@ const TOLERATED: Ns = 300 * SECOND;
 pub struct NotReady {
     /// NotReady from then on (may lie in the past).
     pub at: Ns,
+    /// Whether it may come sooner: the relist began at a time before the first that is known of it.
+    pub latest: bool,
     /// The age of the last good relist that makes it so; of the last heartbeat, where the kubelet stands still.
     pub threshold: Ns,
     /// Pods that tolerate it for the default 300 s are evicted from then on.
@@ -97,7 +99,8 @@ pub fn not_ready(facts: &Facts, kubelet: Option<u32>, begin: Ns, bad: Option<(Ns
         _ => begin,
     };
     let at = first.saturating_add(threshold.saturating_sub(period));
-    NotReady { at, threshold, evictions_from: at.saturating_add(TOLERATED), confidence, evidence }
+    let evictions_from = at.saturating_add(TOLERATED);
+    NotReady { at, latest: false, threshold, evictions_from, confidence, evidence }
 }
 
 /// Whether, and about when, what ends there ends by itself. `update` is the update of a container's resources on the way

@@ -7,12 +7,16 @@
 //! 10.0 gone 100
 //! 10.0 container aa prod/job-7/main [shim=300] [upper=259:1:ext4] [volatile=yes|no] [sandbox=yes]
 //! 10.0 op NAME KIND[:METHOD] PID:TID[:gG[#GOID]] [since=9.5] [object=0x..] [container=aa] [path=..] [device=259:1]
-//!                           [fs=ext4] [by=fentry]                           in flight; NAME is for this file only
+//!                           [fs=ext4] [by=fentry] [found=yes]               in flight; NAME is for this file only;
+//!                                                 `found`: by looking at memory, it may have begun before
 //! 10.0 again NAME..                                                         reported once more
 //! 10.0 end NAME [outcome=ok|error|errno:16]      or   end NAME KIND.. fields  (an end without a begin)
 //! 10.0 forget NAME..                                its end is never reported; polls do not mention it any more
 //! 10.0 poll KINDS [older-than=9.9] [not=NAME,..]    reports all named operations of these kinds that have not ended,
 //!                                                 except those in `not`, then completes the poll; KINDS: all, or a,b
+//! 10.0 look PID                                    reports all named operations of this process that were found so and
+//!                                                 have not ended
+//! 10.0 gosite ACTOR STATE FUNCTION..                where a goroutine sits in Go
 //! 10.0 complete KINDS [older-than=9.9]              completes a poll that reported nothing by itself
 //! 10.0 woken BY WAITER semaphore=0x..             actors as in `op`
 //! 10.0 lock PID BASE status|init CONTAINER
@@ -36,8 +40,8 @@
 //! Container ids are hex and are repeated up to 64 digits: `aa` stands for `aaaa…`.
 
 use crate::event::{
-    Actor, Body, Container, Device, DeviceFacts, Event, Kind, KubeletFacts, LockName, LossPoint, Ns,
-    Operation, Outcome, Pin, Pins, Process, Role, SeenBy, ThreadSite, Writer, Writers,
+    Actor, Began, Body, Container, Device, DeviceFacts, Event, GoroutineSite, Kind, KubeletFacts, LockName,
+    LossPoint, Ns, Operation, Outcome, Pin, Pins, Process, Role, SeenBy, ThreadSite, Writer, Writers,
 };
 use std::collections::BTreeMap;
 
@@ -175,6 +179,15 @@ impl Reader {
                 let older_than = l.field("older-than").map_or(Ok(at), seconds)?;
                 self.poll(at, &kinds(l.word(2)?)?, older_than, &not);
             }
+            "look" => self.look(at, number(l.word(2)?)?),
+            "gosite" => {
+                let site = GoroutineSite {
+                    actor: actor(l.word(2)?)?,
+                    state: spaced(l.word(3)?),
+                    functions: l.words.iter().skip(4).map(|&f| f.to_owned()).collect(),
+                };
+                self.event(at, Body::GoroutineSite(site));
+            }
             "complete" => {
                 let older_than = l.field("older-than").map_or(Ok(at), seconds)?;
                 self.event(at, Body::PollComplete { kinds: kinds(l.word(2)?)?, older_than });
@@ -185,6 +198,13 @@ impl Reader {
                 let mut t = at;
                 while t <= end {
                     self.poll(t, &Kind::ALL, t, &[]);
+                    let found: std::collections::BTreeSet<u32> = self
+                        .named
+                        .values()
+                        .filter(|(op, _)| is_found(op))
+                        .map(|(op, _)| op.actor.pid)
+                        .collect();
+                    found.into_iter().for_each(|pid| self.look(t, pid));
                     self.steps.push(Step::Tick(t, false));
                     t = t.saturating_add(every);
                 }
@@ -211,6 +231,7 @@ impl Reader {
                     tid: who.tid,
                     state: l.word(3)?.chars().next().unwrap_or('?'),
                     syscall: l.field("syscall").and_then(|s| s.parse().ok()),
+                    arguments: Vec::new(),
                     kernel_stack: l
                         .field("stack")
                         .map(|s| s.split(',').map(str::to_owned).collect())
@@ -285,7 +306,11 @@ impl Reader {
             .named
             .iter()
             .filter(|(name, (op, ended))| {
-                !ended && kinds.contains(&op.kind) && op.begin <= at && !not.contains(&name.as_str())
+                !ended
+                    && !is_found(op)
+                    && kinds.contains(&op.kind)
+                    && op.begin <= at
+                    && !not.contains(&name.as_str())
             })
             .map(|(_, (op, _))| op.clone())
             .collect();
@@ -294,6 +319,21 @@ impl Reader {
         }
         self.event(at, Body::PollComplete { kinds: kinds.to_vec(), older_than });
     }
+
+    fn look(&mut self, at: Ns, pid: u32) {
+        let alive: Vec<Operation> = self
+            .named
+            .values()
+            .filter(|(op, ended)| !ended && is_found(op) && op.actor.pid == pid && op.begin <= at)
+            .map(|(op, _)| op.clone())
+            .collect();
+        alive.into_iter().for_each(|op| self.event(at, Body::InFlight(op)));
+        self.event(at, Body::Looked { pid });
+    }
+}
+
+fn is_found(op: &Operation) -> bool {
+    op.seen_by == SeenBy::Memory
 }
 
 fn number<T: std::str::FromStr>(text: &str) -> Result<T, String> {
@@ -424,7 +464,9 @@ fn operation(l: &Line<'_>, first: usize, at: Ns) -> Result<Operation, String> {
         None => (l.word(first)?, ""),
     };
     let kind = kind(what)?;
+    let found = l.field("found") == Some("yes");
     let by = match l.field("by") {
+        None if found => SeenBy::Memory,
         Some("uprobe") => SeenBy::Uprobe,
         Some("fentry") => SeenBy::Fentry,
         Some("kprobe") => SeenBy::Kprobe,
@@ -444,6 +486,7 @@ fn operation(l: &Line<'_>, first: usize, at: Ns) -> Result<Operation, String> {
         path: l.field("path").map(whole_path),
         device: l.field("device").map(device).transpose()?,
         fs_type: l.field("fs").map(str::to_owned),
+        began: if found { Began::ThenOrBefore } else { Began::Then },
         seen_by: by,
     })
 }

@@ -112,6 +112,7 @@ pub fn not_ready(op: &Operation, role: Option<Role>) -> Option<NotReady> {
     };
     let at = op.begin.saturating_add(threshold);
     Some(NotReady {
+        latest: false,
         at,
         threshold,
         evictions_from: at.saturating_add(TOLERATED),

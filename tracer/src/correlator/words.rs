@@ -8,7 +8,7 @@ use super::frame::{
 use super::ground::confidence_word;
 use super::operations::is_temporary;
 use super::outlook::Outlook;
-use crate::event::{Kind, Ns, Operation, Role};
+use crate::event::{GoroutineSite, Kind, Ns, Operation, Role};
 use crate::thresholds::{MILLISECOND, SECOND};
 
 /// A duration at a glance: `340ms`, `5.2s`, `42s`, `1m48s`, `2h05m`.
@@ -22,6 +22,29 @@ pub fn duration(ns: Ns) -> String {
         10..60 => format!("{seconds}s"),
         60..3600 => format!("{}m{:02}s", seconds / 60, seconds % 60),
         _ => format!("{}h{:02}m", seconds / 3600, seconds % 3600 / 60),
+    }
+}
+
+/// What stands before a duration that may be longer.
+pub fn least(at_least: bool) -> &'static str {
+    if at_least { "at least " } else { "" }
+}
+
+/// How long a link has lasted.
+fn age(l: &Link) -> String {
+    format!("{}{}", least(l.at_least()), duration(l.age))
+}
+
+/// Where a goroutine sits: the innermost function of the program itself, and why it does not run.
+pub fn place(site: &GoroutineSite) -> String {
+    /// Packages that every Go program waits through.
+    const THROUGH: [&str; 6] = ["runtime.", "internal/", "sync.", "syscall.", "os.", "golang.org/x/sys/"];
+    let own = site.functions.iter().find(|f| !THROUGH.iter().any(|p| f.starts_with(p)));
+    let function = own.or(site.functions.first()).map(|f| f.rsplit('/').next().unwrap_or(f));
+    match function {
+        Some(function) if site.state.is_empty() => function.to_owned(),
+        Some(function) => format!("{function} ({})", site.state),
+        None => site.state.clone(),
     }
 }
 
@@ -307,12 +330,8 @@ pub fn sentence(d: &Diagnosis, now: Ns) -> String {
         let of: Vec<String> = d.containers.iter().take(3).map(pod).collect();
         return format!("LEFT OVER · {} · of {} · nobody waits", ends_in(&d.ends_in), of.join(", "));
     }
-    let mut parts = vec![format!("STUCK {}", duration(d.chain.age))];
-    match d.not_ready.as_ref().map(|n| n.at) {
-        Some(at) if at > now => parts.push(format!("NotReady in {}", duration(at - now))),
-        Some(at) => parts.push(format!("NotReady since {}", duration(now - at))),
-        None => {}
-    }
+    let mut parts = vec![format!("STUCK {}{}", least(d.chain.at_least()), duration(d.chain.age))];
+    parts.extend(d.not_ready.as_ref().map(|n| when("NotReady", n.at, n.latest, now)));
     parts.push(cause(d));
     parts.push(match (d.stuck_calls_total, d.head) {
         (_, Head::Alone) => "no waiting call seen".to_owned(),
@@ -320,6 +339,16 @@ pub fn sentence(d: &Diagnosis, now: Ns) -> String {
         (n, _) => format!("{n} calls wait{}", of_pods(d)),
     });
     parts.join(" · ")
+}
+
+/// What comes, or has come, at a time: `NotReady in 1m12s`. Where it is the latest time: `NotReady in at most 1m12s`.
+fn when(what: &str, at: Ns, latest: bool, now: Ns) -> String {
+    match at.checked_sub(now) {
+        Some(left) if left > 0 => {
+            format!("{what} in {}{}", if latest { "at most " } else { "" }, duration(left))
+        }
+        _ => format!("{what} since {}{}", least(latest), duration(now.saturating_sub(at))),
+    }
 }
 
 /// How many pods the calls that wait are about: ` (2 pods)`.
@@ -361,18 +390,14 @@ pub fn ahead(d: &Diagnosis, now: Ns) -> String {
         Outlook::Unknown { because } => format!("end not known: {because}"),
     }];
     if let Some(n) = &d.not_ready {
-        let when = |at: Ns, done: &str, coming: &str| match at.checked_sub(now) {
-            Some(left) if left > 0 => format!("{coming} in {}", duration(left)),
-            _ => format!("{done} since {}", duration(now.saturating_sub(at))),
-        };
         parts.push(format!(
             "{} (threshold {}, {}: {})",
-            when(n.at, "NotReady", "NotReady"),
+            when("NotReady", n.at, n.latest, now),
             duration(n.threshold),
             confidence_word(n.confidence),
             n.evidence
         ));
-        parts.push(format!("{} (default toleration)", when(n.evictions_from, "evictions", "evictions")));
+        parts.push(format!("{} (default toleration)", when("evictions", n.evictions_from, n.latest, now)));
     }
     parts.join(" · ")
 }
@@ -424,15 +449,15 @@ pub fn cause(d: &Diagnosis) -> String {
         None => String::new(),
     };
     if let Some(l) = leaf.filter(|l| l.operation.kind == Kind::Stalled) {
-        return format!("{} that is {} ({})", role(l.who.role), l.operation.method, duration(l.age));
+        return format!("{} that is {} ({})", role(l.who.role), l.operation.method, age(l));
     }
     match &d.ends_in {
         EndsIn::UnmountSync { .. }
         | EndsIn::Sync { .. }
         | EndsIn::Frozen { .. }
         | EndsIn::RemoteFileSystem { .. } => match (unmount_of(&d.chain.links), leaf) {
-            (Some(u), _) => format!("{what} in the unmount{} ({})", of(u), duration(u.age)),
-            (None, Some(l)) => format!("{what}{} ({})", of(l), duration(l.age)),
+            (Some(u), _) => format!("{what} in the unmount{} ({})", of(u), age(u)),
+            (None, Some(l)) => format!("{what}{} ({})", of(l), age(l)),
             _ => what,
         },
         EndsIn::Unmount { .. } => match unmount_of(&d.chain.links) {
@@ -444,23 +469,19 @@ pub fn cause(d: &Diagnosis) -> String {
                     EndsIn::Unmount { device: Some(dev), .. } => format!(" on {}", device(dev)),
                     _ => String::new(),
                 };
-                format!("unmount{}{place}{device} ({})", of(u), duration(u.age))
+                format!("unmount{}{place}{device} ({})", of(u), age(u))
             }
             None => what,
         },
         EndsIn::MountBusy { failures, pins } => match leaf {
             Some(l) => {
                 let busy = kept_busy(pins);
-                format!(
-                    "unmount{} that fails with EBUSY ({failures} times){busy} ({})",
-                    of(l),
-                    duration(l.age)
-                )
+                format!("unmount{} that fails with EBUSY ({failures} times){busy} ({})", of(l), age(l))
             }
             None => what,
         },
         EndsIn::ExitRetry { .. } => match leaf {
-            Some(l) => format!("{what}{}, not reported for {}", of(l), duration(l.age)),
+            Some(l) => format!("{what}{}, not reported for {}", of(l), age(l)),
             None => what,
         },
         EndsIn::NotVisible { because } => match leaf {
@@ -469,7 +490,7 @@ pub fn cause(d: &Diagnosis) -> String {
                     Some(lk) => format!("wait for {}", lock(lk)),
                     None => format!("{}{}", operation(&l.operation, None), of(l)),
                 };
-                format!("{at} ({}), below it not visible: {because}", duration(l.age))
+                format!("{at} ({}), below it not visible: {because}", age(l))
             }
             None => what,
         },
@@ -479,7 +500,7 @@ pub fn cause(d: &Diagnosis) -> String {
                     Some(lk) => format!("wait for {}", lock(lk)),
                     None => format!("{}{}", operation(&l.operation, None), of(l)),
                 };
-                format!("{what}, {at} ({})", duration(l.age))
+                format!("{what}, {at} ({})", age(l))
             }
             None => what,
         },

@@ -7,6 +7,7 @@ use super::pclntab::Function;
 use super::probe_site::{RuntimeCalls, Site};
 use super::{GoBinary, Name, RUNTIME_CALLS, Refusal};
 use crate::event::{Kind, Role};
+use serde::{Deserialize, Serialize};
 
 /// One thing that is probed. Argument words are counted from 0, the receiver first; a string takes two words (pointer,
 /// length), an interface two (type, data); [`super::offsets::Abi`] says where a word is.
@@ -120,7 +121,7 @@ pub struct Message {
 }
 
 /// Where a string is: its pointer, followed by its length.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Place {
     /// Pointer in this argument word, length in the next.
     Words(u8),
@@ -641,7 +642,8 @@ impl<'b, 'a> Lookup<'b, 'a> {
         resolved
     }
 
-    fn places(&self, source: Source) -> Vec<Place> {
+    /// Where a string is, in a program of this layout: candidates, best first.
+    pub(super) fn places(&self, source: Source) -> Vec<Place> {
         match source {
             Source::None => Vec::new(),
             Source::Words(words) => words.iter().map(|word| Place::Words(*word)).collect(),

@@ -5,9 +5,12 @@
 //! docs/go-symbols.md explains the formats and the rules.
 
 pub mod buildinfo;
+pub mod calls;
 pub mod catalog;
 pub mod elf;
+pub mod goroutines;
 pub mod health;
+pub mod layout;
 pub mod offsets;
 pub mod pclntab;
 pub mod probe_site;
@@ -15,6 +18,7 @@ pub mod probe_site;
 mod synthetic;
 pub mod unwind;
 pub mod version;
+pub mod waiters;
 
 use buildinfo::{BuildInfo, GoVersion};
 use elf::Elf;
@@ -148,7 +152,12 @@ impl<'a> GoBinary<'a> {
 
     /// Frames at `pc` (without load bias), innermost first, inlined ones restored. Pass return addresses minus one.
     pub fn frames(&self, pc: u64) -> Vec<Frame> {
-        self.functions.frames(&self.elf, pc)
+        self.functions.frames(&self.elf, pc, false)
+    }
+
+    /// The same with source files and lines.
+    pub fn frames_with_lines(&self, pc: u64) -> Vec<Frame> {
+        self.functions.frames(&self.elf, pc, true)
     }
 
     /// Into how many functions each of these (by full name) is inlined, at one place or more. A probe on a function does

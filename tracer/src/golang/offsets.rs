@@ -10,7 +10,7 @@ use super::buildinfo::GoVersion;
 use serde::{Deserialize, Serialize};
 
 /// How Go functions get their arguments, on x86-64.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Abi {
     /// Go 1.16 and older: argument word n is at `[rsp + 8 + 8 n]` at entry; `g` is in thread-local storage.
     Stack,
@@ -50,12 +50,17 @@ pub struct Offsets {
     pub atomic_status: u16,
     /// `g.goid`: the goroutine's number.
     pub goid: u16,
-    /// `g.waitsince`: not the time of parking (see docs/go-symbols.md); do not use it for durations.
+    /// `g.waitsince`: not the time of parking. Zero, or when the garbage collection began that first found the
+    /// goroutine parked or in a system call (`runtime/mgcmark.go`).
     pub wait_since: u16,
     /// `g.waitreason`, 1 byte.
     pub wait_reason: u16,
     /// `g.waiting`: head of the list of `sudog`s; for semaphores only since Go 1.26.
     pub waiting: u16,
+    /// `g.gopc`: where the `go` statement that made it continues.
+    pub go_pc: u16,
+    /// `g.parentGoid`: number of the goroutine that made it; since Go 1.21.
+    pub parent_goid: Option<u16>,
     /// `m.procid`: thread id in the process's own pid namespace.
     pub m_procid: u16,
     /// `m.curg`: the goroutine that runs on this thread.
@@ -88,6 +93,8 @@ pub struct WaitReasons {
     pub write: u8,
 }
 
+/// `g.atomicstatus`: is being made.
+pub const STATUS_IDLE: u32 = 0;
 /// `g.atomicstatus`: can run, waits for a thread.
 pub const STATUS_RUNNABLE: u32 = 1;
 /// `g.atomicstatus`: runs.
@@ -98,6 +105,10 @@ pub const STATUS_SYSCALL: u32 = 3;
 pub const STATUS_WAITING: u32 = 4;
 /// `g.atomicstatus`: has ended; its memory waits for the next goroutine.
 pub const STATUS_DEAD: u32 = 6;
+/// `g.atomicstatus`: is parked, and a garbage collection found that nothing can ever wake it; since Go 1.26.
+pub const STATUS_LEAKED: u32 = 10;
+/// `g.atomicstatus`: has not begun, is kept for calls from C; since Go 1.26 (dead before).
+pub const STATUS_DEAD_EXTRA: u32 = 11;
 /// Bit of `g.atomicstatus`: the garbage collector looks at the stack and may move it.
 pub const STATUS_SCAN: u32 = 0x1000;
 
@@ -121,6 +132,14 @@ impl Offsets {
         // syscallbp, new in 1.23, moved what follows it.
         let syscall_bp = if minor >= 23 { Some(128 - shift) } else { None };
         let moved = if minor >= 23 { 8 } else { 0 };
+        let waiting = match minor {
+            15 | 16 => 312,
+            17..=20 => 328,
+            21 | 22 => 312,
+            23 | 24 => 320,
+            25 => 312,
+            _ => 320,
+        };
         Ok(Offsets {
             g_stack_lo: 0,
             g_stack_hi: 8,
@@ -135,14 +154,10 @@ impl Offsets {
             goid: 152 + moved - shift,
             wait_since: 168 + moved - shift,
             wait_reason: 176 + moved - shift,
-            waiting: match minor {
-                15 | 16 => 312,
-                17..=20 => 328,
-                21 | 22 => 312,
-                23 | 24 => 320,
-                25 => 312,
-                _ => 320,
-            },
+            waiting,
+            // Between them: ancestors, startpc, racectx.
+            go_pc: waiting - 32,
+            parent_goid: if minor >= 21 { Some(waiting - 40) } else { None },
             m_procid: 72 - shift,
             m_curg: 192 - shift,
             sudog_g: 0,
@@ -194,6 +209,11 @@ mod tests {
                 assert_eq!(o.syscall_bp, bp, "1.{minor}");
                 assert_eq!([o.waiting, o.m_procid, o.m_curg], rest, "1.{minor}");
                 assert_eq!(o.m_curg - o.m_procid, 120, "1.{minor}");
+                assert_eq!(
+                    o.go_pc,
+                    if minor == 15 || minor == 25 { 280 } else { o.waiting - 32 },
+                    "1.{minor}"
+                );
                 seen += 1;
             }
         }

@@ -56,12 +56,16 @@ pub struct Function {
 }
 
 /// One frame at a pc: a function, or one that was inlined into it.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Frame {
     /// Full name, for instance `sync.(*RWMutex).RLock`.
     pub name: String,
     /// Whether the compiler inlined it: then it has no stack frame of its own.
     pub inlined: bool,
+    /// Source file, as the compiler knew it; empty where lines were not asked for or are not known.
+    pub file: String,
+    /// Line in it: where the function was left, or the next one inlined; 0 where it is not known.
+    pub line: u32,
 }
 
 /// The symbol table of one binary.
@@ -74,6 +78,7 @@ pub struct Pclntab<'a> {
     text_base: u64,
     names: &'a [u8],
     pc_values: &'a [u8],
+    files: Files<'a>,
     /// Function table; records are offsets into `records`.
     table: &'a [u8],
     records: &'a [u8],
@@ -93,6 +98,16 @@ enum FunctionData {
     Base(u64),
     /// Not known for this Go version; inlined frames are then not restored.
     Unknown,
+}
+
+/// Where names of source files are.
+#[derive(Clone, Copy)]
+enum Files<'a> {
+    /// Numbers of files index a table of offsets into the names (Go 1.15).
+    Table(&'a [u8]),
+    /// Numbers of files count from where the function's compilation unit begins in the first; what is there is an
+    /// offset into the second (since Go 1.16).
+    Units(&'a [u8], &'a [u8]),
 }
 
 /// What is inlined into a function.
@@ -158,15 +173,21 @@ impl<'a> Pclntab<'a> {
             return Err(bad(&format!("{count} functions is not believable")));
         }
         let part = |word: usize| header(word).and_then(|at| tail(data, at).ok_or_else(|| bad("cut short")));
-        let (names, pc_values, table, records) = match format {
+        let count = usize::try_from(count).map_err(|_| bad("too big"))?;
+        let (names, pc_values, files, table, records) = match format {
             Format::Go12 => {
                 let table = tail(data, 16).ok_or_else(|| bad("cut short"))?;
-                (data, data, table, data)
+                // Behind the function table lies the offset of the table of files.
+                let files = u32_at(table, count * format.entry_size() + 8)
+                    .and_then(|at| tail(data, u64::from(at)))
+                    .unwrap_or(&[]);
+                (data, data, Files::Table(files), table, data)
             }
-            Format::Go116 => (part(2)?, part(5)?, part(6)?, part(6)?),
-            Format::Go118 | Format::Go120 => (part(3)?, part(6)?, part(7)?, part(7)?),
+            Format::Go116 => (part(2)?, part(5)?, Files::Units(part(3)?, part(4)?), part(6)?, part(6)?),
+            Format::Go118 | Format::Go120 => {
+                (part(3)?, part(6)?, Files::Units(part(4)?, part(5)?), part(7)?, part(7)?)
+            }
         };
-        let count = usize::try_from(count).map_err(|_| bad("too big"))?;
         // One more half entry: the end of the last function.
         let table_size = count * format.entry_size() + format.entry_size() / 2;
         let table = table.get(..table_size).ok_or_else(|| bad("cut short"))?;
@@ -179,6 +200,7 @@ impl<'a> Pclntab<'a> {
             text_base: 0,
             names,
             pc_values,
+            files,
             table,
             records,
             relocated: None,
@@ -315,9 +337,7 @@ impl<'a> Pclntab<'a> {
     }
 
     fn name_at(&self, offset: u32) -> Option<&'a [u8]> {
-        let bytes = self.names.get(offset as usize..)?;
-        let bytes = bytes.get(..bytes.len().min(MAX_NAME))?;
-        CStr::from_bytes_until_nul(bytes).ok().map(CStr::to_bytes)
+        string_at(self.names, offset)
     }
 
     /// The full name of function `index`, as the linker stored it.
@@ -347,14 +367,19 @@ impl<'a> Pclntab<'a> {
     }
 
     /// The frames at `pc`, innermost first: the functions inlined there, then the function itself. For a return
-    /// address pass `pc - 1`. Inlined frames are missing where this Go version's tables are not known.
-    pub fn frames(&self, elf: &Elf<'_>, pc: u64) -> Vec<Frame> {
+    /// address pass `pc - 1`. Inlined frames are missing where this Go version's tables are not known. Files and lines
+    /// cost two more tables to decode per frame, so they are read on demand.
+    pub fn frames(&self, elf: &Elf<'_>, pc: u64, lines: bool) -> Vec<Frame> {
         let Some(function) = self.function_at(pc) else { return Vec::new() };
         let mut frames = Vec::new();
         let mut at = pc;
+        let frame = |name: &[u8], inlined: bool, at: u64| {
+            let (file, line) = if lines { self.line_at(function, at) } else { None }.unwrap_or_default();
+            Frame { name: text(name), inlined, file: text(file), line }
+        };
         while frames.len() < MAX_INLINE_DEPTH {
             let Some((name, parent)) = self.inlined_at(elf, function, at) else { break };
-            frames.push(Frame { name: text(name), inlined: true });
+            frames.push(frame(name, true, at));
             // The call of an inlined function is never at a lower depth of the same pc, so this ends.
             match function.entry.checked_add(u64::from(parent)) {
                 Some(parent) if parent < function.end => at = parent,
@@ -362,9 +387,27 @@ impl<'a> Pclntab<'a> {
             }
         }
         if let Some(name) = self.name(function.index) {
-            frames.push(Frame { name: text(name), inlined: false });
+            frames.push(frame(name, false, at));
         }
         frames
+    }
+
+    /// Source file and line of the instruction at `pc` of a function, whatever is inlined there.
+    fn line_at(&self, function: Function, pc: u64) -> Option<(&'a [u8], u32)> {
+        let record = self.record(function.index)?;
+        let fields = self.record_entry_size();
+        // Fields behind the entry: name, args, deferreturn, pcsp, pcfile, pcln, count of pcdata, compilation unit.
+        let value = |at: usize| self.pc_value(u32_at(record, fields + at)?, function.entry, pc);
+        let (file, line) = (u32::try_from(value(16)?).ok()?, u32::try_from(value(20)?).ok()?);
+        let name = match self.files {
+            Files::Table(files) => self.name_at(u32_at(files, (file as usize).checked_mul(4)?)?)?,
+            Files::Units(units, names) => {
+                let unit = u32_at(record, fields + 28)?.checked_add(file)?;
+                let at = u32_at(units, (unit as usize).checked_mul(4)?)?;
+                string_at(names, at)?
+            }
+        };
+        Some((name, line))
     }
 
     /// Names of all functions that are inlined into this one, with repetitions.
@@ -438,6 +481,12 @@ impl<'a> Pclntab<'a> {
         let skip = (part.as_ptr() as usize).checked_sub(data.as_ptr() as usize)?;
         self.va.checked_add(skip as u64)
     }
+}
+
+fn string_at(strings: &[u8], offset: u32) -> Option<&[u8]> {
+    let bytes = strings.get(offset as usize..)?;
+    let bytes = bytes.get(..bytes.len().min(MAX_NAME))?;
+    CStr::from_bytes_until_nul(bytes).ok().map(CStr::to_bytes)
 }
 
 fn text(name: &[u8]) -> String {

@@ -276,14 +276,14 @@ fn all_formats_are_read_with_and_without_relocations() {
 #[test]
 fn inlined_frames_and_stack_depths_are_restored() {
     let name = |i: usize| FUNCTIONS[i].0.to_owned();
-    let inlined = |i: usize| Frame { name: INLINED[i].to_owned(), inlined: true };
+    let inlined = |i: usize| Frame { name: INLINED[i].to_owned(), inlined: true, ..Frame::default() };
     each(|format, _, relocated, binary| {
         let what = format!("{format:?} relocated {relocated}");
-        let list = Frame { name: name(3), inlined: false };
+        let list = Frame { name: name(3), ..Frame::default() };
         assert_eq!(binary.frames(LIST + 0x14), [inlined(1), inlined(0), list.clone()], "{what}");
         assert_eq!(binary.frames(LIST + 0x11), [inlined(0), list.clone()], "{what}");
         assert_eq!(binary.frames(LIST + 4), [list], "{what}");
-        assert_eq!(binary.frames(ACQUIRE + 4), [Frame { name: name(2), inlined: false }], "{what}");
+        assert_eq!(binary.frames(ACQUIRE + 4), [Frame { name: name(2), ..Frame::default() }], "{what}");
         assert!(binary.frames(END).is_empty(), "{what}");
         assert_eq!(binary.inlined_into(&[INLINED[1], "main.main"]), [1, 0], "{what}");
         let list = binary.functions.function_at(LIST).unwrap();

@@ -6,11 +6,23 @@
 use super::offsets::{self, Offsets};
 use super::pclntab::Frame;
 use super::{GoBinary, Name, Refusal};
+use std::collections::HashMap;
 
 /// A running program's memory.
 pub trait Memory {
     /// The 8 bytes at `address`; `None` when they cannot be read.
     fn word(&mut self, address: u64) -> Option<u64>;
+
+    /// Reads what lies at `at`; how many bytes could be read, from the front.
+    fn read(&mut self, at: u64, into: &mut [u8]) -> usize {
+        let mut done = 0;
+        for part in into.chunks_mut(8) {
+            let Some(word) = self.word(at.wrapping_add(done as u64)) else { break };
+            part.copy_from_slice(&word.to_le_bytes()[..part.len()]);
+            done += part.len();
+        }
+        done
+    }
 }
 
 impl<F: FnMut(u64) -> Option<u64>> Memory for F {
@@ -66,11 +78,13 @@ impl Goroutine {
         // All fields are read as words; the little end of one is the narrower field.
         let status = word(offsets.atomic_status)? as u32;
         let pause = match status {
-            offsets::STATUS_WAITING => Pause::Waiting,
+            offsets::STATUS_WAITING | offsets::STATUS_LEAKED => Pause::Waiting,
             offsets::STATUS_SYSCALL => Pause::Syscall,
             offsets::STATUS_RUNNABLE => Pause::Runnable,
             offsets::STATUS_RUNNING => return Err(Refusal::new("the goroutine is running")),
-            offsets::STATUS_DEAD => return Err(Refusal::new("the goroutine has ended")),
+            offsets::STATUS_DEAD | offsets::STATUS_DEAD_EXTRA => {
+                return Err(Refusal::new("the goroutine has ended"));
+            }
             other => {
                 return Err(Refusal::new(format!("the goroutine's stack may move now (status {other:#x})")));
             }
@@ -103,6 +117,8 @@ pub struct StackFrame {
     pub pc: u64,
     /// Stack pointer there.
     pub sp: u64,
+    /// How far behind the function's entry that is.
+    pub offset: u64,
     /// The function, preceded by what is inlined at that place, innermost first.
     pub functions: Vec<Frame>,
 }
@@ -133,7 +149,8 @@ pub fn unwind(
     goroutine: &Goroutine,
 ) -> Result<Stack, Refusal> {
     let mut frames = Vec::new();
-    let cut = walk(binary, bias, memory, goroutine, &mut frames).err();
+    let mut places = Places::new(binary, false);
+    let cut = walk(&mut places, bias, memory, goroutine, MAX_FRAMES, &mut frames).err();
     // A goroutine that ran meanwhile may be back at the same place only with the same frames, as far as they count.
     match Goroutine::read(memory, offsets, goroutine.g) {
         Ok(now) if now == *goroutine => Ok(Stack { frames, cut }),
@@ -141,32 +158,80 @@ pub fn unwind(
     }
 }
 
-fn walk(
-    binary: &GoBinary<'_>,
+/// What is known of places in a program's code. Goroutines sit in the same few places, so answers are kept.
+pub(super) struct Places<'b, 'd> {
+    binary: &'b GoBinary<'d>,
+    lines: bool,
+    known: HashMap<(u64, bool), Option<Place>>,
+}
+
+/// A place in code where a frame may continue.
+struct Place {
+    /// Bytes behind the function's entry.
+    offset: u64,
+    /// From the stack pointer to the return address.
+    depth: Option<u64>,
+    functions: Vec<Frame>,
+}
+
+/// Places that are kept; a hostile program must not fill the memory.
+const MAX_PLACES: usize = 1 << 16;
+
+impl<'b, 'd> Places<'b, 'd> {
+    /// None is known yet; `lines` says whether files and lines are wanted.
+    pub(super) fn new(binary: &'b GoBinary<'d>, lines: bool) -> Places<'b, 'd> {
+        Places { binary, lines, known: HashMap::new() }
+    }
+
+    /// The place at `place` (without load bias), which was `interrupted` or else made a call.
+    fn at(&mut self, place: u64, interrupted: bool) -> Option<&Place> {
+        if self.known.len() >= MAX_PLACES {
+            self.known.clear();
+        }
+        let (binary, lines) = (self.binary, self.lines);
+        let find = || {
+            let function = binary.functions.function_at(place)?;
+            // A pc behind a call belongs to the call; only a goroutine that has not started yet is at an entry.
+            let call = if interrupted || place == function.entry { place } else { place - 1 };
+            Some(Place {
+                offset: place - function.entry,
+                depth: binary.functions.stack_depth(function, place),
+                functions: binary.functions.frames(&binary.elf, call, lines),
+            })
+        };
+        self.known.entry((place, interrupted)).or_insert_with(find).as_ref()
+    }
+
+    /// The functions at a place behind a call (without load bias), and how far it is behind the entry.
+    pub(super) fn functions(&mut self, place: u64) -> Option<(&[Frame], u64)> {
+        self.at(place, false).map(|place| (&*place.functions, place.offset))
+    }
+}
+
+/// Follows the stack from the goroutine's place outwards; the error says why the frames end before its first function.
+pub(super) fn walk(
+    places: &mut Places<'_, '_>,
     bias: u64,
     memory: &mut impl Memory,
     goroutine: &Goroutine,
+    most: usize,
     frames: &mut Vec<StackFrame>,
 ) -> Result<(), Refusal> {
     let (mut pc, mut sp) = (goroutine.pc, goroutine.sp);
-    while frames.len() < MAX_FRAMES {
-        let place = pc.wrapping_sub(bias);
-        let function = binary
-            .functions
-            .function_at(place)
+    let mut interrupted = false;
+    while frames.len() < most {
+        let place = places
+            .at(pc.wrapping_sub(bias), interrupted)
             .ok_or_else(|| Refusal::new(format!("{pc:#x} is in no Go function")))?;
-        // A pc behind a call belongs to the call; only a goroutine that has not started yet is at an entry.
-        let call = if place == function.entry { place } else { place - 1 };
-        let functions = binary.frames(call);
-        let outermost = functions.last().is_some_and(|f| f.name == "runtime.goexit");
-        frames.push(StackFrame { pc, sp, functions });
-        if outermost {
+        frames.push(StackFrame { pc, sp, offset: place.offset, functions: place.functions.clone() });
+        let name = place.functions.last().map_or("", |f| f.name.as_str());
+        if name == "runtime.goexit" {
             return Ok(());
         }
-        let depth = binary
-            .functions
-            .stack_depth(function, place)
-            .ok_or_else(|| Refusal::new(format!("the stack depth at {pc:#x} is not known")))?;
+        // A signal put these there, between any two instructions of the function below.
+        interrupted = matches!(name, "runtime.asyncPreempt" | "runtime.sigpanic");
+        let depth =
+            place.depth.ok_or_else(|| Refusal::new(format!("the stack depth at {pc:#x} is not known")))?;
         let return_at = sp
             .checked_add(depth)
             .filter(|at| *at < goroutine.stack_hi)
@@ -174,7 +239,7 @@ fn walk(
         pc = memory.word(return_at).ok_or_else(|| Refusal::new("the stack cannot be read"))?;
         sp = return_at.wrapping_add(8);
     }
-    Err(Refusal::new(format!("more than {MAX_FRAMES} frames")))
+    Err(Refusal::new(format!("more than {most} frames")))
 }
 
 /// Address of `runtime.allgs` (a slice: pointer, length, capacity) without load bias, read off the function that

@@ -161,17 +161,21 @@ impl Hierarchies {
     }
 
     /// How often the CPU quotas of a process's group and of those above it have held it back, innermost first. Empty
-    /// where there are none.
+    /// where there are none; an error where its groups cannot be seen.
     pub fn quotas(&self, pid: u32) -> Result<Vec<Quota>, ReadError> {
         let mut quotas = Vec::new();
         let groups = self.groups(pid)?;
         let Some((hierarchy, group)) = groups.into_iter().find(|(h, _)| h.has("cpu")) else {
-            return Ok(quotas);
+            return Err(ReadError::new(format!("CPU group of process {pid}"), std::io::ErrorKind::NotFound));
         };
         let above = Path::new(&group.path).ancestors().zip(group.folder.ancestors()).take(DEEPEST);
         for (path, folder) in above.take_while(|(_, folder)| folder.starts_with(&hierarchy.point)) {
             // The root, and groups for which the controller is not switched on, have no such file.
-            let Ok(text) = read_file(&folder.join("cpu.stat").to_string_lossy(), SMALL) else { continue };
+            let text = match read_file(&folder.join("cpu.stat").to_string_lossy(), SMALL) {
+                Ok(text) => text,
+                Err(error) if error.is_gone() => continue,
+                Err(error) => return Err(error),
+            };
             if let Some((periods, throttled)) = parse_quota(&text) {
                 quotas.push(Quota { path: path.to_string_lossy().into_owned(), periods, throttled });
             }
@@ -206,10 +210,10 @@ pub fn value(text: &[u8], name: &[u8]) -> Option<u64> {
     number(lines.find_map(|line| line.strip_prefix(name)?.strip_prefix(b" "))?)
 }
 
-/// `nr_periods` and `nr_throttled` of `cpu.stat`, the same in both versions; `None` without a quota.
+/// `nr_periods` and `nr_throttled` of `cpu.stat`, the same in both versions; `None` where a group cannot have a quota.
+/// Both are 0 without one, and before its first period is over.
 pub fn parse_quota(text: &[u8]) -> Option<(u64, u64)> {
-    let (periods, throttled) = (value(text, b"nr_periods")?, value(text, b"nr_throttled")?);
-    (periods > 0).then_some((periods, throttled))
+    Some((value(text, b"nr_periods")?, value(text, b"nr_throttled")?))
 }
 
 /// The container whose group has this name: `cri-containerd-<id>.scope`, `<id>`; exactly 64 hex digits in a row.
@@ -332,7 +336,7 @@ mod tests {
         let v2 =
             b"usage_usec 8\nuser_usec 5\nsystem_usec 3\nnr_periods 10\nnr_throttled 9\nthrottled_usec 77\n";
         assert_eq!(parse_quota(v2), Some((10, 9)));
-        assert_eq!(parse_quota(b"usage_usec 8\nnr_periods 0\nnr_throttled 0\n"), None);
+        assert_eq!(parse_quota(b"usage_usec 8\nnr_periods 0\nnr_throttled 0\n"), Some((0, 0)));
         assert_eq!(parse_quota(b"usage_usec 8\n"), None);
     }
 

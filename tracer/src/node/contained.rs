@@ -3,63 +3,118 @@
 //! back, and the last to let go does that instead. So they are never opened, nor asked about.
 
 use std::ffi::OsString;
-use std::os::fd::BorrowedFd;
+use std::fs::File;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::ffi::OsStringExt;
 use std::path::PathBuf;
+
+use super::residency::open_exe;
+use super::{ReadError, proc_folder};
 
 /// Programs that are looked at wherever they run: some nodes run these in containers.
 const WANTED: [&str; 2] = ["containerd", "kubelet"];
 
+/// Whose mount namespaces are no container's: the init process's; that of kernel threads, for where somebody keeps the
+/// init process from being looked at (capabilities that we lack, a security module); and our own, whose files we hold
+/// anyway by running.
+const OUTSIDE: [&str; 3] = ["/proc/1/ns/mnt", "/proc/2/ns/mnt", "/proc/self/ns/mnt"];
+
 /// Tells who is inside.
 #[derive(Clone)]
 pub struct Outside {
-    /// The node's own mount namespace, as `/proc/1/ns/mnt` names it.
-    node: Option<OsString>,
+    /// Names of these mount namespaces, as far as they can be read.
+    namespaces: Vec<OsString>,
     /// Processes that are looked at wherever they run.
     wanted: Vec<u32>,
 }
 
 impl Outside {
-    /// Asks for the node's mount namespace. A process of another one is inside a container; where this cannot be asked,
-    /// nobody is, and the program files cannot be opened either.
+    /// Asks for the mount namespaces that are no container's. A process of any other is inside one.
     pub fn find(wanted: Vec<u32>) -> Outside {
-        Outside { node: std::fs::read_link("/proc/1/ns/mnt").ok().map(PathBuf::into_os_string), wanted }
+        let name = |path| std::fs::read_link(path).ok().map(PathBuf::into_os_string);
+        Outside { namespaces: OUTSIDE.into_iter().filter_map(name).collect(), wanted }
     }
 
-    /// Whether the process with this `/proc` folder and name is in a container and of no interest.
-    pub fn excludes(&self, pid: u32, folder: BorrowedFd<'_>, comm: &str) -> bool {
-        let Some(node) = self.node.as_ref().filter(|_| !self.wanted.contains(&pid)) else { return false };
+    /// Whether the process with this `/proc` folder and name is in a container and of no interest; an error where that
+    /// cannot be told, and then its program is not to be opened either.
+    pub fn excludes(&self, pid: u32, folder: BorrowedFd<'_>, comm: &str) -> rustix::io::Result<bool> {
+        if self.wanted.contains(&pid) {
+            return Ok(false);
+        }
         // Both texts come from memory, whatever they point to.
         let text = |name: &str| {
             rustix::fs::readlinkat(folder, name, Vec::new()).map(|text| OsString::from_vec(text.into_bytes()))
         };
-        let Ok(own) = text("ns/mnt") else { return false };
-        if own == *node {
-            return false;
+        if self.namespaces.contains(&text("ns/mnt")?) {
+            return Ok(false);
         }
         let program = text("exe").map(PathBuf::from).unwrap_or_default();
         let program = program.file_name().unwrap_or_default().to_string_lossy();
-        !WANTED.iter().any(|wanted| comm.contains(wanted) || program.contains(wanted))
+        Ok(!WANTED.iter().any(|wanted| comm.contains(wanted) || program.contains(wanted)))
+    }
+
+    /// Opens a program that is not excluded; to a caller who wants no other, an excluded one is gone. May hang.
+    pub fn open(&self, pid: u32, comm: &str) -> Result<File, ReadError> {
+        match self.excludes(pid, proc_folder(pid)?.as_fd(), comm) {
+            Ok(false) => open_exe(pid),
+            Ok(true) => Err(ReadError::new(format!("/proc/{pid}/exe"), std::io::ErrorKind::NotFound)),
+            Err(error) => Err(ReadError::new(format!("/proc/{pid}/ns/mnt"), error)),
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::fs::File;
-    use std::os::fd::AsFd;
+    use crate::node::procs::{Exe, Processes};
+    use crate::node::worker::Workers;
+    use std::io::{Read as _, Write as _};
+    use std::process::{Command, Stdio};
 
     #[test]
     fn who_is_in_another_mount_namespace_is_left_alone_unless_it_takes_part() {
         let folder = File::open("/proc/self").unwrap();
         let own = std::fs::read_link("/proc/self/ns/mnt").unwrap().into_os_string();
-        let here = Outside { node: Some(own), wanted: Vec::new() };
-        let elsewhere = Outside { node: Some("mnt:[1]".into()), wanted: vec![7] };
-        assert!(!here.excludes(5, folder.as_fd(), "app"));
-        assert!(elsewhere.excludes(5, folder.as_fd(), "app"));
-        assert!(!elsewhere.excludes(7, folder.as_fd(), "app"));
-        assert!(!elsewhere.excludes(5, folder.as_fd(), "containerd-shim"));
-        assert!(!elsewhere.excludes(5, folder.as_fd(), "kubelet"));
-        assert!(!Outside { node: None, wanted: Vec::new() }.excludes(5, folder.as_fd(), "app"));
+        let here = Outside { namespaces: vec!["mnt:[1]".into(), own], wanted: Vec::new() };
+        let elsewhere = Outside { namespaces: vec!["mnt:[1]".into()], wanted: vec![7] };
+        assert_eq!(here.excludes(5, folder.as_fd(), "app"), Ok(false));
+        assert_eq!(elsewhere.excludes(5, folder.as_fd(), "app"), Ok(true));
+        assert_eq!(elsewhere.excludes(7, folder.as_fd(), "app"), Ok(false));
+        assert_eq!(elsewhere.excludes(5, folder.as_fd(), "containerd-shim"), Ok(false));
+        assert_eq!(elsewhere.excludes(5, folder.as_fd(), "kubelet"), Ok(false));
+        // Where nothing can be asked, everybody counts as contained.
+        let nothing = Outside { namespaces: Vec::new(), wanted: Vec::new() };
+        assert_eq!(nothing.excludes(5, folder.as_fd(), "app"), Ok(true));
+        assert!(nothing.excludes(5, File::open("/").unwrap().as_fd(), "app").is_err());
+    }
+
+    #[test]
+    fn a_process_with_mounts_of_its_own_is_contained_also_when_it_goes_there_after_the_look() {
+        if !rustix::process::geteuid().is_root() {
+            eprintln!("SKIPPED: a mount namespace needs root");
+            return;
+        }
+        // The shell waits for a line, then has mounts of its own, then becomes cat.
+        let mut child = Command::new("sh")
+            .args(["-c", "read line; exec unshare --mount cat"])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let (mut processes, workers) = (Processes::new(), Workers::new(1));
+        processes.recheck(child.id(), &workers);
+        assert!(matches!(processes.get(child.id()).unwrap().exe, Exe::File(_)));
+        let (early, late) = (processes.opener(child.id()), processes.opener(child.id()));
+        assert!(early().is_ok());
+        let mut stdin = child.stdin.take().unwrap();
+        stdin.write_all(b"go\nback\n").unwrap();
+        // cat gives the second line back only after it was executed.
+        let mut answer = [0u8; 5];
+        child.stdout.as_mut().unwrap().read_exact(&mut answer).unwrap();
+        assert!(late().unwrap_err().is_gone());
+        processes.recheck(child.id(), &workers);
+        assert_eq!(processes.get(child.id()).unwrap().exe, Exe::Contained);
+        drop(stdin);
+        child.wait().unwrap();
     }
 }

@@ -137,6 +137,22 @@ impl Memory for ProcessMemory {
     }
 }
 
+/// Reads for [`crate::golang::goroutines`], which takes what can be read of a piece.
+impl crate::golang::unwind::Memory for ProcessMemory {
+    fn word(&mut self, address: u64) -> Option<u64> {
+        Memory::u64(self, address).ok()
+    }
+
+    fn read(&mut self, at: u64, into: &mut [u8]) -> usize {
+        let wanted = into.len().min(LARGEST_READ);
+        match Memory::read(self, at, into.get_mut(..wanted).unwrap_or_default()) {
+            Ok(()) => wanted,
+            Err(MemoryError::Short { got, .. }) => got,
+            Err(_) => 0,
+        }
+    }
+}
+
 /// Memory made up by a test: pieces at addresses, nothing between them.
 #[cfg(test)]
 pub(crate) struct Pieces(pub Vec<(u64, Vec<u8>)>);

@@ -16,7 +16,7 @@
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
-use std::fs;
+use std::fs::{self, File};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;
 use std::path::PathBuf;
@@ -275,12 +275,11 @@ impl Processes {
             return Err(ReadError::new(format!("/proc/{pid}/stat"), gone));
         }
         let innermost_pid = parse_innermost_pid(&read("status")?);
-        let exe = if stat.kernel_thread {
-            Exe::KernelThread
-        } else if self.outside.excludes(pid, folder.as_fd(), &stat.comm) {
-            Exe::Contained
-        } else {
-            self.exe(folder, workers)
+        let exe = match self.outside.excludes(pid, folder.as_fd(), &stat.comm) {
+            _ if stat.kernel_thread => Exe::KernelThread,
+            Ok(true) => Exe::Contained,
+            Ok(false) => self.exe(folder, workers),
+            Err(e) => Exe::Unknown(e.to_string()),
         };
         Ok(ProcessFacts {
             pid,
@@ -293,10 +292,11 @@ impl Processes {
         })
     }
 
-    /// What tells whether a process has gone into a container since it was looked at, as one that starts a container does.
-    pub fn inside(&self, process: &ProcessFacts) -> impl FnOnce() -> bool + Send + 'static {
-        let (outside, pid, comm) = (self.outside.clone(), process.pid, process.comm.clone());
-        move || proc_folder(pid).is_ok_and(|folder| outside.excludes(pid, folder.as_fd(), &comm))
+    /// Opens the program of a process, unless it has gone into a container since it was looked at. May hang.
+    pub fn opener(&self, pid: u32) -> impl FnOnce() -> Result<File, ReadError> + Send + 'static {
+        let (outside, comm) =
+            (self.outside.clone(), self.get(pid).map(|p| p.comm.clone()).unwrap_or_default());
+        move || outside.open(pid, &comm)
     }
 
     /// What the process whose folder this is runs.

@@ -12,7 +12,7 @@ use super::cgroups::{Hierarchies, Quota};
 use super::procs::parse_stat;
 use super::worker::Workers;
 use super::{ReadError, clock, number, read_file, threads};
-use crate::event::{Actor, Kind, Ns, Operation, SeenBy};
+use crate::event::{Actor, Began, Kind, Ns, Operation, SeenBy};
 
 /// Threads looked at in one process.
 const MOST_THREADS: usize = 256;
@@ -22,6 +22,9 @@ const MOST_STACKS: usize = 8;
 const PATIENCE: Duration = Duration::from_millis(250);
 /// Starvation is told when it has lasted so long.
 const SETTLED: Ns = 2_000_000_000;
+/// Longest period that a CPU quota can have (`max_cfs_quota_period`, kernel/sched/core.c): who was held back for so long
+/// has been counted.
+const LONGEST_PERIOD: Ns = 1_000_000_000;
 /// `stat` and `schedstat` are one line.
 const SMALL: usize = 16 * 1024;
 
@@ -113,7 +116,7 @@ impl Default for Stalls {
 #[derive(Default)]
 struct Watched {
     last: Option<Sample>,
-    /// Since when it has been hungry, what it got and missed since, and its quotas as they were then.
+    /// Since when it has been hungry, what it got and missed since, and its quotas.
     hungry: Option<Hunger>,
     /// Threads in D that have not moved: how often each had run, and since when.
     asleep: BTreeMap<u32, (u64, Ns)>,
@@ -124,7 +127,8 @@ struct Hunger {
     since: Ns,
     ran: Ns,
     waited: Ns,
-    quotas: Vec<Quota>,
+    /// Its quotas as they were first read, and when; again when they are those of other groups.
+    quotas: Option<(Ns, Vec<Quota>)>,
 }
 
 /// What changed in one look.
@@ -193,19 +197,15 @@ impl Watched {
             Told::Traced => Some(("traced: a debugger holds all of its threads".to_owned(), since)),
             Told::Hungry(ran, waited) => {
                 let ours = Arc::clone(hierarchies);
-                let quotas = workers.run(PATIENCE, move || ours.quotas(pid));
-                let quotas = quotas.ok().and_then(Result::ok).unwrap_or_default();
-                let known = self.hungry.is_some();
-                let hunger = self.hungry.get_or_insert_with(|| Hunger {
-                    since,
-                    ran: 0,
-                    waited: 0,
-                    quotas: quotas.clone(),
+                let quotas = workers.run(PATIENCE, move || {
+                    let quotas = ours.quotas(pid)?;
+                    Ok::<_, ReadError>((clock::monotonic(), quotas))
                 });
+                let quotas = quotas.ok().and_then(Result::ok);
+                let hunger = self.hungry.get_or_insert(Hunger { since, ran: 0, waited: 0, quotas: None });
                 hunger.ran = hunger.ran.saturating_add(ran);
                 hunger.waited = hunger.waited.saturating_add(waited);
-                let told = known && at.saturating_sub(hunger.since) >= settled;
-                told.then(|| (hunger.words(&quotas), hunger.since))
+                hunger.words(at, settled, quotas).map(|words| (words, hunger.since))
             }
             Told::Well | Told::Still => self.without_cpu(pid, at, told, settled, hierarchies, workers),
         };
@@ -246,24 +246,44 @@ impl Watched {
 }
 
 impl Hunger {
-    /// In words, which stay the same as long as it lasts.
-    fn words(&self, quotas: &[Quota]) -> String {
-        let percent = |part: u64, of: u64| part.saturating_mul(100).checked_div(of).unwrap_or(0);
-        let got = percent(self.ran, self.ran.saturating_add(self.waited));
-        let mut words = format!("starved of CPU: it got {got}% of what it asked for");
-        let throttled = quotas.iter().filter_map(|now| {
-            let before = self.quotas.iter().find(|before| before.path == now.path)?;
-            let periods = now.periods.saturating_sub(before.periods);
-            Some((percent(now.throttled.saturating_sub(before.throttled), periods), &now.path))
-        });
-        match throttled.max_by_key(|(share, _)| *share) {
-            Some((share, path)) if share > 0 => {
-                words += &format!(", the CPU quota of {path} was used up in {share}% of its periods");
-            }
-            _ => words += ", and no CPU quota held it back",
+    /// In words, at `at`, with its quotas as they were read then; `None` as long as it is too early to tell.
+    fn words(&mut self, at: Ns, settled: Ns, quotas: Option<(Ns, Vec<Quota>)>) -> Option<String> {
+        let held = self.held_back(at, quotas);
+        let lasted = at.saturating_sub(self.since);
+        if lasted < settled {
+            return None;
         }
-        words
+        let got = percent(self.ran, self.ran.saturating_add(self.waited));
+        let why = match held {
+            Some((share, path)) if share > 0 => {
+                format!("the CPU quota of {path} was used up in {share}% of its periods")
+            }
+            Some(_) => "and no CPU quota held it back".to_owned(),
+            None if lasted < settled.saturating_add(2 * LONGEST_PERIOD) => return None,
+            None => "and whether a CPU quota held it back is not known: its groups cannot be read".to_owned(),
+        };
+        Some(format!("starved of CPU: it got {got}% of what it asked for, {why}"))
     }
+
+    /// The group whose quota held it back most since the quotas were first read, and in how many percent of its periods;
+    /// none in 0 % of them. `None` when nobody knows yet: only time, and counters that were read twice, prove that
+    /// none did.
+    fn held_back(&mut self, at: Ns, quotas: Option<(Ns, Vec<Quota>)>) -> Option<(u64, String)> {
+        let (read_at, now) = quotas?;
+        let paths = |quotas: &[Quota]| quotas.iter().map(|quota| quota.path.clone()).collect::<Vec<_>>();
+        let first = self.quotas.take().filter(|(_, first)| paths(first) == paths(&now));
+        let (first_at, before) = self.quotas.insert(first.unwrap_or_else(|| (read_at, now.clone())));
+        let share = |(before, now): (&Quota, &Quota)| {
+            let periods = now.periods.saturating_sub(before.periods);
+            (percent(now.throttled.saturating_sub(before.throttled), periods), now.path.clone())
+        };
+        let most = before.iter().zip(&now).map(share).max_by_key(|(share, _)| *share).unwrap_or_default();
+        (most.0 > 0 || at.saturating_sub(*first_at) >= LONGEST_PERIOD).then_some(most)
+    }
+}
+
+fn percent(part: u64, of: u64) -> u64 {
+    part.saturating_mul(100).checked_div(of).unwrap_or(0)
 }
 
 /// What a thread that sleeps in a page fault waits for; `None` when it is not in one.
@@ -291,6 +311,7 @@ fn operation(pid: u32, method: String, begin: Ns) -> Operation {
         path: None,
         device: None,
         fs_type: None,
+        began: Began::Then,
         seen_by: SeenBy::Proc,
     }
 }
@@ -370,6 +391,46 @@ mod tests {
         // It gets a fifth or more, or hardly asks.
         assert_eq!(after_a_second(&[('R', 0, 0, 1)], &[('R', SECOND / 4, SECOND * 3 / 4, 9)]), Told::Well);
         assert_eq!(after_a_second(&[('S', 0, 0, 1)], &[('S', 30, SECOND / 10, 4)]), Told::Well);
+    }
+
+    #[test]
+    fn only_what_was_counted_long_enough_tells_of_quotas() {
+        const TENTH: Ns = SECOND / 10;
+        let hunger = || Hunger { since: 0, ran: 1, waited: 99, quotas: None };
+        let read = |at: Ns, path: &str, periods, throttled| {
+            Some((at, vec![Quota { path: path.to_owned(), periods, throttled }]))
+        };
+        let held = "starved of CPU: it got 1% of what it asked for, the CPU quota of /a was used up in 80% of its periods";
+        let free = "starved of CPU: it got 1% of what it asked for, and no CPU quota held it back";
+        let unknown = "starved of CPU: it got 1% of what it asked for, and whether a CPU quota held it back is not known: \
+            its groups cannot be read";
+        let mut told = hunger();
+        assert_eq!(told.words(TENTH, SECOND, read(TENTH, "/a", 0, 0)), None);
+        // A group that had counted nothing when it was first read.
+        assert_eq!(told.words(SECOND, SECOND, read(SECOND, "/a", 10, 8)).as_deref(), Some(held));
+        // Looks that come late: its first period is not over.
+        let mut told = hunger();
+        assert_eq!(told.words(9 * TENTH, SECOND, read(9 * TENTH, "/a", 7, 7)), None);
+        assert_eq!(told.words(SECOND, SECOND, read(SECOND, "/a", 7, 7)), None);
+        assert_eq!(told.words(12 * TENTH, SECOND, read(12 * TENTH, "/a", 12, 11)).as_deref(), Some(held));
+        // Nothing was counted for longer than any period.
+        let mut told = hunger();
+        assert_eq!(told.words(TENTH, SECOND, read(TENTH, "/a", 7, 7)), None);
+        assert_eq!(told.words(11 * TENTH, SECOND, read(11 * TENTH, "/a", 7, 7)).as_deref(), Some(free));
+        // What another group has counted before is not its own.
+        let mut told = hunger();
+        assert_eq!(told.words(TENTH, SECOND, read(TENTH, "/b", 1, 1)), None);
+        assert_eq!(told.words(SECOND, SECOND, read(SECOND, "/a", 90, 90)), None);
+        assert_eq!(told.words(2 * SECOND, SECOND, read(2 * SECOND, "/a", 100, 98)).as_deref(), Some(held));
+        // What cannot be read is not known, and that is said in the end.
+        let mut told = hunger();
+        assert_eq!(told.words(TENTH, SECOND, None), None);
+        assert_eq!(told.words(2 * SECOND, SECOND, None), None);
+        assert_eq!(told.words(3 * SECOND, SECOND, None).as_deref(), Some(unknown));
+        // Without any quota.
+        let mut told = hunger();
+        assert_eq!(told.words(TENTH, SECOND, Some((TENTH, Vec::new()))), None);
+        assert_eq!(told.words(2 * SECOND, SECOND, Some((2 * SECOND, Vec::new()))).as_deref(), Some(free));
     }
 
     #[test]
@@ -518,11 +579,8 @@ mod tests {
         let (got, rest) = got.unwrap_or_else(|| panic!("{stall:?}"));
         assert!(got.parse::<u32>().unwrap() <= 20, "{stall:?}");
         let quota = format!(" it asked for, the CPU quota of /{name} was used up in ");
-        // Where others take all of the machine, it may starve without ever using up its quota.
-        if rest != " it asked for, and no CPU quota held it back" {
-            let share = rest.strip_prefix(&quota).and_then(|rest| rest.strip_suffix("% of its periods"));
-            assert!(share.is_some_and(|share| share.parse::<u32>().unwrap() >= 50), "{stall:?}");
-        }
+        let share = rest.strip_prefix(&quota).and_then(|rest| rest.strip_suffix("% of its periods"));
+        assert!(share.is_some_and(|share| share.parse::<u32>().unwrap() >= 50), "{stall:?}");
         assert_eq!(until(&mut stalls, &victim, false).id(), stall.id());
         fs::write(group.join("cpu.cfs_quota_us"), "-1").unwrap();
         assert_eq!(until(&mut stalls, &victim, true).id(), stall.id());

@@ -28,13 +28,14 @@ pub fn look(pid: u32, tid: u32) -> Result<Site, ReadError> {
     let text = read("stat")?;
     let stat = parse_stat(&text)
         .ok_or_else(|| ReadError::malformed(format!("{folder}/stat"), String::from_utf8_lossy(&text)))?;
-    let syscall = read("syscall").ok().and_then(|text| parse_syscall(&text));
+    let call = read("syscall").unwrap_or_default();
+    let (syscall, arguments) = (parse_syscall(&call), parse_arguments(&call));
     let (kernel_stack, stack_refused) = match read("stack") {
         Ok(text) => (parse_stack(&text), None),
         Err(e) => (Vec::new(), Some(e.to_string())),
     };
     let wchan = read("wchan").ok().and_then(|text| parse_wchan(&text));
-    let site = ThreadSite { pid, tid, state: stat.state, syscall, kernel_stack };
+    let site = ThreadSite { pid, tid, state: stat.state, syscall, arguments, kernel_stack };
     Ok(Site { site, wchan, stack_refused })
 }
 
@@ -61,6 +62,14 @@ pub fn of_process(pid: u32, limit: usize) -> Result<Vec<u32>, ReadError> {
 /// system call (`-1`).
 pub fn parse_syscall(text: &[u8]) -> Option<i64> {
     number::<i64>(text.trim_ascii().split(|b| *b == b' ').next()?).filter(|n| *n >= 0)
+}
+
+/// The six arguments in `/proc/TID/syscall`; none where it does not tell a system call.
+pub fn parse_arguments(text: &[u8]) -> Vec<u64> {
+    let hex = |word: &[u8]| u64::from_str_radix(std::str::from_utf8(word).ok()?.strip_prefix("0x")?, 16).ok();
+    let words = text.trim_ascii().split(|b| *b == b' ').skip(1).take(6);
+    let arguments: Vec<u64> = words.map_while(hex).collect();
+    if parse_syscall(text).is_some() && arguments.len() == 6 { arguments } else { Vec::new() }
 }
 
 /// Function names in `/proc/TID/stack`, innermost first: from `[<0>] ovl_sync_fs+0x3e/0x60 [overlay]` comes
@@ -115,6 +124,10 @@ mod tests {
     #[test]
     fn system_calls() {
         assert_eq!(parse_syscall(b"166 0xc000 0x0 0x0 0x0 0x0 0x0 0x7ffd 0x40bd\n"), Some(166));
+        let umount = b"166 0xc000 0x2 0x0 0x0 0x0 0x0 0x7ffd 0x40bd\n";
+        assert_eq!(parse_arguments(umount), [0xc000, 2, 0, 0, 0, 0]);
+        assert!(parse_arguments(b"-1 0x7ffd 0x40bd\n").is_empty());
+        assert!(parse_arguments(b"166 0xc000 junk\n").is_empty());
         assert_eq!(parse_syscall(b"running\n"), None);
         assert_eq!(parse_syscall(b"-1 0x7ffd 0x40bd\n"), None);
         assert_eq!(parse_syscall(b""), None);
@@ -129,7 +142,7 @@ mod tests {
     proptest! {
         #[test]
         fn parsers_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..400)) {
-            let _ = (parse_stack(&bytes), parse_syscall(&bytes), parse_wchan(&bytes));
+            let _ = (parse_stack(&bytes), parse_syscall(&bytes), parse_arguments(&bytes), parse_wchan(&bytes));
         }
     }
 

@@ -1,6 +1,8 @@
 //! Where frames go: text here, alerts, metrics and files beside it. Sinks render, they decide nothing.
 
+pub mod goroutine;
 pub mod json;
+pub mod now;
 pub mod text;
 
 use std::borrow::Cow;

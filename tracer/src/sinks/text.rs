@@ -173,8 +173,7 @@ fn link_line(d: &Diagnosis, told: &[Told<'_>], index: usize, depth: usize) -> St
         line.push_str(" · ");
         line.push_str(&who(&l.who));
     }
-    // The container had exited before the first attempt to handle that.
-    let least = if l.exit.as_ref().is_some_and(|e| e.failed.is_some()) { "at least " } else { "" };
+    let least = words::least(l.at_least());
     line.push_str(&format!(" · {least}{} ({} here)", words::duration(l.age), words::duration(t.critical())));
     // The weakest edge of those told in this line; the one by which the way comes here when they are equal.
     let weakest = t.links.iter().filter_map(|l| l.edge.as_ref()).rev().max_by_key(|e| e.confidence);
@@ -243,7 +242,7 @@ fn who(w: &Who) -> String {
 fn also_stuck(d: &Diagnosis) -> Option<String> {
     let others = d.stuck_calls.get(1..).filter(|o| !o.is_empty())?;
     // A kubelet asks for the same list every other second: once with the oldest age says as much as twenty times.
-    let mut kinds: Vec<(String, u64, Ns)> = Vec::new();
+    let mut kinds: Vec<(String, u64, Ns, bool)> = Vec::new();
     for c in others {
         let what = match c.head {
             Head::LateExit => match c.exit.as_ref().map_or(0, |exit| exit.begun) {
@@ -257,17 +256,18 @@ fn also_stuck(d: &Diagnosis) -> Option<String> {
         let of = c.subject.as_ref().map(|s| format!(" of {}", words::pod(s))).unwrap_or_default();
         let what = what + &of;
         match kinds.iter_mut().find(|(known, ..)| *known == what) {
-            Some((_, count, age)) => (*count, *age) = (*count + 1, c.age.max(*age)),
-            None => kinds.push((what, 1, c.age)),
+            Some((_, count, age, _)) if *age >= c.age => *count += 1,
+            Some((_, count, age, least)) => (*count, *age, *least) = (*count + 1, c.age, c.at_least),
+            None => kinds.push((what, 1, c.age, c.at_least)),
         }
     }
-    let told: u64 = kinds.iter().take(4).map(|(_, count, _)| count).sum();
+    let told: u64 = kinds.iter().take(4).map(|(_, count, ..)| count).sum();
     let named: Vec<String> = kinds
         .iter()
         .take(4)
-        .map(|(what, count, age)| match count {
-            1 => format!("{what} {}", words::duration(*age)),
-            _ => format!("{count} times {what}, the oldest {}", words::duration(*age)),
+        .map(|(what, count, age, least)| match (count, words::least(*least)) {
+            (1, least) => format!("{what} {least}{}", words::duration(*age)),
+            (_, least) => format!("{count} times {what}, the oldest {least}{}", words::duration(*age)),
         })
         .collect();
     let total = d.stuck_calls_total.max(d.stuck_calls.len() as u64);

@@ -27,7 +27,6 @@ use crate::{
     node::{
         ReadError, clock,
         procs::{Exe, FileId, ProcessFacts, Processes},
-        residency::open_exe,
         worker::Workers,
     },
     thresholds,
@@ -381,7 +380,7 @@ impl Attacher {
             scans: 0,
             asked: Arc::downgrade(&asked),
         };
-        let (file, length) = match self.open(process.pid, &asked, self.processes.inside(process)) {
+        let (file, length) = match self.open(process.pid, &asked) {
             Ok(opened) => opened,
             Err(why) => return unreadable(why),
         };
@@ -449,19 +448,11 @@ impl Attacher {
 
     /// Opens a program file and tells its length; no words when the process is gone. A network file system is asked for
     /// both, so a reader does it.
-    fn open(
-        &self,
-        pid: u32,
-        asked: &Arc<()>,
-        inside: impl FnOnce() -> bool + Send + 'static,
-    ) -> Result<(File, u64), String> {
-        let asked = Arc::clone(asked);
+    fn open(&self, pid: u32, asked: &Arc<()>) -> Result<(File, u64), String> {
+        let (asked, opener) = (Arc::clone(asked), self.processes.opener(pid));
         let opened = self.readers.run(OPEN_PATIENCE, move || {
             let _asked = asked;
-            if inside() {
-                return Err(ReadError::new(format!("/proc/{pid}/exe"), std::io::ErrorKind::NotFound));
-            }
-            let file = open_exe(pid)?;
+            let file = opener()?;
             let length =
                 file.metadata().map_err(|error| ReadError::new(format!("/proc/{pid}/exe"), error))?.len();
             Ok::<_, ReadError>((file, length))
@@ -536,7 +527,7 @@ impl Attacher {
                     if due
                         && !ours.waiting.is_empty()
                         && let Some(Ok((file, _))) =
-                            ours.pids.first().map(|pid| self.open(*pid, &Arc::default(), || false))
+                            ours.pids.first().map(|pid| self.open(*pid, &Arc::default()))
                     {
                         let waiting = std::mem::take(&mut ours.waiting);
                         let is_waiting =

@@ -5,7 +5,7 @@ use super::{
     cost::{Metered, Price},
     events, facts,
     fuse::{Blown, Fuse},
-    leave_all_but, lock_memory,
+    leave_all_but, lock_memory, look,
     outbox::Outbox,
     protocol::{Level, Message},
     return_memory_early,
@@ -97,7 +97,7 @@ pub fn run(socket: UnixStream, settings: Settings) -> ! {
     unsafe { libc::_exit(code) }
 }
 
-fn start(mut socket: UnixStream, settings: Settings) -> std::io::Result<()> {
+fn start(socket: UnixStream, settings: Settings) -> std::io::Result<()> {
     // SAFETY: takes no arguments. A session of its own: Ctrl-C on the terminal is for the parent.
     unsafe { libc::setsid() };
     leave_all_but(&socket)?;
@@ -117,6 +117,13 @@ fn start(mut socket: UnixStream, settings: Settings) -> std::io::Result<()> {
         );
     }
     let shared = Arc::new(Shared::default());
+    if let Some(wanted) = settings.look.clone() {
+        let (outbox, shared) = (outbox.clone(), Arc::clone(&shared));
+        std::thread::Builder::new()
+            .name("look".into())
+            .spawn(move || look::once(&wanted, &outbox, &shared))?;
+        return until_alone(socket);
+    }
     {
         let (outbox, shared, survey_only) = (outbox.clone(), Arc::clone(&shared), settings.survey_only);
         std::thread::Builder::new().name("facts".into()).spawn(move || {
@@ -130,7 +137,11 @@ fn start(mut socket: UnixStream, settings: Settings) -> std::io::Result<()> {
         }
     }
     std::thread::Builder::new().name("attach".into()).spawn(move || attach(settings, &outbox, &shared))?;
-    // The parent says nothing; a read that returns means it is gone.
+    until_alone(socket)
+}
+
+/// Waits until the parent is gone. It says nothing; a read that returns means just that.
+fn until_alone(mut socket: UnixStream) -> std::io::Result<()> {
     let mut nothing = [0u8; 1];
     loop {
         match socket.read(&mut nothing) {

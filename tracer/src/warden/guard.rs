@@ -144,7 +144,11 @@ mod tests {
     fn site(state: char, syscall: Option<i64>, stack: &[&str]) -> Site {
         let kernel_stack: Vec<String> = stack.iter().map(|f| (*f).to_owned()).collect();
         let stack_refused = kernel_stack.is_empty().then(|| "refused".to_owned());
-        Site { site: ThreadSite { pid: 7, tid: 8, state, syscall, kernel_stack }, wchan: None, stack_refused }
+        Site {
+            site: ThreadSite { pid: 7, tid: 8, state, syscall, arguments: Vec::new(), kernel_stack },
+            wchan: None,
+            stack_refused,
+        }
     }
 
     #[test]

@@ -14,6 +14,7 @@ mod facts;
 mod fuse;
 mod guard;
 mod index;
+mod look;
 mod outbox;
 mod price;
 pub mod protocol;
@@ -46,6 +47,8 @@ pub struct Settings {
     pub ladder: Ladder,
     /// Find out and tell, attach nothing, and exit.
     pub survey_only: bool,
+    /// Look once into the memory of Go programs, tell, and exit; nothing is attached.
+    pub look: Option<LookOnce>,
     /// Other Go processes whose lock waits are traced too.
     pub also: Vec<u32>,
     /// What probes may take from a program at most, in millionths of a core; `None` for no limit.
@@ -56,6 +59,15 @@ pub struct Settings {
     pub one_by_one: bool,
     /// Ways that the kernel offers and that are not to be used: how a test forces each fallback.
     pub without: Vec<crate::event::SeenBy>,
+}
+
+/// One look at the node.
+#[derive(Clone, Debug)]
+pub struct LookOnce {
+    /// Only these processes, whatever Go program they run; with none, all containerds, shims and kubelets.
+    pub pids: Vec<u32>,
+    /// How long it may take. What was not looked at by then is left out.
+    pub within: std::time::Duration,
 }
 
 /// Forks the warden and gives the parent's end of the socket.

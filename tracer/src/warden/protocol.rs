@@ -17,6 +17,10 @@ pub enum Message {
     Cost(Vec<Cost>),
     /// How exposed the node is, of a survey; replaces the one before.
     Exposure(crate::exposure::Facts),
+    /// A process was looked at, of a look at the node ([`super::Settings::look`]). Some are looked at twice.
+    Look(crate::look::LookedAt),
+    /// That look is over: the last message of it.
+    Looked(crate::look::Summary),
     /// A line for the log.
     Log(Level, String),
     /// The warden cannot go on.

@@ -48,7 +48,7 @@ impl Watch {
                     match message {
                         Message::Events(events) => told.events.extend(events),
                         Message::Survey(survey) => told.survey = Some(survey),
-                        Message::Exposure(_) => {}
+                        Message::Exposure(_) | Message::Look(_) | Message::Looked(_) => {}
                         Message::Cost(costs) => told.costs = costs,
                         Message::Log(level, line) => told.log.push(format!("{level:?}: {line}")),
                         Message::Fatal(line) => told.log.push(format!("fatal: {line}")),

@@ -4,8 +4,8 @@
 use proptest::prelude::*;
 use std::collections::{BTreeMap, VecDeque};
 use tracer::event::{
-    Actor, Body, Container, Device, Event, Kind, LockName, Ns, Operation, OperationId, Outcome, Process,
-    Role, SeenBy,
+    Actor, Began, Body, Container, Device, Event, Kind, LockName, Ns, Operation, OperationId, Outcome,
+    Process, Role, SeenBy,
 };
 use tracer::thresholds::floor;
 
@@ -126,6 +126,7 @@ fn op(kind: Kind, method: &str, actor: Actor) -> Operation {
         path: None,
         device: None,
         fs_type: None,
+        began: Began::Then,
         seen_by: SeenBy::Uprobe,
     }
 }
@@ -299,6 +300,7 @@ impl World {
                         "/run/containerd/io.containerd.runtime.v2.task/k8s.io/{}/rootfs",
                         id_of(*c)
                     )),
+                    began: Began::Then,
                     seen_by: SeenBy::Fentry,
                     ..op(Kind::Unmount, "", thread)
                 };
@@ -307,6 +309,7 @@ impl World {
                     object: 0xffff_0000 + *c as u64,
                     device: Some(Device { major: 8, minor: *c as u32 }),
                     fs_type: Some("ext4".to_owned()),
+                    began: Began::Then,
                     seen_by: SeenBy::Fentry,
                     ..op(Kind::Sync, "", thread)
                 };

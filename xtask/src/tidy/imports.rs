@@ -47,6 +47,7 @@ const NEVER: [Never; 2] = [
             "tracer/src/order.rs",
             "tracer/src/decode.rs",
             "tracer/src/event.rs",
+            "tracer/src/look.rs",
             "tracer/src/pipeline.rs",
             "tracer/src/stats.rs",
             "tracer/src/thresholds.rs",

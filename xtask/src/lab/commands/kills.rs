@@ -16,8 +16,8 @@ use std::process::Stdio;
 use std::time::Duration;
 
 const SECOND: u64 = 1_000_000_000;
-/// What is left of a shim that was killed must be forgotten within this time: a scan, and a frame while all is quiet.
-const PURGED: u64 = 3 * SECOND;
+/// What is left of a shim that was killed must be forgotten within this time.
+const PURGED: u64 = 2 * SECOND;
 
 /// Plays the slow disk, with two watchers and some plegscopes that end in the middle of it.
 pub async fn while_stuck(
@@ -213,7 +213,7 @@ pub async fn shim(ledger: &Ledger, lab: &Lab<'_>, live: &Tracer, verdict: &mut V
     let took = newest().map_or(0, |line| line.at.saturating_sub(begin));
     verdict.check(
         "its shim is killed",
-        "the chain ends within 3 s, nothing of the shim is left",
+        "the chain ends within 2 s, nothing of the shim is left",
         format!(
             "{} after {}",
             if over { "gone" } else { "still there" },

@@ -54,12 +54,11 @@ pub async fn play(
     let held = traced(ledger, binary, Duration::from_secs(5), &lab).await?;
     let opened = opens.finish();
     held.tell(&mut verdict);
-    // Told and not judged: one program is still opened for a moment at times, by what is not known yet; what is held
-    // open is judged above.
-    verdict.note(
+    verdict.check(
         "files of containers opened by plegscope",
-        "for a moment, by the kernel's own notifications",
+        "none, by the kernel's own notifications",
         if opened.is_empty() { "none".to_owned() } else { format!("{}: {}", opened.len(), join(&opened)) },
+        opened.is_empty(),
     );
 
     say("unmounts of containers that have written nothing, without and with plegscope");

@@ -1,0 +1,172 @@
+//! What is blocked at one moment, as text: the same diagnoses as live, and below each where everybody on the way sits.
+
+use super::{sanitise, text};
+use crate::correlator::words;
+use crate::correlator::{Diagnosis, EndsIn, Frame, Head, Link};
+use crate::event::{Role, ThreadSite};
+use crate::look::{Goroutine, Leaked, LookedAt, Summary};
+use crate::thresholds::MILLISECOND;
+use std::collections::BTreeSet;
+
+/// Functions of a stack that are told in a line.
+const FUNCTIONS: usize = 12;
+/// Kernel functions that are told in a line.
+const KERNEL: usize = 6;
+/// Longest line.
+const WIDTH: usize = 600;
+
+/// All of it. `looked` holds the last look at each process.
+pub fn text(frame: &Frame, looked: &[LookedAt], summary: &Summary) -> String {
+    let mut lines = Vec::new();
+    if !frame.diagnoses.iter().any(Diagnosis::is_stuck) {
+        lines.push(nothing(looked, summary));
+    }
+    for d in &frame.diagnoses {
+        // Of a wait that nobody waits behind, and whose holder is not known, there is nothing more to tell.
+        let bare = d.head == Head::Alone && matches!(d.ends_in, EndsIn::NotVisible { .. });
+        lines.extend(if bare { vec![text::headline(d, frame.now)] } else { text::diagnosis(d, frame.now) });
+        lines.extend(where_they_sit(&d.chain.links, looked));
+        lines.push(String::new());
+    }
+    lines.extend(said(summary));
+    let clipped = lines.iter().map(|line| sanitise(&words::clip(line, WIDTH)).into_owned() + "\n");
+    clipped.collect()
+}
+
+/// The first line when nothing is stuck.
+fn nothing(looked: &[LookedAt], summary: &Summary) -> String {
+    let goroutines: usize = looked.iter().filter_map(|l| Some(l.look.as_ref().ok()?.goroutines.len())).sum();
+    let seen: u32 = summary.roles.iter().map(|count| count.looked_at).sum();
+    match seen {
+        0 => "nothing could be looked at".into(),
+        _ => format!("nothing is stuck, as far as {goroutines} goroutines of {seen} processes tell"),
+    }
+}
+
+/// Where each goroutine on the way sits, in Go and in the kernel.
+fn where_they_sit(links: &[Link], looked: &[LookedAt]) -> Vec<String> {
+    let mut told = BTreeSet::new();
+    let mut lines = Vec::new();
+    for link in links {
+        let Some(goid) = link.who.goid else { continue };
+        let pid = link.who.pid;
+        if !told.insert((pid, goid)) {
+            continue;
+        }
+        let look = looked.iter().find(|l| l.process.pid == pid).and_then(|l| l.look.as_ref().ok());
+        let Some(g) = look.and_then(|look| look.goroutines.iter().find(|g| g.goid == goid)) else { continue };
+        lines.push(format!("  {} {pid} goroutine {goid} [{}]: {}", name(link), g.state, stack(g)));
+        lines.extend(g.thread.as_ref().map(|thread| format!("    {}", self::thread(thread))));
+    }
+    if !lines.is_empty() {
+        lines.insert(0, "  where they sit, innermost first:".into());
+    }
+    lines
+}
+
+fn name(link: &Link) -> String {
+    match (link.who.role, &link.who.comm) {
+        (Some(Role::Other) | None, Some(comm)) => comm.clone(),
+        (role, _) => words::role(role).to_owned(),
+    }
+}
+
+/// The functions of a goroutine without the runtime's own, as a program's people call them.
+fn stack(g: &Goroutine) -> String {
+    let own = |function: &&str| !function.starts_with("runtime.");
+    let functions: Vec<&str> = g.frames.iter().map(|f| f.function.as_str()).filter(own).collect();
+    let short = |function: &&str| function.rsplit('/').next().unwrap_or(function).to_owned();
+    let shown: Vec<String> = functions.iter().take(FUNCTIONS).map(short).collect();
+    let more = match functions.len().saturating_sub(FUNCTIONS) {
+        0 => String::new(),
+        n => format!(" < {n} more"),
+    };
+    shown.join(" < ") + &more
+}
+
+fn thread(site: &ThreadSite) -> String {
+    let call = match (site.syscall, site.arguments.as_slice()) {
+        (Some(number), []) => format!("system call {number}"),
+        (Some(number), arguments) => {
+            let shown: Vec<String> = arguments.iter().map(|a| format!("{a:#x}")).collect();
+            format!("{}({})", system_call(number), shown.join(", "))
+        }
+        (None, _) => "no system call".into(),
+    };
+    let stack = match site.kernel_stack.as_slice() {
+        [] => "kernel stack not readable".to_owned(),
+        functions => functions.iter().take(KERNEL).map(String::as_str).collect::<Vec<_>>().join(" < "),
+    };
+    format!("thread {} in {call}, state {}: {stack}", site.tid, site.state)
+}
+
+/// The calls that threads are known to be stuck in.
+fn system_call(number: i64) -> String {
+    let name = match number {
+        libc::SYS_read => "read",
+        libc::SYS_write => "write",
+        libc::SYS_close => "close",
+        libc::SYS_msync => "msync",
+        libc::SYS_fsync => "fsync",
+        libc::SYS_fdatasync => "fdatasync",
+        libc::SYS_sync => "sync",
+        libc::SYS_syncfs => "syncfs",
+        libc::SYS_mount => "mount",
+        libc::SYS_umount2 => "umount2",
+        libc::SYS_unlinkat => "unlinkat",
+        libc::SYS_futex => "futex",
+        libc::SYS_wait4 => "wait4",
+        libc::SYS_waitid => "waitid",
+        libc::SYS_epoll_pwait => "epoll_pwait",
+        _ => return format!("system call {number}"),
+    };
+    name.to_owned()
+}
+
+/// What was looked at and what was not, and shims that are left over.
+fn said(summary: &Summary) -> Vec<String> {
+    let mut lines = Vec::new();
+    let counts: Vec<String> = summary
+        .roles
+        .iter()
+        .map(|c| match c.there == c.looked_at {
+            true => {
+                format!("{} {}{}", c.there, words::role(Some(c.role)), if c.there == 1 { "" } else { "s" })
+            }
+            false => format!("{} of {} {}s", c.looked_at, c.there, words::role(Some(c.role))),
+        })
+        .collect();
+    let counts = if counts.is_empty() {
+        "nothing: no containerd, shim or kubelet was found".into()
+    } else {
+        counts.join(", ")
+    };
+    lines.push(format!("looked at {counts} in {} ms", summary.took / MILLISECOND));
+    for left in &summary.left_out {
+        let pids: Vec<String> = left.pids.iter().take(5).map(u32::to_string).collect();
+        let more = match left.pids.len().saturating_sub(5) {
+            0 => String::new(),
+            n => format!(" and {n} more"),
+        };
+        lines.push(format!("not seen: {} {}{more}: {}", left.comm, pids.join(", "), left.reason));
+    }
+    if summary.unreadable > 0 {
+        lines.push(format!(
+            "not seen: {} processes whose program may not be read (run it as root)",
+            summary.unreadable
+        ));
+    }
+    if summary.stuck_reads > 0 {
+        lines.push(format!("{} reads have not come back: the kernel makes them wait", summary.stuck_reads));
+    }
+    for leaked in &summary.leaked {
+        lines.push(leaked_shim(leaked));
+    }
+    lines
+}
+
+fn leaked_shim(leaked: &Leaked) -> String {
+    let memory = leaked.resident.map(|bytes| format!(", {}", words::bytes(bytes))).unwrap_or_default();
+    let (id, age) = (words::short_id(&leaked.id), words::duration(leaked.age));
+    format!("left over: shim {} of [{id}], started {age} ago{memory}: its bundle is gone", leaked.pid)
+}

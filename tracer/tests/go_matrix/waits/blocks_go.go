@@ -1,0 +1,9 @@
+//go:build !cgo
+// +build !cgo
+
+package main
+
+import "syscall"
+
+//go:noinline
+func blocksInC() { _ = syscall.Pause() }
