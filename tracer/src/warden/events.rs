@@ -430,10 +430,10 @@ fn over(op: &Op, now: Ns) -> Option<Ns> {
                 if kind == Some(Kind::Sync) { "sync_filesystem" } else { "generic_shutdown_super" };
             has_left(&site.site.kernel_stack, function).then_some(now)
         }
-        Ok(site) if site.site.syscall == Some(SYS_UMOUNT2) => None,
-        // It runs, so it cannot be told where: asked again at the next poll.
-        Ok(site) if site.site.state == 'R' => None,
-        _ => Some(now),
+        // While it runs it cannot be told where, and it may have run since its state was read: asked again at the next
+        // poll. Only another system call shows that it is back.
+        Ok(site) => site.site.syscall.filter(|number| *number != SYS_UMOUNT2).map(|_| now),
+        Err(_) => Some(now),
     }
 }
 

@@ -110,6 +110,7 @@ pub fn events_agree_with_the_programs_own_log(one_by_one: bool) -> Result<()> {
         o.kind == kind && o.actor.goid == Some(t.goid) && (t.lock..t.lock + 24).contains(&o.object)
     };
     let (mut waits, mut holds, mut wakes) = (0, 0, 0);
+    let mut far = Vec::new();
     for took in &log {
         let waited = took.got - took.before;
         if waited >= 25_000_000 {
@@ -124,11 +125,15 @@ pub fn events_agree_with_the_programs_own_log(one_by_one: bool) -> Result<()> {
                     .collect()
             };
             let sum = |told: &[(Operation, u64)]| told.iter().map(|(o, at)| at - o.begin).sum::<u64>();
-            let told = watch.wait("waits", 20, |all| Some(find(all)).filter(|told| close(sum(told), waited)));
+            let told =
+                watch.wait("waits", 20, |all| Some(find(all)).filter(|told| sum(told) * 5 >= waited * 4));
             let told = told.with_context(|| {
                 let told = watch.look(find);
                 format!("waited {waited} ns, told {} ns: {took:?}; {told:?}", sum(&told))
             })?;
+            if !close(sum(&told), waited) {
+                far.push(format!("waited {waited} ns, told {} ns: {took:?}; {told:?}", sum(&told)));
+            }
             waits += told.len();
             for (told, at) in told {
                 ensure!(told.begin >= took.before && at <= took.got, "{told:?} to {at}, log {took:?}");
@@ -168,6 +173,8 @@ pub fn events_agree_with_the_programs_own_log(one_by_one: bool) -> Result<()> {
             holds += 1;
         }
     }
+    // Between the program's look at its clock and the call that is probed a busy machine may do something else.
+    ensure!(far.len() <= 1, "{far:#?}");
     ensure!(waits >= 9 && holds == 6 && wakes == waits, "{waits} waits, {holds} holds, {wakes} wakes");
     let goids: BTreeSet<u64> = log.iter().map(|took| took.goid).collect();
     let strange = watch.look(|told| {

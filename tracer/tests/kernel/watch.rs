@@ -36,6 +36,7 @@ pub struct Watch {
 impl Watch {
     /// Starts one and waits until all is attached. The process must have one thread.
     pub fn start(settings: Settings) -> Result<Watch> {
+        let also = settings.also.clone();
         let socket = warden::fork(settings)?;
         let told = Arc::<Mutex<Told>>::default();
         let (mut reading, into) = (socket.try_clone()?, Arc::clone(&told));
@@ -59,7 +60,12 @@ impl Watch {
         });
         let watch = Watch { socket, told };
         // How long that takes is the machine's affair: half a minute where the emulator has a processor to itself.
-        watch.wait("all is attached", 300, |told| told.survey.as_ref()?.attached_after)?;
+        watch.wait("all is attached", 300, |told| {
+            let survey = told.survey.as_ref().filter(|survey| survey.attached_after.is_some())?;
+            // A program whose file took long to read comes with a later scan.
+            let known = |pid: &u32| survey.programs.iter().any(|program| program.pids.contains(pid));
+            also.iter().all(known).then_some(())
+        })?;
         Ok(watch)
     }
 
