@@ -10,6 +10,7 @@ use std::{
     time::Duration,
 };
 use tracer::{
+    bpf::plan::Probe,
     event::{Body, Event, Kind, Operation, Outcome},
     warden::{
         self, Settings,
@@ -62,9 +63,12 @@ impl Watch {
         // How long that takes is the machine's affair: half a minute where the emulator has a processor to itself.
         watch.wait("all is attached", 300, |told| {
             let survey = told.survey.as_ref().filter(|survey| survey.attached_after.is_some())?;
-            // A program whose file took long to read comes with a later scan.
+            // A program whose file took long to read comes with a later scan; and where attaching took long, the rest of
+            // its probes come after a pause.
             let known = |pid: &u32| survey.programs.iter().any(|program| program.pids.contains(pid));
-            also.iter().all(known).then_some(())
+            let on = |probe: &Probe| probe.how.is_some() || probe.note.starts_with("not needed");
+            let programs = || survey.probes.iter().filter(|probe| probe.loss.is_empty());
+            (also.iter().all(known) && programs().all(on)).then_some(())
         })?;
         Ok(watch)
     }
@@ -84,7 +88,11 @@ impl Watch {
             }
             if over || now() > end {
                 let (log, last) = self.look(|told| (told.log.clone(), last(told)));
-                bail!("not told within {seconds} s (over: {over}): {what}; log {log:?}; {last}");
+                let off = self.look(|told| {
+                    let probes = told.survey.iter().flat_map(|survey| &survey.probes);
+                    probes.filter(|p| p.how.is_none()).map(|p| format!("{p:?}")).collect::<Vec<_>>()
+                });
+                bail!("not told within {seconds} s (over: {over}): {what}; log {log:?}; off {off:?}; {last}");
             }
             std::thread::sleep(Duration::from_millis(20));
         }
