@@ -212,6 +212,7 @@ impl Probing {
             also: self.also.clone(),
             max_target_cost: self.max_target_cost.0,
             diagnostics: self.verbose,
+            one_by_one: false,
             without: Vec::new(),
         }
     }

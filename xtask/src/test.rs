@@ -4,7 +4,7 @@
 //! silently: the reason is printed where it happens and again at the end.
 
 use crate::lab::packages;
-use crate::{binaries, bpf, kubelet, shell, tidy, toolchains};
+use crate::{binaries, bpf, kubelet, shell, tidy, toolchains, vm};
 use anyhow::{Context, Result, bail};
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -70,6 +70,7 @@ pub fn run(args: &Args) -> Result<()> {
         shell::run(&mut test).map(|()| Outcome::Passed)
     });
     run.step("end to end", end_to_end);
+    run.step("other kernels", other_kernels);
     run.finish()
 }
 
@@ -173,6 +174,22 @@ fn end_to_end(run: &mut Run) -> Result<Outcome> {
         Some(_) => Outcome::Passed,
         None => Outcome::Skipped(format!("the story `kubelet` was not played: {}", kubelet::NOT_BUILT)),
     })
+}
+
+/// The oldest kernel and a new one, in virtual machines: what takes a few minutes where nothing is accelerated. All of it,
+/// on four kernels, is `cargo xtask vm`.
+fn other_kernels(run: &mut Run) -> Result<Outcome> {
+    const KERNELS: [&str; 2] = ["5.10", "6.12"];
+    const TESTS: &str = "features,plan,verifier,links,unmounts by fentry,unmounts by kprobe,lock log";
+    if run.fast {
+        return Ok(Outcome::Skipped("takes minutes, and kernels from the network (--fast)".into()));
+    }
+    if !shell::is_root() && !vm::is_ready() {
+        return Ok(Outcome::Skipped("needs root to install QEMU, or QEMU: cargo xtask vm".into()));
+    }
+    let mut vm = Command::new(format!("/proc/{}/exe", process::id()));
+    vm.args(["vm", "--only", TESTS]).args(KERNELS.iter().flat_map(|kernel| ["--kernel", kernel]));
+    shell::run(&mut vm).map(|()| Outcome::Passed)
 }
 
 /// What the other steps run. The end-to-end test installs what it needs by itself.

@@ -126,8 +126,9 @@ fn on_the_way_back() -> bool {
 pub fn finish<C: EbpfContext>(ctx: &C, key: &Key) {
     // SAFETY: only this thread writes its entry, and it is not used after its removal.
     let Some(op) = (unsafe { OPS.get(key) }) else { return };
-    // A tracepoint alone knows when the call returned, not when the process was back: user space asks /proc for that.
-    let known = op.flags & flag::TRACEPOINT == 0 || op.flags & flag::ERRNO != 0;
+    // A tracepoint alone knows when the call returned, not when the process was back, and nobody knows it when the
+    // kretprobe of `cleanup_mnt` was dropped for want of an instance: user space asks /proc for that.
+    let known = op.flags & (flag::TRACEPOINT | flag::CLEANING) == 0 || op.flags & flag::ERRNO != 0;
     let end = (op.flags & flag::RETURNED != 0 && known).then_some(op.end);
     super::super_block::ends_with_unmount(ctx, key.tgid, key.actor as u32, end);
     if let Some(end) = end {

@@ -41,7 +41,7 @@ pub fn defects(release: &str) -> Vec<Defect> {
 }
 
 /// The first three numbers of a release; a missing third is 0.
-fn version(release: &str) -> Option<[u32; 3]> {
+pub(super) fn version(release: &str) -> Option<[u32; 3]> {
     let end = release.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(release.len());
     let mut parts = release.get(..end)?.split('.').map(|part| part.parse::<u32>().ok());
     Some([parts.next()??, parts.next()??, parts.next().flatten().unwrap_or(0)])

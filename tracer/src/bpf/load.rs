@@ -111,6 +111,8 @@ pub struct Kernel {
     multi: BTreeMap<GoProgram, OwnedFd>,
     cookies: bool,
     trampolines: bool,
+    /// The kernel's types, from the first fentry program until [`Kernel::forget_types`]: they are read for all of them once.
+    types: Option<Btf>,
 }
 
 /// The one table of everything that is written into read-only globals.
@@ -152,11 +154,25 @@ impl Kernel {
             multi: BTreeMap::new(),
             cookies: features.cookies.yes(),
             trampolines: features.trampolines.yes(),
+            types: None,
         };
         if features.uprobe_multi.yes() {
-            kernel.multi = kernel.load_multi(&values).context("loading the uprobe programs")?;
+            match kernel.load_multi(&values).context("loading the uprobe programs for links of many") {
+                Ok(multi) => kernel.multi = multi,
+                // With maps of its own: a map of programs takes those of one attach type only, and some may be loaded.
+                Err(error) => {
+                    log::warn!("{error:#}; uprobes are attached one by one");
+                    let uprobe_multi = Answer::No(format!("{error:#}"));
+                    return Kernel::load(&Features { uprobe_multi, ..features.clone() }, diagnostics);
+                }
+            }
         }
         Ok(kernel)
+    }
+
+    /// Gives the memory of the kernel's types back: a few MB.
+    pub fn forget_types(&mut self) {
+        self.types = None;
     }
 
     /// The object once more, its code relocated to the maps that aya made.
@@ -256,6 +272,7 @@ impl Kernel {
                     targets.dedup();
                     probe.target = targets.join(", ");
                     probe.sites = way.programs.len() as u32;
+                    notes.extend((!way.weaker.is_empty()).then(|| way.weaker.to_owned()));
                     break;
                 }
                 Err(error) => notes.push(format!("{}: {error:#}", word(way.how))),
@@ -289,16 +306,20 @@ impl Kernel {
     }
 
     fn attach_program(&mut self, name: &str, target: &str) -> anyhow::Result<()> {
-        let btf = if self.trampolines { Some(Btf::from_sys_fs) } else { None };
         let program =
             self.ebpf.program_mut(name).ok_or_else(|| anyhow!("the object has no program {name}"))?;
+        let traces = matches!(program, Program::FEntry(_) | Program::FExit(_));
+        if traces && self.trampolines && self.types.is_none() {
+            self.types = Some(Btf::from_sys_fs()?);
+        }
+        let types = || self.types.as_ref().ok_or_else(|| anyhow!("no BTF"));
         match program {
             Program::FEntry(p) => {
-                p.load(target, &btf.ok_or_else(|| anyhow!("no BTF"))?()?)?;
+                p.load(target, types()?)?;
                 p.attach()?;
             }
             Program::FExit(p) => {
-                p.load(target, &btf.ok_or_else(|| anyhow!("no BTF"))?()?)?;
+                p.load(target, types()?)?;
                 p.attach()?;
             }
             Program::KProbe(p) => {

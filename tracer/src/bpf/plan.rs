@@ -1,7 +1,7 @@
 //! The attach plan: what should be probed, in which ways, best first, and why not. Pure: features in, plan out.
 //! `doctor` prints it, the loader executes it.
 
-use super::features::Features;
+use super::{features::Features, known_bad, load::word};
 use crate::event::SeenBy;
 use serde::{Deserialize, Serialize};
 
@@ -18,6 +18,33 @@ pub struct Sight {
     pub loss: &'static str,
 }
 
+impl Sight {
+    /// What it would be like, on a kernel of this release; nothing is attached.
+    pub fn planned(&self, release: &str) -> Probe {
+        let first = self.ways.first();
+        let mut notes: Vec<String> =
+            self.refused.iter().map(|(how, why)| format!("{}: {why}", word(*how))).collect();
+        let weaker = first.map_or("", |way| way.weaker);
+        notes.extend((!weaker.is_empty()).then(|| weaker.to_owned()));
+        let (since, doubt) = SYNCFS_IN_DOUBT;
+        let old = known_bad::version(release).is_some_and(|version| version < since);
+        if old && first.is_some_and(|way| [SYNC_FENTRY, SYNC_KPROBE].contains(way)) {
+            notes.push(doubt.to_owned());
+        }
+        Probe {
+            what: self.what.into(),
+            target: first
+                .map(|way| way.programs.iter().map(|p| p.1).collect::<Vec<_>>().join(", "))
+                .unwrap_or_default(),
+            how: first.map(|way| way.how),
+            sites: first.map_or(0, |way| way.programs.len() as u32),
+            emulated: 0,
+            loss: if first.is_none() { self.loss.into() } else { String::new() },
+            note: notes.join("; "),
+        }
+    }
+}
+
 /// One way to see something: all its programs are attached, or none.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Way {
@@ -25,6 +52,8 @@ pub struct Way {
     pub how: SeenBy,
     /// Programs of the BPF object and what each is attached to.
     pub programs: &'static [(&'static str, &'static str)],
+    /// What it sees less than the first way; empty for that.
+    pub weaker: &'static str,
 }
 
 /// A probe as it turned out, for `doctor`, the status line and the capture header.
@@ -46,15 +75,40 @@ pub struct Probe {
     pub note: String,
 }
 
+impl Probe {
+    /// Adds what it does not see.
+    pub fn weaken(&mut self, what: &str) {
+        if !self.note.is_empty() {
+            self.note += "; ";
+        }
+        self.note += what;
+    }
+}
+
 const UNMOUNT: &str = "unmount";
 const SUPER_SHUTDOWN: &str = "super-block shutdown";
 const SYNC: &str = "sync with device";
 const PROCESS: &str = "process exit and exec";
 
+/// Name of the sight of syncs.
+pub const SYNC_SIGHT: &str = SYNC;
 /// Name of the sight whose last resort taxes every system call; the loader attaches it only when asked to.
 pub const UNMOUNT_SIGHT: &str = UNMOUNT;
 /// What its absence means.
 pub const UNMOUNT_LOSS: &str = "unmounts of programs other than containerd and its shims are not seen";
+
+/// What the tracepoints of unmounts cannot tell.
+const UNMOUNT_ASKED: &str = "its end is found by asking the thread ten times a second";
+/// What the tracepoints of syncs cannot tell.
+const SYNC_INSIDE: &str = "only the first sync inside an unmount is seen, syncfs(2) is not, and it is told to end when the unmount does";
+/// Where the function that is probed has a copy of itself in syncfs(2).
+pub const SYNCFS_UNSEEN: &str =
+    "syncfs(2) is not seen: the compiler of this kernel has put a copy of sync_filesystem into it";
+/// The same, before it was tried. That function has been too large for a copy since this version.
+const SYNCFS_IN_DOUBT: ([u32; 3], &str) = (
+    [5, 17, 0],
+    "whether syncfs(2) is seen shows when probes are attached: compilers put a copy of sync_filesystem into it before 5.17",
+);
 
 const UNMOUNT_FENTRY: Way = Way {
     how: SeenBy::Fentry,
@@ -64,6 +118,7 @@ const UNMOUNT_FENTRY: Way = Way {
         ("fexit_unmount", "__x64_sys_umount"),
         ("fentry_unmount", "__x64_sys_umount"),
     ],
+    weaker: "",
 };
 const UNMOUNT_KPROBE: Way = Way {
     how: SeenBy::Kprobe,
@@ -73,6 +128,7 @@ const UNMOUNT_KPROBE: Way = Way {
         ("kretprobe_unmount", "__x64_sys_umount"),
         ("kprobe_unmount", "__x64_sys_umount"),
     ],
+    weaker: "",
 };
 const UNMOUNT_TRACEPOINT: Way = Way {
     how: SeenBy::Tracepoint,
@@ -80,6 +136,7 @@ const UNMOUNT_TRACEPOINT: Way = Way {
         ("tracepoint_unmount_exit", "syscalls/sys_exit_umount"),
         ("tracepoint_unmount", "syscalls/sys_enter_umount"),
     ],
+    weaker: UNMOUNT_ASKED,
 };
 const SHUTDOWN_FENTRY: Way = Way {
     how: SeenBy::Fentry,
@@ -87,6 +144,7 @@ const SHUTDOWN_FENTRY: Way = Way {
         ("fexit_super_shutdown", "generic_shutdown_super"),
         ("fentry_super_shutdown", "generic_shutdown_super"),
     ],
+    weaker: "",
 };
 const SHUTDOWN_KPROBE: Way = Way {
     how: SeenBy::Kprobe,
@@ -94,14 +152,17 @@ const SHUTDOWN_KPROBE: Way = Way {
         ("kretprobe_super_shutdown", "generic_shutdown_super"),
         ("kprobe_super_shutdown", "generic_shutdown_super"),
     ],
+    weaker: "",
 };
 const SYNC_FENTRY: Way = Way {
     how: SeenBy::Fentry,
     programs: &[("fexit_sync", "sync_filesystem"), ("fentry_sync", "sync_filesystem")],
+    weaker: "",
 };
 const SYNC_KPROBE: Way = Way {
     how: SeenBy::Kprobe,
     programs: &[("kretprobe_sync", "sync_filesystem"), ("kprobe_sync", "sync_filesystem")],
+    weaker: "",
 };
 const SYNC_TRACEPOINT: Way = Way {
     how: SeenBy::Tracepoint,
@@ -109,10 +170,12 @@ const SYNC_TRACEPOINT: Way = Way {
         ("tracepoint_writeback_queue", "writeback_queue"),
         ("tracepoint_ext4_sync_fs", "ext4_sync_fs"),
     ],
+    weaker: SYNC_INSIDE,
 };
 const PROCESS_TRACEPOINT: Way = Way {
     how: SeenBy::Tracepoint,
     programs: &[("tracepoint_exit", "sched_process_exit"), ("tracepoint_exec", "sched_process_exec")],
+    weaker: "",
 };
 
 /// The kernel side of the plan.
@@ -243,6 +306,22 @@ mod tests {
         assert_eq!(first(&features, PROCESS), Some(SeenBy::Tracepoint));
         let sync = kernel(&features).into_iter().find(|s| s.what == SYNC).unwrap();
         assert!(sync.refused.iter().all(|(_, why)| why == "no BTF"), "{:?}", sync.refused);
+    }
+
+    #[test]
+    fn what_a_way_sees_less_is_said_before_it_is_used() {
+        let note = |features: &Features, release: &str| {
+            kernel(features).into_iter().find(|s| s.what == SYNC).unwrap().planned(release).note
+        };
+        let mut features = all();
+        assert_eq!(note(&features, "6.12.0"), "");
+        assert_eq!(note(&features, "5.10.0-32-cloud-amd64"), SYNCFS_IN_DOUBT.1);
+        features.trampolines = Answer::No("refused".into());
+        features.kprobes = Answer::No("not built in".into());
+        assert_eq!(
+            note(&features, "5.10.0"),
+            format!("fentry: refused; kprobe: not built in; {SYNC_INSIDE}")
+        );
     }
 
     #[test]

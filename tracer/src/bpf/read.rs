@@ -10,7 +10,7 @@ use std::{
 };
 use tracer_common::{
     cookie::COUNTERS,
-    op::{Key, Op, Wait},
+    op::{Key, Op, Wait, kind},
     record::Record,
     settings::BUCKETS,
     stats::{Cause, FIRST_CAUSE, HITS, SLOTS},
@@ -117,6 +117,20 @@ impl Reader {
     /// How often any of these kinds has begun so far. Counted before the operation is put into its map.
     pub fn begun(&self, kinds: impl Iterator<Item = u32>) -> u64 {
         kinds.map(|kind| self.stats.get(&(kind * SLOTS + HITS), 0).unwrap_or(0)).sum()
+    }
+
+    /// Whether a probe on `sync_filesystem` sees what syncfs(2) does, found out by trying: on a file system that has
+    /// nothing to write, a few times, since somebody else may sync in the same moment.
+    pub fn sees_syncfs(&self) -> io::Result<bool> {
+        let proc = std::fs::File::open("/proc/self")?;
+        for _ in 0..3 {
+            let before = self.begun([kind::SYNC].into_iter());
+            rustix::fs::syncfs(&proc)?;
+            if self.begun([kind::SYNC].into_iter()) == before {
+                return Ok(false);
+            }
+        }
+        Ok(true)
     }
 
     /// Hits of sites in Go programs, in the order of [`tracer_common::cookie::counter`].

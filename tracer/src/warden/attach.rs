@@ -17,10 +17,10 @@ use super::{
 };
 use crate::{
     bpf::{
-        features::Features,
+        features::{Answer, Features},
         known_bad,
         load::Kernel,
-        plan::{self, Probe, Sight, UNMOUNT_SIGHT, Way},
+        plan::{self, Probe, SYNC_SIGHT, SYNCFS_UNSEEN, UNMOUNT_SIGHT, Way},
         read::Reader,
     },
     event::{Body, Event, Kind, Ns, Process, Role, SeenBy},
@@ -145,13 +145,16 @@ impl Attacher {
 
     /// Finds out what the kernel allows and loads the kernel half.
     pub fn load(&mut self) -> anyhow::Result<Reader> {
-        let features = Features::detect();
+        let mut features = Features::detect();
+        if self.settings.one_by_one {
+            features.uprobe_multi = Answer::No(WITHOUT.into());
+        }
         let mut kernel = Kernel::load(&features, self.settings.diagnostics)?;
         kernel.set_floors(thresholds::floor)?;
         let reader = kernel.reader()?;
         let without = &self.settings.without;
         for sight in plan::kernel(&features) {
-            let probe = kernel.attach_sight(&sight, |way| {
+            let mut probe = kernel.attach_sight(&sight, |way| {
                 // The tracepoint of unmounts is attached last, and only if nothing else sees any.
                 if without.contains(&way.how) {
                     Err(WITHOUT.into())
@@ -162,8 +165,16 @@ impl Attacher {
                 }
             });
             self.kernel_sees_unmounts |= sight.what == UNMOUNT_SIGHT && probe.how.is_some();
+            let syncs =
+                sight.what == SYNC_SIGHT && matches!(probe.how, Some(SeenBy::Fentry | SeenBy::Kprobe));
+            match syncs.then(|| reader.sees_syncfs()) {
+                Some(Ok(false)) => probe.weaken(SYNCFS_UNSEEN),
+                Some(Err(error)) => self.outbox.log(Level::Warning, format!("trying syncfs(2): {error}")),
+                _ => {}
+            }
             self.kernel_probes.push(probe);
         }
+        kernel.forget_types();
         for defect in known_bad::defects(&features.kernel) {
             let text = format!("kernel {}: {} ({})", features.kernel, defect.what, defect.citation);
             if defect.verdict == known_bad::Verdict::Refuse {
@@ -242,7 +253,8 @@ impl Attacher {
     /// Looks once and tells, without attaching anything.
     pub fn survey(&mut self) {
         let features = Features::detect();
-        self.kernel_probes = plan::kernel(&features).iter().map(planned).collect();
+        self.kernel_probes =
+            plan::kernel(&features).iter().map(|sight| sight.planned(&features.kernel)).collect();
         self.kernel_sees_unmounts = self
             .kernel_probes
             .iter()
@@ -662,22 +674,5 @@ fn probe(target: &Target, how: Option<SeenBy>, sites: usize, why: String) -> Pro
         emulated: if how.is_some() { target.emulated } else { 0 },
         loss: String::new(),
         note: [target.note.clone(), why].into_iter().filter(|s| !s.is_empty()).collect::<Vec<_>>().join("; "),
-    }
-}
-
-/// What a sight would be like, for a survey.
-fn planned(sight: &Sight) -> Probe {
-    let first = sight.ways.first();
-    let notes = sight.refused.iter().map(|(how, why)| format!("{}: {why}", crate::bpf::load::word(*how)));
-    Probe {
-        what: sight.what.into(),
-        target: first
-            .map(|w| w.programs.iter().map(|p| p.1).collect::<Vec<_>>().join(", "))
-            .unwrap_or_default(),
-        how: first.map(|w| w.how),
-        sites: first.map_or(0, |w| w.programs.len() as u32),
-        emulated: 0,
-        loss: if first.is_none() { sight.loss.into() } else { String::new() },
-        note: notes.collect::<Vec<_>>().join("; "),
     }
 }

@@ -57,8 +57,11 @@ pub fn run(mut reader: Reader, outbox: &Outbox, shared: &Shared, fuse: Fuse) {
         }
         let mut events = Vec::new();
         reader.records(|record| {
-            if let Record::ProcessGone(gone) = &record {
-                poller.replaced.push((gone.tgid, gone.header.at));
+            match &record {
+                Record::ProcessGone(gone) => poller.replaced.push((gone.tgid, gone.header.at)),
+                // Once is enough.
+                Record::OpEnded(ended) if poller.has_told(&ended.op) => return,
+                _ => {}
             }
             from_record(&record, shared, &mut events);
         });
@@ -226,6 +229,8 @@ struct Poller {
     operations: Vec<Operation>,
     /// Entries that are over but stay in the map until their thread unmounts again, as told already: key and begin.
     told: BTreeSet<(Key, Ns)>,
+    /// The same as of the poll before, since a record may come after its entry was gone.
+    told_before: BTreeSet<(Key, Ns)>,
     /// Processes of which the kernel half has seen an exec or exit since the last poll, and when.
     replaced: Vec<(u32, Ns)>,
     /// Loss counters as told already.
@@ -280,7 +285,7 @@ impl Poller {
                 }
             }
         }
-        self.told = still_told;
+        self.told_before = std::mem::replace(&mut self.told, still_told);
         events.extend(self.operations.iter().map(|o| Event { at: now, body: Body::InFlight(o.clone()) }));
         let mut by_floor: BTreeMap<Ns, Vec<Kind>> = BTreeMap::new();
         for kind in Kind::RECORDED {
@@ -291,6 +296,12 @@ impl Poller {
             body: Body::PollComplete { kinds, older_than: now.saturating_sub(floor) },
         }));
         Ok(())
+    }
+
+    /// Whether the end of an operation was told by polling.
+    fn has_told(&self, op: &Op) -> bool {
+        let identity = (op.key, op.begin);
+        self.told.contains(&identity) || self.told_before.contains(&identity)
     }
 
     /// Removes what processes that are no more have left in the maps: nothing else ever would, since a killed process
@@ -393,7 +404,8 @@ fn short(op: &Op, floor: Ns) -> bool {
 /// When an entry that is still in the map was over; `None` while it is in flight.
 fn over(op: &Op, now: Ns) -> Option<Ns> {
     let has = |bit: u32| op.flags & bit != 0;
-    let unmount = decode::kind_of(&op.key) == Some(Kind::Unmount);
+    let kind = decode::kind_of(&op.key);
+    let unmount = kind == Some(Kind::Unmount);
     let returned = has(flag::RETURNED) && !has(flag::CLEANING);
     if returned && !has(flag::TRACEPOINT) {
         // The kernel runs `cleanup_mnt` before the thread is back in user space; between the return of the call and
@@ -404,17 +416,33 @@ fn over(op: &Op, now: Ns) -> Option<Ns> {
     // Some ends no probe tells, so the thread itself must be asked whether it is back: that of an unmount without a probe
     // on `cleanup_mnt`, that of a sync that is told by its begin only, and that of a kprobe whose kretprobe was dropped
     // for want of an instance.
-    let ask =
-        (returned && has(flag::TRACEPOINT)) || has(flag::ENDS_WITH_UNMOUNT) || (unmount && has(flag::KPROBE));
+    let block = matches!(kind, Some(Kind::SuperShutdown | Kind::Sync)) && has(flag::KPROBE);
+    let ask = block
+        || (returned && has(flag::TRACEPOINT))
+        || has(flag::ENDS_WITH_UNMOUNT)
+        || (unmount && has(flag::KPROBE));
     if !ask {
         return None;
     }
     match threads::look(op.key.tgid, op.tid) {
-        Ok(site) if site.site.syscall == Some(SYS_UMOUNT2) => None,
-        // It runs, so it cannot be told where: asked again at the next poll.
-        Ok(site) if site.site.state == 'R' => None,
-        _ => Some(now),
+        Ok(site) if block => {
+            let function =
+                if kind == Some(Kind::Sync) { "sync_filesystem" } else { "generic_shutdown_super" };
+            has_left(&site.site.kernel_stack, function).then_some(now)
+        }
+        // While it runs it cannot be told where, and it may have run since its state was read: asked again at the next
+        // poll. Only another system call shows that it is back.
+        Ok(site) => site.site.syscall.filter(|number| *number != SYS_UMOUNT2).map(|_| now),
+        Err(_) => Some(now),
     }
+}
+
+/// Whether a thread that sleeps with this kernel stack is no longer in a function that several system calls, and the way out
+/// of a process, can lead to. A stack that is not there to its bottom says nothing: before 5.16 it ends where a kretprobe
+/// has its return address. `__sync_filesystem`, which `sync_filesystem` of 5.10 ends with, is the same.
+fn has_left(stack: &[String], function: &str) -> bool {
+    let whole = stack.last().is_some_and(|name| name.starts_with("entry_SYSCALL"));
+    whole && !stack.iter().any(|name| name.contains(function))
 }
 
 fn costs(reader: &Reader) -> Vec<Cost> {
@@ -436,6 +464,19 @@ fn costs(reader: &Reader) -> Vec<Cost> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_a_whole_stack_shows_that_a_thread_has_left() {
+        let left = |names: &str| {
+            let stack: Vec<String> = names.split(' ').map(str::to_owned).collect();
+            has_left(&stack, "sync_filesystem")
+        };
+        assert!(left("futex_wait do_futex do_syscall_64 entry_SYSCALL_64_after_hwframe"));
+        assert!(!left("sync_inodes_sb __sync_filesystem ovl_sync_fs entry_SYSCALL_64_after_hwframe"));
+        assert!(!left("sync_inodes_sb sync_filesystem kretprobe_trampoline"));
+        assert!(!left("ovl_put_super kretprobe_trampoline"), "nobody knows what is below");
+        assert!(!has_left(&[], "sync_filesystem"));
+    }
 
     #[test]
     fn maps_are_read_while_something_begins_or_is_in_flight_and_once_a_second() {

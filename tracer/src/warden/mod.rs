@@ -56,6 +56,8 @@ pub struct Settings {
     pub max_target_cost: Option<u32>,
     /// Let the kernel half tell its refusals in its own log.
     pub diagnostics: bool,
+    /// Attach uprobes one by one also where the kernel takes many at once: how a test forces that.
+    pub one_by_one: bool,
     /// Ways that the kernel offers and that are not to be used: how a test forces each fallback.
     pub without: Vec<crate::event::SeenBy>,
 }

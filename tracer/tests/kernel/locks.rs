@@ -1,6 +1,9 @@
 //! Contended locks of a Go program, against the program's own log; and programs that die with waits in flight.
 
-use super::{machine::now, watch::Watch};
+use super::{
+    machine::now,
+    watch::{Told, Watch},
+};
 use anyhow::{Context, Result, ensure};
 use std::{
     collections::BTreeSet,
@@ -84,44 +87,64 @@ fn parse(line: &str) -> Option<Took> {
     })
 }
 
-/// Within a twentieth, or the 15 ms that one emulated processor may give to somebody else.
+/// Within a twentieth, or the 15 ms that one emulated processor may give to somebody else. The program holds each lock for
+/// 800 ms, so that a busy machine does not show.
 fn close(told: u64, did: u64) -> bool {
     told.abs_diff(did) <= (did / 20).max(15_000_000)
 }
 
-/// Every wait, hold and waker that the program logged is told, with its goroutine; and nothing else is.
-pub fn events_agree_with_the_programs_own_log() -> Result<()> {
+/// Every wait, hold and waker that the program logged is told, with its goroutine; and nothing else is. `one_by_one`:
+/// attached with a link for each site, as kernels without links of many do.
+pub fn events_agree_with_the_programs_own_log(one_by_one: bool) -> Result<()> {
     let mut program = Program::start()?;
     let pid = program.pid();
-    let watch = Watch::start(Settings { also: vec![pid], ..Settings::default() })?;
-    program.tell("run 5")?;
+    let watch = Watch::start(Settings { also: vec![pid], one_by_one, ..Settings::default() })?;
+    let many =
+        watch.look(|told| told.survey.as_ref().and_then(|s| s.features.clone())).context("features")?;
+    ensure!(!(one_by_one && many.uprobe_multi.yes()), "{:?}", many.uprobe_multi);
+    program.tell("run 3")?;
     let log: Vec<Took> = program.until("done")?.iter().filter_map(|line| parse(line)).collect();
-    ensure!(log.len() == 25, "{} lines", log.len());
+    ensure!(log.len() == 15, "{} lines", log.len());
     watch.nothing_in_flight(|o| o.actor.pid == pid)?;
     let of = |o: &Operation, kind: Kind, t: &Took| {
         o.kind == kind && o.actor.goid == Some(t.goid) && (t.lock..t.lock + 24).contains(&o.object)
     };
     let (mut waits, mut holds, mut wakes) = (0, 0, 0);
+    let mut far = Vec::new();
     for took in &log {
         let waited = took.got - took.before;
-        if waited >= 25_000_000 {
+        // Somebody had the lock in between: what else takes time is the machine's affair.
+        let contended = log.iter().any(|other| {
+            other.lock == took.lock
+                && other.goid != took.goid
+                && other.got < took.got
+                && other.released > took.before
+        });
+        if contended && waited >= 25_000_000 {
             // A writer waits for the writer before it, and then for readers: one acquisition, two waits.
-            let told = watch.wait(&format!("waits like {took:?}"), 5, |all| {
-                let told: Vec<(Operation, u64)> = all
-                    .events
+            let find = |all: &Told| -> Vec<(Operation, u64)> {
+                all.events
                     .iter()
                     .filter_map(|event| match &event.body {
                         Body::Ended(o, _) if of(o, Kind::LockWait, took) => Some((o.clone(), event.at)),
                         _ => None,
                     })
-                    .collect();
-                let sum: u64 = told.iter().map(|(o, at)| at - o.begin).sum();
-                close(sum, waited).then_some(told)
+                    .collect()
+            };
+            let sum = |told: &[(Operation, u64)]| told.iter().map(|(o, at)| at - o.begin).sum::<u64>();
+            let told =
+                watch.wait("waits", 20, |all| Some(find(all)).filter(|told| sum(told) * 5 >= waited * 4));
+            let told = told.with_context(|| {
+                let told = watch.look(find);
+                format!("waited {waited} ns, told {} ns: {took:?}; {told:?}", sum(&told))
             })?;
+            if !close(sum(&told), waited) {
+                far.push(format!("waited {waited} ns, told {} ns: {took:?}; {told:?}", sum(&told)));
+            }
             waits += told.len();
             for (told, at) in told {
                 ensure!(told.begin >= took.before && at <= took.got, "{told:?} to {at}, log {took:?}");
-                let (by, woken) = watch.wait(&format!("a waker for {told:?}"), 5, |all| {
+                let (by, woken) = watch.wait(&format!("a waker for {told:?}"), 20, |all| {
                     all.events.iter().find_map(|event| match &event.body {
                         Body::Woken { by, waiter, semaphore }
                             if waiter.goid == Some(took.goid)
@@ -137,7 +160,7 @@ pub fn events_agree_with_the_programs_own_log() -> Result<()> {
                 let releasers: BTreeSet<u64> = log
                     .iter()
                     .filter(|other| other.lock == took.lock && other.goid != took.goid)
-                    .filter(|other| other.released <= woken && woken - other.released < 50_000_000)
+                    .filter(|other| other.released <= woken && woken - other.released < 100_000_000)
                     .map(|other| other.goid)
                     .collect();
                 let by = by.goid.context("a waker without a goroutine")?;
@@ -150,11 +173,16 @@ pub fn events_agree_with_the_programs_own_log() -> Result<()> {
                 .ended(&format!("a hold like {took:?}"), |o| of(o, Kind::LockHold, took))
                 .context("write lock")?;
             ensure!(told.begin >= took.before && told.begin <= took.got, "{told:?}, log {took:?}");
-            ensure!(at >= took.released && at - took.released < 50_000_000, "{told:?} to {at}, log {took:?}");
+            ensure!(
+                at >= took.released && at - took.released < 100_000_000,
+                "{told:?} to {at}, log {took:?}"
+            );
             holds += 1;
         }
     }
-    ensure!(waits >= 14 && holds == 10 && wakes == waits, "{waits} waits, {holds} holds, {wakes} wakes");
+    // Between the program's look at its clock and the call that is probed a busy machine may do something else.
+    ensure!(far.len() <= 1, "{far:#?}");
+    ensure!(waits >= 9 && holds == 6 && wakes == waits, "{waits} waits, {holds} holds, {wakes} wakes");
     let goids: BTreeSet<u64> = log.iter().map(|took| took.goid).collect();
     let strange = watch.look(|told| {
         told.events.iter().find_map(|event| match &event.body {
@@ -182,7 +210,7 @@ pub fn what_dies_leaves_nothing() -> Result<()> {
         let begin = now();
         program.tell(command)?;
         program.until("parked")?;
-        watch.wait(&format!("waits before {command}"), 10, |told| {
+        watch.wait(&format!("waits before {command}"), 30, |told| {
             let waits = told.events.iter().filter(|event| {
                 matches!(&event.body, Body::InFlight(o) if o.kind == Kind::LockWait && o.actor.pid == pid)
             });
@@ -198,7 +226,7 @@ pub fn what_dies_leaves_nothing() -> Result<()> {
             program.child.wait()?;
         }
         watch
-            .wait(&format!("the end of the program after {command}"), 10, |told| {
+            .wait(&format!("the end of the program after {command}"), 30, |told| {
                 told.events
                     .iter()
                     .any(|event| {

@@ -5,7 +5,11 @@ use super::{
     watch::{Watch, of_kernel},
 };
 use anyhow::{Context, Result, ensure};
-use std::{fs::File, sync::Arc, sync::Barrier, thread};
+use std::{
+    fs::{self, File},
+    sync::{Arc, Barrier, mpsc},
+    thread,
+};
 use tracer::{
     event::{Body, Device, Kind, Operation, Outcome, SeenBy},
     warden::Settings,
@@ -60,10 +64,99 @@ struct Case {
     drops_nested: bool,
 }
 
-/// Within a twentieth, or 30 ms where that is more; where the end is asked for, a poll and its rests later.
-fn close(case: &Case, told: u64, did: u64) -> bool {
-    let slack = if case.how == SeenBy::Tracepoint { 250_000_000 } else { 30_000_000 };
-    told.abs_diff(did) <= (did / 20).max(slack)
+/// Within a twentieth, or 30 ms where that is more.
+fn close(told: u64, did: u64) -> bool {
+    told.abs_diff(did) <= (did / 20).max(30_000_000)
+}
+
+/// An end that is found by polling is told so much late at most.
+const POLLED: u64 = 600_000_000;
+
+impl Case {
+    /// What was told of one scenario, in words that do not depend on the way it was seen; without what is short, whose
+    /// length is chance.
+    fn list(&self, scenario: &str, from: u64) -> Vec<String> {
+        const LONG: u64 = 500_000_000;
+        let roles = ["ext4", "xfs"].map(|disk| (machine::device(&format!("/mnt/{disk}")), disk));
+        self.watch.look(|told| {
+            let mut ended: Vec<(&Operation, Outcome, u64)> = told
+                .events
+                .iter()
+                .filter_map(|event| match &event.body {
+                    Body::Ended(o, outcome) if of_kernel(o.kind) && o.begin >= from => {
+                        Some((o, *outcome, event.at))
+                    }
+                    _ => None,
+                })
+                .collect();
+            if self.drops_nested {
+                // Those whose end nobody knows were told as long as they lasted.
+                for event in told.events.iter().rev() {
+                    if let Body::InFlight(o) = &event.body
+                        && of_kernel(o.kind)
+                        && o.begin >= from
+                        && !ended.iter().any(|(known, ..)| {
+                            (known.kind, known.actor, known.begin) == (o.kind, o.actor, o.begin)
+                        })
+                    {
+                        ended.push((o, Outcome::Done, event.at));
+                    }
+                }
+            }
+            let unmounts = |o: &Operation| {
+                ended.iter().any(|(u, _, end)| {
+                    u.kind == Kind::Unmount && u.actor == o.actor && (u.begin..=*end).contains(&o.begin)
+                })
+            };
+            // What the test itself syncs, to go on with nothing dirty, is short or long by chance.
+            let tidying = |o: &Operation| o.actor.tid == std::process::id();
+            let mut lines: Vec<String> = ended
+                .iter()
+                .filter(|(o, ..)| !tidying(o))
+                .filter(|(o, outcome, at)| at - o.begin > LONG || *outcome == Outcome::Errno(libc::EBUSY))
+                .map(|(o, outcome, _)| {
+                    let role = roles.iter().find(|(device, _)| Some(*device) == o.device);
+                    let on = role.map_or(if o.device.is_some() { "its own" } else { "-" }, |(_, disk)| disk);
+                    let path = o.path.as_deref().unwrap_or("-").replace(&format!("-{:?}", self.how), "");
+                    let place = if o.kind != Kind::Unmount && unmounts(o) { "in an unmount" } else { "" };
+                    let fs = o.fs_type.as_deref().unwrap_or("-");
+                    format!("{scenario}: {:?} {outcome:?} {path} {fs} on {on} {place}", o.kind)
+                })
+                .collect();
+            lines.sort();
+            lines
+        })
+    }
+}
+
+/// Each way tells what the first one tells, but for what a tracepoint says that it does not see.
+fn same_as_by_fentry(how: SeenBy, list: &[String]) -> Result<()> {
+    const KEPT: &str = "/run/events-by-fentry";
+    ensure!(list.len() > 8, "{list:#?}");
+    if how == SeenBy::Fentry {
+        return Ok(fs::write(KEPT, list.join("\n"))?);
+    }
+    let Ok(kept) = fs::read_to_string(KEPT) else {
+        println!("note {how:?}: not compared, since nothing was seen by fentry before");
+        return Ok(());
+    };
+    let visible = |line: &&str| {
+        let shutdown = line.contains(": SuperShutdown ");
+        let sync = line.contains(": Sync ");
+        let upper = line.ends_with("in an unmount") && !line.contains(" on its own ");
+        how == SeenBy::Kprobe || !(shutdown || sync && !upper)
+    };
+    let mut missing: Vec<&str> = kept.lines().filter(visible).collect();
+    let mut more = Vec::new();
+    for line in list {
+        match missing.iter().position(|other| other == line) {
+            Some(at) => drop(missing.remove(at)),
+            None => more.push(line),
+        }
+    }
+    ensure!(missing.is_empty() && more.is_empty(), "not as by fentry: missing {missing:#?}, more {more:#?}");
+    println!("note {how:?}: the same {} events as by fentry", list.len());
+    Ok(())
 }
 
 type Scenario = (&'static str, fn(&Case) -> Result<()>);
@@ -76,16 +169,18 @@ pub fn all(how: SeenBy) -> Result<()> {
         _ => vec![SeenBy::Fentry, SeenBy::Kprobe],
     };
     let watch = Watch::start(Settings { without, ..Settings::default() })?;
-    let survey = watch.wait("a survey", 5, |told| told.survey.clone())?;
+    let survey = watch.wait("a survey", 20, |told| told.survey.clone())?;
     for what in ["unmount", "sync with device"] {
         let probe = survey.probes.iter().find(|probe| probe.what == what);
         ensure!(probe.and_then(|p| p.how) == Some(how), "{what} is not seen by {how:?}: {probe:?}");
     }
+    let drops_nested = how == SeenBy::Kprobe && machine::kernel() < (6, 1);
     let case = Case {
         watch,
         how,
-        bytes: if how == SeenBy::Tracepoint { 8_000_000 } else { 3_000_000 },
-        drops_nested: how == SeenBy::Kprobe && machine::kernel() < (6, 1),
+        // A twentieth of it must be longer than it takes to find an end by polling.
+        bytes: if how == SeenBy::Tracepoint || drops_nested { 10_000_000 } else { 3_000_000 },
+        drops_nested,
     };
     let all: [Scenario; 10] = [
         ("errors", errors),
@@ -99,10 +194,14 @@ pub fn all(how: SeenBy) -> Result<()> {
         ("volatile", volatile),
         ("last process of a mount namespace", last_process),
     ];
+    let mut list = Vec::new();
     for (name, scenario) in all {
+        let begin = now();
         scenario(&case).with_context(|| name.to_owned())?;
         case.watch.nothing_in_flight(|o| of_kernel(o.kind)).with_context(|| name.to_owned())?;
+        list.extend(case.list(name, begin));
     }
+    same_as_by_fentry(how, &list)?;
     let lost =
         case.watch.look(|told| told.events.iter().filter(|e| matches!(e.body, Body::Lost { .. })).count());
     ensure!(lost == 0, "{lost} losses were told");
@@ -121,11 +220,7 @@ fn unmount_is_told(case: &Case, did: &Did, path: &str) -> Result<()> {
     ensure!(outcome == Outcome::Done, "{outcome:?}");
     ensure!(told.path.as_deref() == Some(path), "{told:?}");
     ensure!(told.seen_by == case.how, "{told:?}");
-    ensure!(
-        close(case, at - told.begin, did.took()),
-        "told {} ms, was {did:?}",
-        (at - told.begin) / 1_000_000
-    );
+    ensure!(close(at - told.begin, did.took()), "told {} ms, was {did:?}", (at - told.begin) / 1_000_000);
     let seen = case.watch.look(|all| {
         all.events
             .iter()
@@ -145,7 +240,7 @@ fn unmount_is_told(case: &Case, did: &Did, path: &str) -> Result<()> {
 /// A sync of this device and type happened inside the call, and its length fits.
 fn sync_is_told(case: &Case, did: &Did, device: Device, fs_type: &str, lasted: bool) -> Result<()> {
     let is = |o: &Operation| o.kind == Kind::Sync && did.holds(o) && o.device == Some(device);
-    let told = case.watch.wait(&format!("sync of {device} in {did:?}"), 5, |all| {
+    let told = case.watch.wait(&format!("sync of {device} in {did:?}"), 20, |all| {
         all.events.iter().find_map(|event| match &event.body {
             Body::Ended(o, _) if is(o) => Some((o.clone(), Some(event.at))),
             // Its end may be one of those that nobody knows.
@@ -156,8 +251,14 @@ fn sync_is_told(case: &Case, did: &Did, device: Device, fs_type: &str, lasted: b
     ensure!(told.0.fs_type.as_deref() == Some(fs_type), "{told:?}");
     if let (Some(at), true) = (told.1, lasted) {
         let inside = at - told.0.begin;
-        ensure!(inside <= did.took() + 250_000_000 && inside * 2 > did.took(), "{told:?} inside {did:?}");
+        ensure!(inside <= did.took() + POLLED && inside * 2 > did.took(), "{told:?} inside {did:?}");
     }
+    let last = case.watch.look(|all| {
+        let seen =
+            all.events.iter().filter(|e| matches!(&e.body, Body::InFlight(o) | Body::Ended(o, _) if is(o)));
+        seen.map(|event| event.at).max()
+    });
+    ensure!(last.is_some_and(|at| at <= did.end + POLLED), "told until {last:?}: {told:?} inside {did:?}");
     Ok(())
 }
 
@@ -177,7 +278,7 @@ fn plain(case: &Case, disk: &str, flags: i32) -> Result<()> {
             case.watch.ended("shutdown of the overlay", |o| o.kind == Kind::SuperShutdown && did.holds(o))?;
         ensure!(shut.device == Some(overlay.device), "{shut:?}");
         ensure!(shut.fs_type.as_deref() == Some("overlay"), "{shut:?}");
-        ensure!(close(case, at - shut.begin, did.took()), "{shut:?} inside {did:?}");
+        ensure!(close(at - shut.begin, did.took()), "{shut:?} inside {did:?}");
     }
     Ok(())
 }
@@ -242,7 +343,7 @@ fn detached_while_busy(case: &Case) -> Result<()> {
 /// Mounted in another namespace too: the unmount returns and cleans nothing up.
 fn pinned(case: &Case) -> Result<()> {
     let overlay = Overlay::new("ext4", &unique(case, "pinned"), "")?;
-    overlay.dirty(1_000_000)?;
+    overlay.dirty(2_000_000)?;
     let mut other = std::process::Command::new("/init")
         .arg("pin")
         .env(super::INSIDE, "pin")
@@ -278,19 +379,38 @@ fn two_queued(case: &Case) -> Result<()> {
     }
     let threads = overlays.each_ref().map(|overlay| {
         let (gate, at) = (Arc::clone(&gate), overlay.at.clone());
-        thread::spawn(move || {
+        let (did, told) = mpsc::channel();
+        let (go, stay) = mpsc::channel::<()>();
+        let thread = thread::spawn(move || {
             gate.wait();
             let begin = now();
             let errno = umount(&at, 0);
             let (pid, tid, end) = (std::process::id(), tid(), now());
-            linger();
-            Did { what: "queued".into(), pid, tid, begin, end, errno }
-        })
+            let _ = did.send(Did { what: "queued".into(), pid, tid, begin, end, errno });
+            let _ = stay.recv();
+        });
+        (thread, told, go)
     });
-    let did = threads.map(|thread| thread.join().unwrap());
+    let did = threads.each_ref().map(|(_, told, _)| told.recv().unwrap());
     for (did, overlay) in did.iter().zip(&overlays) {
         unmount_is_told(case, did, &overlay.at)?;
         sync_is_told(case, did, upper, "ext4", false)?;
+    }
+    // While the threads live: a thread's end would tell, and tidy up, whatever had no end before.
+    case.watch.nothing_in_flight(|o| of_kernel(o.kind)).context("and the threads live")?;
+    for (thread, _, go) in threads {
+        drop(go);
+        thread.join().unwrap();
+    }
+    for did in &did {
+        let ends: Vec<u64> = case.watch.look(|told| {
+            let ends = told.events.iter().filter_map(|event| match &event.body {
+                Body::Ended(o, _) if o.kind == Kind::Unmount && did.holds(o) => Some(event.at),
+                _ => None,
+            });
+            ends.collect()
+        });
+        ensure!(ends.iter().all(|end| close(end - did.begin, did.took())), "told {ends:?}, was {did:?}");
     }
     Ok(())
 }
@@ -305,13 +425,25 @@ fn syncfs(case: &Case) -> Result<()> {
     });
     ensure!(did.took() > 800_000_000, "the disk is not slow: {did:?}");
     // By tracepoints only syncs inside an unmount are seen; and the compiler of 5.10 has put a copy of `sync_filesystem`
-    // into syncfs(2), where no probe is.
-    if case.how == SeenBy::Tracepoint || machine::kernel() < (6, 1) {
+    // into syncfs(2), where no probe is. That must be said, there and nowhere else.
+    let unseen = case.how == SeenBy::Tracepoint || machine::kernel() < (6, 1);
+    let probe = case.watch.wait("the probe of syncs", 20, |told| {
+        told.survey.as_ref()?.probes.iter().find(|probe| probe.what == "sync with device").cloned()
+    })?;
+    ensure!(probe.note.contains("syncfs(2)") == unseen, "{probe:?}");
+    if unseen {
+        case.watch.nothing_in_flight(|o| of_kernel(o.kind))?;
+        let told = case.watch.look(|told| {
+            told.events
+                .iter()
+                .any(|e| matches!(&e.body, Body::Ended(o, _) | Body::InFlight(o) if did.holds(o)))
+        });
+        ensure!(!told, "it is told, and said not to be seen: {probe:?}");
         return Ok(());
     }
     sync_is_told(case, &did, upper, "xfs", true)?;
     let (told, _, at) = case.watch.ended("the sync", |o| o.kind == Kind::Sync && did.holds(o))?;
-    ensure!(close(case, at - told.begin, did.took()), "{told:?} inside {did:?}");
+    ensure!(close(at - told.begin, did.took()), "{told:?} inside {did:?}");
     Ok(())
 }
 
@@ -362,6 +494,35 @@ fn last_process(case: &Case) -> Result<()> {
     ensure!(shut.fs_type.as_deref() == Some("overlay"), "{shut:?}");
     ensure!(at - shut.begin <= did.took() && (at - shut.begin) * 2 > did.took(), "{shut:?} in {did:?}");
     Ok(())
+}
+
+/// With no way left nothing of the kernel is told, and that is said.
+pub fn unseen() -> Result<()> {
+    let without = vec![SeenBy::Fentry, SeenBy::Kprobe, SeenBy::Tracepoint];
+    let watch = Watch::start(Settings { without, ..Settings::default() })?;
+    let survey = watch.wait("a survey", 20, |told| told.survey.clone())?;
+    for probe in &survey.probes {
+        ensure!(probe.how.is_none() && !probe.loss.is_empty() && !probe.note.is_empty(), "{probe:?}");
+        watch.wait("the blind spot", 20, |told| {
+            told.events.iter().find_map(|event| match &event.body {
+                Body::BlindSpot { what, reason } if *what == probe.what && *reason == probe.loss => Some(()),
+                _ => None,
+            })
+        })?;
+    }
+    ensure!(survey.probes.len() == 4, "{:?}", survey.probes);
+    let overlay = Overlay::new("ext4", "unseen", "")?;
+    overlay.dirty(3_000_000)?;
+    let at = overlay.at.clone();
+    let did = does("unseen", move || umount(&at, 0));
+    ensure!(did.errno == 0 && did.took() > 800_000_000, "the disk is not slow: {did:?}");
+    let told = watch.look(|told| {
+        told.events
+            .iter()
+            .any(|e| matches!(&e.body, Body::Ended(o, _) | Body::InFlight(o) if of_kernel(o.kind)))
+    });
+    ensure!(!told, "something was told");
+    watch.stop()
 }
 
 /// The other process of [`pinned`] and of [`last_process`]: takes a copy of all mounts, or makes one of its own; says

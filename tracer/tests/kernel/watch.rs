@@ -10,6 +10,7 @@ use std::{
     time::Duration,
 };
 use tracer::{
+    bpf::plan::Probe,
     event::{Body, Event, Kind, Operation, Outcome},
     warden::{
         self, Settings,
@@ -36,6 +37,7 @@ pub struct Watch {
 impl Watch {
     /// Starts one and waits until all is attached. The process must have one thread.
     pub fn start(settings: Settings) -> Result<Watch> {
+        let also = settings.also.clone();
         let socket = warden::fork(settings)?;
         let told = Arc::<Mutex<Told>>::default();
         let (mut reading, into) = (socket.try_clone()?, Arc::clone(&told));
@@ -58,7 +60,16 @@ impl Watch {
             into.lock().unwrap().over = true;
         });
         let watch = Watch { socket, told };
-        watch.wait("all is attached", 30, |told| told.survey.as_ref()?.attached_after)?;
+        // How long that takes is the machine's affair: half a minute where the emulator has a processor to itself.
+        watch.wait("all is attached", 300, |told| {
+            let survey = told.survey.as_ref().filter(|survey| survey.attached_after.is_some())?;
+            // A program whose file took long to read comes with a later scan; and where attaching took long, the rest of
+            // its probes come after a pause.
+            let known = |pid: &u32| survey.programs.iter().any(|program| program.pids.contains(pid));
+            let on = |probe: &Probe| probe.how.is_some() || probe.note.starts_with("not needed");
+            let programs = || survey.probes.iter().filter(|probe| probe.loss.is_empty());
+            (also.iter().all(known) && programs().all(on)).then_some(())
+        })?;
         Ok(watch)
     }
 
@@ -77,7 +88,11 @@ impl Watch {
             }
             if over || now() > end {
                 let (log, last) = self.look(|told| (told.log.clone(), last(told)));
-                bail!("not told within {seconds} s (over: {over}): {what}; log {log:?}; {last}");
+                let off = self.look(|told| {
+                    let probes = told.survey.iter().flat_map(|survey| &survey.probes);
+                    probes.filter(|p| p.how.is_none()).map(|p| format!("{p:?}")).collect::<Vec<_>>()
+                });
+                bail!("not told within {seconds} s (over: {over}): {what}; log {log:?}; off {off:?}; {last}");
             }
             std::thread::sleep(Duration::from_millis(20));
         }
@@ -85,7 +100,7 @@ impl Watch {
 
     /// The end of an operation that `is` accepts, and when it was.
     pub fn ended(&self, what: &str, is: impl Fn(&Operation) -> bool) -> Result<(Operation, Outcome, u64)> {
-        self.wait(what, 5, |told| {
+        self.wait(what, 20, |told| {
             told.events.iter().find_map(|event| match &event.body {
                 Body::Ended(operation, outcome) if is(operation) => {
                     Some((operation.clone(), *outcome, event.at))
@@ -98,7 +113,7 @@ impl Watch {
     /// Waits for the next whole poll and fails when it tells of anything in flight that `counts`.
     pub fn nothing_in_flight(&self, counts: impl Fn(&Operation) -> bool) -> Result<()> {
         let from = now() + 250_000_000;
-        self.wait("a later poll", 5, |told| {
+        self.wait("a later poll", 30, |told| {
             let complete =
                 |event: &&Event| event.at > from && matches!(event.body, Body::PollComplete { .. });
             (told.events.iter().filter(complete).count() > 6).then_some(())

@@ -38,9 +38,17 @@ pub const GO: [Need; 1] = [need("go", "golang-go")];
 /// What the bench needs.
 pub const BENCH: [Need; 2] = [need("go", "golang-go"), need("bpftrace", "bpftrace")];
 
+fn there(need: &Need) -> bool {
+    sys::which(need.program).is_some_and(|path| (need.will_do)(&path))
+}
+
+/// Whether nothing is missing.
+pub fn all_there(needs: &[Need]) -> bool {
+    needs.iter().all(there)
+}
+
 /// Installs what is missing with apt-get, saying so; does nothing when all is there.
 pub fn ensure(needs: &[Need]) -> Result<()> {
-    let there = |need: &&Need| sys::which(need.program).is_some_and(|path| (need.will_do)(&path));
     let mut missing: Vec<&str> = needs.iter().filter(|need| !there(need)).map(|need| need.package).collect();
     missing.dedup();
     if missing.is_empty() {

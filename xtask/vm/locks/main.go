@@ -64,7 +64,7 @@ func run(n int) {
 				f()
 			}()
 		}
-		const hold, step = 120 * time.Millisecond, 30 * time.Millisecond
+		const hold, step = 800 * time.Millisecond, 30 * time.Millisecond
 		start(0, func() { take("W", unsafe.Pointer(&rw), hold, rw.Lock, rw.Unlock) })
 		start(step, func() { take("R", unsafe.Pointer(&rw), hold, rw.RLock, rw.RUnlock) })
 		start(2*step, func() { take("W", unsafe.Pointer(&rw), hold, rw.Lock, rw.Unlock) })
