@@ -51,7 +51,7 @@ impl OnDisk<'_> {
 
     /// Replaces all processes by new ones of the same files. These find nothing in memory and read page by page what they
     /// run, so what they have never run is not in memory afterwards.
-    async fn renew(&mut self, ledger: &Ledger, other: &Path) -> Result<()> {
+    pub async fn renew(&mut self, ledger: &Ledger, other: &Path) -> Result<()> {
         for pod in std::mem::take(&mut self.lab.pods) {
             pods::remove(&self.lab.client, &pod).await;
         }

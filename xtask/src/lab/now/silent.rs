@@ -1,0 +1,235 @@
+//! The disk with the programs does not answer any more: what of containerd and the shims is not in memory cannot be read.
+//! plegscope and what it keeps lie on a tmpfs. It comes back in time, tells what it can, and says what it left out.
+
+use super::judge;
+use super::stall::Stall;
+use super::{GRACE, PARTLY_BLIND, Ran, WITHIN, run, store};
+use crate::lab::cleanup::Ledger;
+use crate::lab::commands::look;
+use crate::lab::containerd::Programs;
+use crate::lab::harmless::{evicted, pages};
+use crate::lab::kubelet_like::KubeletLike;
+use crate::lab::pods;
+use crate::lab::siblings::said::list;
+use crate::lab::story::Truth;
+use crate::lab::sys;
+use crate::lab::tracer::Tracer;
+use crate::lab::verdict::Verdict;
+use anyhow::{Context as _, Result, ensure};
+use serde_json::Value;
+use std::fs::{self, File};
+use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+/// Rates of the slow disk until it stops, bytes per second.
+const WRITES: u64 = 2_000_000;
+const READS: u64 = 200_000;
+/// What the victim writes: the stall lasts until the disk answers again.
+const MEGABYTES: u64 = 30;
+
+/// Plays the part.
+pub async fn play(
+    ledger: &Ledger,
+    programs: Programs,
+    binary: &Path,
+    keep: Option<&Path>,
+    say: &mut impl FnMut(&str),
+) -> Result<Verdict> {
+    let mut verdict = Verdict::default();
+    let other = programs.containerd.clone();
+    let mut node = evicted::prepare(ledger, programs, say).await?;
+    let own = node.lab.run.join("plegscope");
+    fs::copy(binary, &own).with_context(|| format!("copying to {}", own.display()))?;
+    let (empty, filled) = (node.lab.run.join("index-empty"), node.lab.run.join("index-filled"));
+    let ran = now(ledger, &node.lab.run, &filled, &["now", "--json", "--within", "5s"]).await?;
+    verdict.check("with all pages in memory", "exit code 0", ran.ended(), ran.code == Some(0));
+    node.renew(ledger, &other).await?;
+    let victim = pods::script(MEGABYTES);
+    let victim =
+        pods::start(&node.lab.client, "victim", &victim, Path::new(&ledger.name), &node.lab.run).await?;
+    node.lab.pods.insert(0, victim);
+    let log = node.lab.run.join("client.jsonl");
+    let client = KubeletLike::start(&node.lab.containerd.socket, &log, Duration::from_secs(2))?;
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    let ballast = ballast(&node.lab.disk.mounted)?;
+    node.lab.disk.slow_down(ledger, WRITES)?;
+    node.lab.disk.slow_reads(ledger, READS)?;
+    let stall = Stall::on(&node.lab, &client, say).await?;
+    // It lasts: nothing is written any more.
+    node.programs.iter().try_for_each(|program| pages::drop_clean(program))?;
+    let out = node.resident()?.map(|pages| pages.iter().filter(|page| !**page).count());
+    ensure!(out.iter().all(|pages| *pages > 100), "the pages of the programs stay in memory: {out:?}");
+    node.lab.disk.stop()?;
+    let read = Control::start(ballast);
+    say(&format!("the disk has stopped; {} pages of containerd and {} of the shim are out", out[0], out[1]));
+    let facts = stall.plain_facts()?;
+    let truth = stall.truth(&client);
+    let roots = &node.lab.run;
+    for (index, which) in [(&filled, "known programs"), (&empty, "never seen programs")] {
+        let ran = now(ledger, roots, index, &["now", "--json"]).await?;
+        store(keep, &format!("silent-{}.json", which.split(' ').next().unwrap_or_default()), &ran.out)?;
+        say(&format!("{which}: {}", ran.ended()));
+        partly(which, &truth, &facts, &ran, &mut verdict);
+        if index == &filled {
+            judge::chain(&truth, &facts, &ran.report()["frame"], &mut verdict);
+        }
+        let ran = now(ledger, roots, index, &["now"]).await?;
+        store(keep, &format!("silent-{}.txt", which.split(' ').next().unwrap_or_default()), &ran.out)?;
+        let left = ran.out.lines().filter(|line| line.starts_with("not seen: ")).count();
+        verdict.check(
+            &format!("{which}: text"),
+            "the mount or its pod, and what was not seen",
+            format!("{}; {left} lines", ran.out.lines().next().unwrap_or_default()),
+            (ran.out.contains(&truth.pod) || ran.out.contains(&*facts.rootfs.to_string_lossy()))
+                && (left > 0) == (ran.code == Some(PARTLY_BLIND)),
+        );
+    }
+    killed(ledger, roots, &empty, &mut verdict).await?;
+    verdict.check(
+        "control: a read of one page from that disk",
+        "does not come back",
+        if read.is_over() { "it came back" } else { "it waits" },
+        !read.is_over(),
+    );
+    let lasts = !stall.is_over();
+    verdict.check("control: the unmount", "lasts", if lasts { "lasts" } else { "is over" }, lasts);
+    node.lab.disk.speed_up()?;
+    ensure!(sys::until(Duration::from_secs(60), || stall.is_over()).await, "the unmount does not end");
+    drop(stall);
+    drop(client);
+    node.lab.finish().await;
+    Ok(verdict)
+}
+
+/// That it came back, told what it can and said what it cannot.
+fn partly(which: &str, truth: &Truth, facts: &judge::Facts, ran: &Ran, verdict: &mut Verdict) {
+    let report = ran.report();
+    let left: Vec<String> = list(&report["summary"], "left_out")
+        .map(|one| {
+            format!("{} {}", one["comm"].as_str().unwrap_or("-"), one["reason"].as_str().unwrap_or("-"))
+        })
+        .collect();
+    // Whoever sees all of it through what it has kept has left nothing out.
+    let must = which != "known programs";
+    let said = !left.is_empty() && left.iter().all(|reason| reason.len() > 10);
+    let code = if left.is_empty() && !must { 0 } else { PARTLY_BLIND };
+    verdict.check(
+        &format!("{which}: comes back"),
+        format!("exit code {code} within {}", sys::seconds(WITHIN + GRACE)),
+        ran.ended(),
+        ran.code == Some(code) && ran.took <= WITHIN + GRACE,
+    );
+    verdict.check(&format!("{which}: left out"), "with the reason", left.join("; "), said || !must);
+    let shims = list(&report, "processes").filter(|one| one["process"]["pid"] == truth.shim);
+    let sites: Vec<(&Value, Option<&str>)> = shims
+        .flat_map(|one| {
+            let look = &one["look"]["Ok"];
+            let threads = list(look, "threads").map(|one| (&one["site"], path(one)));
+            threads.chain(list(look, "goroutines").map(|one| (&one["thread"], path(one))))
+        })
+        .filter(|(site, _)| site["syscall"] == libc::SYS_umount2)
+        .collect();
+    let inside = |site: &Value| truth.unmounts.iter().any(|s| s.end.is_none() && site["tid"] == s.tid);
+    let rootfs = facts.rootfs.to_string_lossy();
+    let right = |(site, path): &(&Value, Option<&str>)| {
+        let kernel: Vec<&str> = list(site, "kernel_stack").filter_map(Value::as_str).collect();
+        let same = facts.kernel.iter().zip(&kernel).filter(|(a, b)| a == *b).count();
+        inside(site) && *path == Some(&*rootfs) && same >= 3
+    };
+    let told: Vec<String> =
+        sites.iter().map(|(site, path)| format!("thread {}: {}", site["tid"], path.unwrap_or("-"))).collect();
+    verdict.check(
+        &format!("{which}: the thread in umount2"),
+        format!("{rootfs}, and its kernel stack"),
+        told.join(", "),
+        sites.iter().any(right),
+    );
+}
+
+/// The path of the unmount that somebody is in.
+fn path(sleeper: &Value) -> Option<&str> {
+    list(sleeper, "calls").find_map(|call| call["path"].as_str())
+}
+
+/// Killed in the middle of it, it leaves nothing.
+async fn killed(ledger: &Ledger, run: &Path, index: &Path, verdict: &mut Verdict) -> Result<()> {
+    let args = ["now", "--within", "8s"].map(str::to_owned);
+    let all = elsewhere(run, index, &args)?;
+    let all: Vec<&str> = all.iter().map(String::as_str).collect();
+    let tracer = Tracer::start(ledger, Path::new("unshare"), &all, |_, _| {})?;
+    let mut warden = None;
+    sys::until(Duration::from_secs(2), || {
+        warden = look::warden(tracer.pid());
+        warden.is_some()
+    })
+    .await;
+    let warden = warden.context("plegscope has no child")?;
+    tokio::time::sleep(Duration::from_millis(150)).await;
+    let lived = sys::state(tracer.pid()).is_some_and(|state| state != 'Z');
+    sys::signal(tracer.pid(), libc::SIGKILL);
+    let begin = sys::monotonic();
+    let gone = |pid| matches!(sys::state(pid), None | Some('Z'));
+    let over = sys::until(Duration::from_secs(3), || gone(tracer.pid()) && gone(warden)).await;
+    verdict.check(
+        "kill -9 in the middle",
+        "both processes are gone at once",
+        format!("{:?} and {:?} after {}", sys::state(tracer.pid()), sys::state(warden), {
+            sys::seconds(sys::monotonic() - begin)
+        }),
+        over && lived,
+    );
+    Ok(())
+}
+
+/// Runs it so that what it keeps of program files lies in a folder of its own.
+async fn now(ledger: &Ledger, folder: &Path, index: &Path, args: &[&str]) -> Result<Ran> {
+    let args: Vec<String> = args.iter().map(|&arg| arg.to_owned()).collect();
+    run(ledger, Path::new("unshare"), &elsewhere(folder, index, &args)?).await
+}
+
+/// Arguments of `unshare` for a plegscope in the lab's folder that finds `index` where `/run` is otherwise, and in it the
+/// lab's folder without what is mounted there.
+fn elsewhere(folder: &Path, index: &Path, args: &[String]) -> Result<Vec<String>> {
+    let name = folder.file_name().context("a folder without a name")?.to_string_lossy().into_owned();
+    let inner = index.join(&name);
+    fs::create_dir_all(&inner).with_context(|| format!("creating {}", inner.display()))?;
+    let script = r#"mount --bind "/run/$1" "$0/$1" && mount --rbind "$0" /run && own="/run/$1/plegscope" && shift && exec "$own" "$@""#;
+    let mut all: Vec<String> =
+        ["--mount", "--propagation", "private", "sh", "-c", script].map(str::to_owned).into();
+    all.extend([index.to_string_lossy().into_owned(), name]);
+    all.extend(args.iter().cloned());
+    Ok(all)
+}
+
+/// A file on the disk for a read that must ask it.
+fn ballast(mounted: &Path) -> Result<File> {
+    let path = mounted.join("ballast");
+    fs::write(&path, vec![7u8; 1 << 20]).context("writing the ballast")?;
+    pages::evict(&path)?;
+    let file = File::options().read(true).custom_flags(libc::O_DIRECT).open(&path);
+    file.with_context(|| format!("opening {}", path.display()))
+}
+
+/// A read of one page that waits for the disk.
+struct Control(Arc<AtomicBool>);
+
+impl Control {
+    fn start(file: File) -> Control {
+        let over = Arc::new(AtomicBool::new(false));
+        let done = over.clone();
+        std::thread::spawn(move || {
+            let mut room = vec![0u8; 2 * pages::PAGE as usize];
+            let start = room.as_ptr().align_offset(pages::PAGE as usize);
+            let _ = file.read_at(&mut room[start..start + pages::PAGE as usize], 0);
+            done.store(true, Ordering::Relaxed);
+        });
+        Control(over)
+    }
+
+    fn is_over(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
+}
