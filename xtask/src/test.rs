@@ -4,8 +4,9 @@
 //! silently: the reason is printed where it happens and again at the end.
 
 use crate::lab::packages;
-use crate::{binaries, bpf, kubelet, shell, tidy};
+use crate::{binaries, bpf, kubelet, shell, tidy, toolchains};
 use anyhow::{Context, Result, bail};
+use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::{self, Command};
 use std::time::Instant;
@@ -30,13 +31,15 @@ struct Run {
     fast: bool,
     /// The folder of Go programs, once it is filled.
     go_binaries: Option<PathBuf>,
+    /// Where tests find every Go, and keep what they build with it.
+    go_toolchains: Vec<(&'static str, OsString)>,
     /// Name, seconds and result of the steps so far.
     results: Vec<(&'static str, f64, Result<Outcome>)>,
 }
 
 /// Runs the command.
 pub fn run(args: &Args) -> Result<()> {
-    let mut run = Run { fast: args.fast, go_binaries: None, results: Vec::new() };
+    let mut run = Run { fast: args.fast, go_binaries: None, go_toolchains: Vec::new(), results: Vec::new() };
     run.step("tools", tools);
     run.step("format", |_| format());
     run.step("tidy", |_| tidy::run(&tidy::Args {}).map(|()| Outcome::Passed));
@@ -56,12 +59,14 @@ pub fn run(args: &Args) -> Result<()> {
         .map(|()| Outcome::Passed)
     });
     run.step("Go binaries", go_binaries);
+    run.step("Go toolchains", go_toolchains);
     run.step("cargo test", |run| {
         let mut test = cargo();
         test.args(["test", "--workspace", "--locked", "--no-fail-fast"]);
         // A snapshot that differs is a failure here, not a file to be reviewed.
         test.env("INSTA_UPDATE", "no");
         test.envs(run.go_binaries.iter().map(|folder| (binaries::VARIABLE, folder)));
+        test.envs(run.go_toolchains.iter().map(|(name, value)| (name, value)));
         shell::run(&mut test).map(|()| Outcome::Passed)
     });
     run.step("end to end", end_to_end);
@@ -139,6 +144,19 @@ fn go_binaries(run: &mut Run) -> Result<Outcome> {
         return Ok(Outcome::Passed);
     }
     Ok(Outcome::Skipped(format!("tests of these programs are not run:\n{}", found.missing.join("\n"))))
+}
+
+fn go_toolchains(run: &mut Run) -> Result<Outcome> {
+    let found = toolchains::gather(!run.fast);
+    if !found.roots.is_empty() {
+        let roots = std::env::join_paths(&found.roots)?;
+        let builds = toolchains::builds()?.into_os_string();
+        run.go_toolchains = vec![(toolchains::VARIABLE, roots), (toolchains::BUILDS, builds)];
+    }
+    if found.missing.is_empty() {
+        return Ok(Outcome::Passed);
+    }
+    Ok(Outcome::Skipped(format!("programs are not built by these:\n{}", found.missing.join("\n"))))
 }
 
 /// The lab's stories on a real containerd, by our own other command.

@@ -92,6 +92,10 @@ impl Shape {
         let ends_in = |ends_in: &EndsIn| match ends_in {
             // It fails twenty times a second.
             EndsIn::MountBusy { pins, .. } => format!("MountBusy {pins:?}"),
+            // How many wait for an unknown lock is told with its address, behind the reason.
+            EndsIn::NotVisible { because } => {
+                format!("NotVisible {}", because.split(" (").next().unwrap_or_default())
+            }
             other => format!("{other:?}"),
         };
         let harm = |c: &crate::correlator::Consequence| match &c.what {

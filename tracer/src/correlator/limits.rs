@@ -77,6 +77,8 @@ pub const SETTLE: Ns = crate::thresholds::floor(crate::event::Kind::LockWait) + 
 pub const UNREPORTED: Ns = crate::thresholds::floor(crate::event::Kind::ShimCall) + POLL_EVERY + LATENESS;
 /// A thread's site is believed this long.
 pub const SITE_FRESH: Ns = 5 * SECOND;
+/// Semaphores of which it is remembered who released them last.
+pub const RELEASES: usize = 512;
 /// Where a goroutine sat is told this long after it was looked at. What is blocked is looked at again and again.
 pub const LOOK_FRESH: Ns = 20 * SECOND;
 /// Who keeps a mount busy is remembered this long: containerd tries fifty times, 50 ms apart.

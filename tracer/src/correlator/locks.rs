@@ -111,7 +111,7 @@ impl Graph<'_> {
         }
         let pid = flight.op.actor.pid;
         let Some(WaitedLock { base: Some(base), offset, .. }) = self.nodes[wait].lock else {
-            return Self::unseen(Ground::UnknownLock, &format!(" (semaphore {:#x})", flight.op.object));
+            return Self::unseen(Ground::UnknownLock, &self.describe(wait));
         };
         if offset == 8 {
             return Self::unseen(Ground::ReadersHold, "");
@@ -150,6 +150,27 @@ impl Graph<'_> {
         // The chain goes on with all that the holder's actor is in the middle of.
         let to = self.stacks[self.nodes[user].stack].members.first().copied().unwrap_or(user);
         self.edge(wait, to, ground, since)
+    }
+
+    /// What is known of a lock that is nobody's we know: its address, how many wait, and who released it last.
+    fn describe(&self, wait: usize) -> String {
+        let op = &self.nodes[wait].flight.op;
+        let (pid, semaphore) = (op.actor.pid, op.object);
+        let same = |n: &&super::graph::Node<'_>| {
+            let other = &n.flight.op;
+            other.kind == Kind::LockWait && other.actor.pid == pid && other.object == semaphore
+        };
+        let waiters = self.nodes.iter().filter(same).count();
+        let more = if waiters == 1 { "" } else { "s" };
+        let mut words = format!(" (semaphore {semaphore:#x}, {waiters} waiter{more}");
+        if let Some(by) = self.operations.last_release(pid, semaphore) {
+            let who = match by.goid {
+                Some(goid) => format!("goroutine {goid}"),
+                None => format!("thread {}", by.tid),
+            };
+            words.push_str(&format!("; last released by {who}"));
+        }
+        words + ")"
     }
 
     /// How sure it is that the only operation seen on a lock holds it.

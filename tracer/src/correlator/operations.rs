@@ -139,6 +139,8 @@ pub struct Operations {
     polls: BTreeMap<Kind, (u64, Ns)>,
     /// Per process: number of the last event that its memory was looked at.
     looks: BTreeMap<u32, u64>,
+    /// Per process and semaphore: who released it last, and when.
+    released: BTreeMap<(u32, u64), (Actor, Ns)>,
     /// Number of the current event.
     sequence: u64,
     /// Number and time of the last loss that may hide an operation.
@@ -461,6 +463,7 @@ impl Operations {
 
     /// `by` made `waiter` runnable by releasing `semaphore`.
     pub fn woken(&mut self, by: &Actor, waiter: &Actor, semaphore: u64, at: Ns) {
+        self.note_release(by, semaphore, at);
         let (pid, actor) = actor_key(waiter);
         for id in self.ids_of(pid, actor).map(|(id, _)| id.clone()).collect::<Vec<_>>() {
             if let Some(flight) = self.flights.get_mut(&id)
@@ -519,6 +522,7 @@ impl Operations {
     /// The process is gone: all it did before `at` is over.
     pub fn process_gone(&mut self, pid: u32, before: Ns) {
         self.looks.remove(&pid);
+        self.released.retain(|(of, _), (_, at)| *of != pid || *at >= before);
         let ids: Vec<OperationId> = self
             .flights
             .range(first_of(pid, 0)..)

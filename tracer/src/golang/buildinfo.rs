@@ -2,10 +2,11 @@
 
 use super::Refusal;
 use super::elf::Elf;
+use serde::{Deserialize, Serialize};
 use std::fmt;
 
 /// What the binary says about its own build.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BuildInfo {
     /// Go version as written, for instance `go1.19.8` or `devel go1.28-3f2b8d7`.
     pub go: String,

@@ -9,6 +9,7 @@ use object::elf::{
     DT_NULL, DT_RELA, DT_RELASZ, EM_X86_64, ET_DYN, ET_EXEC, FileHeader64, PF_W, PF_X, PT_DYNAMIC, PT_LOAD,
 };
 use object::read::elf::{Dyn, FileHeader, ProgramHeader, SectionHeader};
+use std::ops::Range;
 
 /// A loadable part of the file (`PT_LOAD`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,6 +32,8 @@ pub struct Elf<'a> {
     segments: Vec<Segment>,
     position_independent: bool,
     relocations: Relocations<'a>,
+    /// Address and size of the table of relocations.
+    relocation_table: (u64, u64),
     header: &'a FileHeader64<LittleEndian>,
 }
 
@@ -78,8 +81,14 @@ impl<'a> Elf<'a> {
             }
         }
         let position_independent = kind == ET_DYN;
-        let mut elf =
-            Elf { bytes, segments, position_independent, relocations: Relocations::default(), header };
+        let mut elf = Elf {
+            bytes,
+            segments,
+            position_independent,
+            relocations: Relocations::default(),
+            relocation_table: (0, 0),
+            header,
+        };
         if let (true, Some(entries)) = (position_independent, dynamic) {
             let (mut va, mut size) = (0u64, 0u64);
             for entry in entries {
@@ -92,6 +101,7 @@ impl<'a> Elf<'a> {
                 }
             }
             elf.relocations = Relocations::new(elf.bytes_at(va, size).unwrap_or(&[]));
+            elf.relocation_table = (va, size);
         }
         Ok(elf)
     }
@@ -183,6 +193,36 @@ impl<'a> Elf<'a> {
         let sections = self.header.sections(LittleEndian, self.bytes).ok()?;
         let (_, section) = sections.section_by_name(LittleEndian, name.as_bytes())?;
         Some((section.sh_addr(LittleEndian), section.sh_size(LittleEndian)))
+    }
+
+    /// Parts of the file that say what is where: headers, names of sections, relocations.
+    pub(super) fn headers(&self) -> Vec<Range<u64>> {
+        let endian = LittleEndian;
+        let (parts, sections) = (self.header.e_phoff(endian), self.header.e_shoff(endian));
+        let each = |count: u16, size: u16| u64::from(count) * u64::from(size);
+        let mut found = vec![
+            0..size_of::<FileHeader64<LittleEndian>>() as u64,
+            parts..parts.saturating_add(each(self.header.e_phnum(endian), self.header.e_phentsize(endian))),
+            sections
+                ..sections.saturating_add(each(self.header.e_shnum(endian), self.header.e_shentsize(endian))),
+        ];
+        let names = usize::from(self.header.e_shstrndx(endian));
+        if let Ok(Some(names)) =
+            self.header.section_headers(endian, self.bytes).map(|headers| headers.get(names))
+        {
+            let from = names.sh_offset(endian);
+            found.push(from..from.saturating_add(names.sh_size(endian)));
+        }
+        let headers = self.header.program_headers(endian, self.bytes).unwrap_or_default();
+        let dynamic = headers.iter().find(|part| part.p_type(endian) == PT_DYNAMIC);
+        found.extend(dynamic.map(|part| {
+            let from = part.p_offset(endian);
+            from..from.saturating_add(part.p_filesz(endian))
+        }));
+        let (va, size) = self.relocation_table;
+        found.extend(self.file_offset(va).map(|from| from..from.saturating_add(size)));
+        let end = self.bytes.len() as u64;
+        found.into_iter().map(|part| part.start.min(end)..part.end.min(end)).collect()
     }
 
     /// The linker's build id (`.note.gnu.build-id`) in hex, else Go's own (`.note.go.buildid`); identifies the file's

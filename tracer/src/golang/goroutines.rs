@@ -277,23 +277,28 @@ impl<'b, 'd> Looker<'b, 'd> {
         let started = layout.wait_started.as_ref().and_then(|kept| {
             let frame = frames.iter().find(|f| kept.resumes.contains(&f.pc.wrapping_sub(bias)))?;
             let at = frame.sp.checked_add(u64::from(kept.slot))?;
-            Some((at, copy.word(at)?))
+            copy.word(at)
         });
 
-        // What was read holds if nothing of it has changed: then the goroutine has been where it is all the time.
+        let used = frames.last().map_or(0, |outermost| (outermost.sp - goroutine.sp) as usize / 8 + 1);
+        // All that was read decided why a stack was cut.
+        let used = if cut.is_some() { length / 8 } else { used.min(length / 8) };
+        // The goroutine has been where it is all the time if it is there still, and its stack is what was read: one that
+        // ran and came back in between differs in one or the other.
         let after = Piece::read(memory, g, size).filter(|after| {
             let waiting = |piece: &Piece| piece.field(offsets.waiting);
             waiting(after) == waiting(&before)
                 && Goroutine::read(&mut after.clone(), offsets, g).as_ref() == Ok(&goroutine)
         });
-        let Some(after) = after.filter(|_| started.is_none_or(|(at, value)| memory.word(at) == Some(value)))
-        else {
+        let again = Piece::read(memory, goroutine.sp, used * 8);
+        let same = again.is_some_and(|again| copy.bytes.starts_with(&again.bytes));
+        let Some(after) = after.filter(|_| same) else {
             return Read::Again(Refusal::new("it moved on while it was read"));
         };
         let believed = |at: &u64| (1..=self.limits.now).contains(at);
         let (waits, unsure) = match waiter {
             Ok(Some(waiter)) if waiter.holds(memory, offsets) => {
-                let since = started.map(|(_, value)| value).filter(believed);
+                let since = started.filter(believed);
                 (Some(SemaphoreWait { semaphore: waiter.semaphore, since }), false)
             }
             Ok(None) => (None, false),
@@ -303,8 +308,7 @@ impl<'b, 'd> Looker<'b, 'd> {
             Pause::Waiting | Pause::Syscall => Some(after.field(offsets.wait_since)).filter(believed),
             Pause::Runnable => None,
         };
-        let used = frames.last().map_or(0, |outermost| (outermost.sp - goroutine.sp) / 8 + 1);
-        let kept = self.words_left.min(used as usize).min(length / 8);
+        let kept = self.words_left.min(used);
         let seen = Box::new(Seen {
             goroutine,
             reason: reason.to_owned(),

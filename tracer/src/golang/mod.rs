@@ -16,6 +16,7 @@ pub mod pclntab;
 pub mod probe_site;
 #[cfg(test)]
 mod synthetic;
+mod tables;
 pub mod unwind;
 pub mod version;
 pub mod waiters;
@@ -92,6 +93,15 @@ impl<'a> GoBinary<'a> {
     pub fn parse(bytes: &'a [u8]) -> Result<GoBinary<'a>, Refusal> {
         let elf = Elf::parse(bytes)?;
         let build = BuildInfo::read(&elf)?;
+        GoBinary::of(elf, build)
+    }
+
+    /// The same for a copy that holds the program's tables only ([`GoBinary::tables`]).
+    pub fn with(bytes: &'a [u8], build: BuildInfo) -> Result<GoBinary<'a>, Refusal> {
+        GoBinary::of(Elf::parse(bytes)?, build)
+    }
+
+    fn of(elf: Elf<'a>, build: BuildInfo) -> Result<GoBinary<'a>, Refusal> {
         let version = GoVersion::parse(&build.go);
         let functions = Pclntab::find(&elf, version.as_ref().ok().copied())?;
         Ok(GoBinary { elf, build, version, functions })

@@ -6,6 +6,7 @@ use super::Refusal;
 use super::buildinfo::GoVersion;
 use super::elf::Elf;
 use std::ffi::CStr;
+use std::ops::Range;
 
 /// The four formats of the table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -41,6 +42,8 @@ impl Format {
 const MAX_FUNCTIONS: u64 = 4_000_000;
 /// Names longer than this are not believed (generic instantiations reach a few hundred bytes).
 const MAX_NAME: usize = 4096;
+/// Most bytes of a node of an inline tree.
+const INLINED_NODE: u64 = 20;
 /// Deepest inlining that is followed.
 const MAX_INLINE_DEPTH: usize = 64;
 
@@ -130,11 +133,14 @@ fn tail(bytes: &[u8], from: u64) -> Option<&[u8]> {
     bytes.get(usize::try_from(from).ok()?..)
 }
 
+/// Sections that hold the table; the second in position-independent programs.
+const SECTIONS: [&str; 2] = [".gopclntab", ".data.rel.ro.gopclntab"];
+
 impl<'a> Pclntab<'a> {
     /// Finds the table by section or, where it has none, by scanning the data segments for its header; reads it.
     pub fn find(elf: &Elf<'a>, version: Option<GoVersion>) -> Result<Pclntab<'a>, Refusal> {
         let mut refusal = None;
-        for section in [".gopclntab", ".data.rel.ro.gopclntab"] {
+        for section in SECTIONS {
             if let Some((va, _)) = elf.section(section) {
                 match Pclntab::at(elf, va, version) {
                     Ok(table) => return Ok(table),
@@ -473,6 +479,27 @@ impl<'a> Pclntab<'a> {
         let (size, name_at, parent_at) = if self.format < Format::Go120 { (20, 12, 16) } else { (16, 4, 8) };
         let node = elf.bytes_at(tree.checked_add(node.checked_mul(size)?)?, size)?;
         Some((self.name_at(u32_at(node, name_at)?)?, u32_at(node, parent_at)?))
+    }
+
+    /// How many bytes it has at most: without sections, all that is left of its segment.
+    pub(super) fn size(&self, elf: &Elf<'_>) -> u64 {
+        let section = SECTIONS.iter().filter_map(|name| elf.section(name)).find(|(va, _)| *va == self.va);
+        section.map_or(u64::MAX, |(_, size)| size)
+    }
+
+    /// From where to where all inline trees lie; `None` when nothing is inlined or it is not known where.
+    pub(super) fn inline_trees(&self, elf: &Elf<'_>) -> Option<Range<u64>> {
+        let mut all: Option<Range<u64>> = None;
+        for function in (0..self.count as u32).filter_map(|index| self.function(index)) {
+            let Some(inlining) = self.inlining(elf, function) else { continue };
+            let values = self.pc_values.get(inlining.nodes as usize..).unwrap_or(&[]);
+            let last = PcValues::new(values, self.quantum, function.entry).map(|(node, _)| node).max();
+            let nodes = last.and_then(|node| u64::try_from(node).ok()).map_or(0, |node| node + 1);
+            let end = inlining.tree.saturating_add(nodes.saturating_mul(INLINED_NODE));
+            let before = all.unwrap_or(inlining.tree..end);
+            all = Some(before.start.min(inlining.tree)..before.end.max(end));
+        }
+        all
     }
 
     /// Address of bytes that lie in the table.

@@ -11,6 +11,11 @@ pub fn monotonic() -> Ns {
     nanoseconds(clock_gettime(ClockId::Monotonic))
 }
 
+/// CPU time of the calling thread, in nanoseconds.
+pub fn of_thread() -> Ns {
+    nanoseconds(clock_gettime(ClockId::ThreadCPUTime))
+}
+
 /// The same moment on three clocks, and which boot it was.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Anchor {

@@ -35,6 +35,14 @@ pub fn name(role: Role, memory: &impl Memory, base: u64) -> Option<LockName> {
     }
 }
 
+/// Whose lock a semaphore belongs to, and the lock's base: it lies 4, 8 or 12 bytes before, depending on which side waits.
+pub fn of_semaphore(role: Role, memory: &impl Memory, semaphore: u64) -> Option<(u64, LockName)> {
+    [4, 12, 8].into_iter().find_map(|before| {
+        let base = semaphore.checked_sub(before)?;
+        Some((base, name(role, memory, base)?))
+    })
+}
+
 /// The id in `…/containers/<ID>/status`.
 fn id_in_status_path(path: &[u8]) -> Option<String> {
     let mut parts = path.rsplit(|b| *b == b'/');

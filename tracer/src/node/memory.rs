@@ -50,6 +50,13 @@ pub enum MemoryError {
     },
 }
 
+/// Resident memory of a process, bytes; read from what the kernel counts anyway.
+pub fn resident(pid: u32) -> Option<u64> {
+    let text = super::read_file(&format!("/proc/{pid}/statm"), 4096).ok()?;
+    let pages: u64 = super::number(text.split(|byte| *byte == b' ').nth(1)?)?;
+    Some(pages * rustix::param::page_size() as u64)
+}
+
 /// A Go string header: where the bytes are, and how many.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct StringHeader {
@@ -85,6 +92,24 @@ pub trait Memory {
         let (pointer, len) = words.split_at(8);
         let word = |bytes: &[u8]| bytes.iter().rev().fold(0, |word, byte| word << 8 | u64::from(*byte));
         Ok(StringHeader { at: word(pointer), len: word(len) })
+    }
+
+    /// The bytes from `at` up to the first that is zero; `None` when they cannot be read or there are more than `max`.
+    fn c_string(&self, at: u64, max: usize) -> Option<Vec<u8>> {
+        const STEP: u64 = 256;
+        let mut text = Vec::new();
+        while text.len() <= max {
+            let from = at.checked_add(text.len() as u64)?;
+            // Never beyond a multiple of the step: what lies behind may not be mapped.
+            let mut piece = vec![0; (STEP - from % STEP) as usize];
+            self.read(from, &mut piece).ok()?;
+            if let Some(end) = piece.iter().position(|byte| *byte == 0) {
+                text.extend(&piece[..end]);
+                return Some(text).filter(|text| text.len() <= max);
+            }
+            text.extend(piece);
+        }
+        None
     }
 
     /// The bytes of the Go string whose header is at `at`; an error when it is longer than `max`.
@@ -137,6 +162,22 @@ impl Memory for ProcessMemory {
     }
 }
 
+/// Reads for [`crate::golang::goroutines`], which takes what can be read of a piece.
+impl crate::golang::unwind::Memory for ProcessMemory {
+    fn word(&mut self, address: u64) -> Option<u64> {
+        Memory::u64(self, address).ok()
+    }
+
+    fn read(&mut self, at: u64, into: &mut [u8]) -> usize {
+        let wanted = into.len().min(LARGEST_READ);
+        match Memory::read(self, at, into.get_mut(..wanted).unwrap_or_default()) {
+            Ok(()) => wanted,
+            Err(MemoryError::Short { got, .. }) => got,
+            Err(_) => 0,
+        }
+    }
+}
+
 /// Memory made up by a test: pieces at addresses, nothing between them.
 #[cfg(test)]
 pub(crate) struct Pieces(pub Vec<(u64, Vec<u8>)>);
@@ -160,6 +201,18 @@ mod tests {
 
     fn own() -> ProcessMemory {
         ProcessMemory::open(std::process::id()).unwrap()
+    }
+
+    #[test]
+    fn a_c_string_ends_at_its_zero_and_has_a_bound() {
+        let path = [b"/a".repeat(400), b"\0junk".to_vec()].concat();
+        for skew in [0, 1, 255] {
+            let memory = Pieces(vec![(0x1000 + skew, [path.clone(), vec![7; 300]].concat())]);
+            assert_eq!(memory.c_string(0x1000 + skew, 4096).as_deref(), Some(&path[..800]), "{skew}");
+            assert_eq!(memory.c_string(0x1000 + skew, 800).as_deref(), Some(&path[..800]));
+            assert_eq!(memory.c_string(0x1000 + skew, 799), None);
+            assert_eq!(memory.c_string(0x5000, 10), None);
+        }
     }
 
     #[test]

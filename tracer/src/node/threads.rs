@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use super::procs::parse_stat;
+use super::procs::{parse_innermost_pid, parse_stat};
 use super::{ReadError, number, read_file};
 use crate::event::ThreadSite;
 
@@ -56,6 +56,14 @@ pub fn of_process(pid: u32, limit: usize) -> Result<Vec<u32>, ReadError> {
         }
     }
     Ok(tids)
+}
+
+/// The thread of a process that has this id in the process's own pid namespace, which is the innermost one.
+pub fn by_own_id(pid: u32, id: u32, limit: usize) -> Option<u32> {
+    let status = |tid: u32| read_file(&format!("/proc/{pid}/task/{tid}/status"), SMALL).ok();
+    let is = |tid: &u32| status(*tid).is_some_and(|text| parse_innermost_pid(&text) == Some(id));
+    // Outside of containers it is the same.
+    is(&id).then_some(id).or_else(|| of_process(pid, limit).ok()?.into_iter().find(is))
 }
 
 /// The number of the system call in `/proc/TID/syscall`. None while it runs (`running`) and when it sleeps outside of a

@@ -1,7 +1,7 @@
 //! Bounded worker threads for reads that could hang: a read that hangs costs one thread, never the caller.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::mpsc::{RecvTimeoutError, SyncSender, sync_channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -58,6 +58,38 @@ enum Progress {
     Finished,
 }
 
+/// A job that was started and has not been waited for yet.
+pub struct Started<T> {
+    result: Receiver<std::thread::Result<T>>,
+    progress: Arc<Mutex<Progress>>,
+    pool: Arc<Mutex<Pool>>,
+}
+
+impl<T> Started<T> {
+    /// Waits up to `timeout` for its result. After that it counts as stuck until it comes back.
+    pub fn wait(self, timeout: Duration) -> Result<T, WorkerError> {
+        match self.result.recv_timeout(timeout) {
+            Ok(outcome) => outcome.map_err(|panic| WorkerError::Failed(words(&*panic))),
+            Err(RecvTimeoutError::Timeout) => {
+                let mut pool = lock(&self.pool);
+                let mut progress = lock(&self.progress);
+                if *progress == Progress::Finished {
+                    // It came back in this very moment.
+                    drop((progress, pool));
+                    return match self.result.recv() {
+                        Ok(outcome) => outcome.map_err(|panic| WorkerError::Failed(words(&*panic))),
+                        Err(_) => Err(WorkerError::TimedOut(timeout)),
+                    };
+                }
+                *progress = Progress::TimedOut;
+                pool.stuck += 1;
+                Err(WorkerError::TimedOut(timeout))
+            }
+            Err(RecvTimeoutError::Disconnected) => Err(WorkerError::Failed("its thread ended".into())),
+        }
+    }
+}
+
 impl Workers {
     /// At most `limit` threads at any time.
     pub fn new(limit: usize) -> Self {
@@ -70,6 +102,14 @@ impl Workers {
         timeout: Duration,
         job: impl FnOnce() -> T + Send + 'static,
     ) -> Result<T, WorkerError> {
+        self.start(job)?.wait(timeout)
+    }
+
+    /// Starts `job` on a worker.
+    pub fn start<T: Send + 'static>(
+        &self,
+        job: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<Started<T>, WorkerError> {
         let (answer, result) = sync_channel(1);
         let progress = Arc::new(Mutex::new(Progress::Running));
         let worker = self.take()?;
@@ -94,25 +134,7 @@ impl Workers {
         if worker.send(wrapped).is_err() {
             return Err(WorkerError::Failed("its thread is gone".into()));
         }
-        match result.recv_timeout(timeout) {
-            Ok(outcome) => outcome.map_err(|panic| WorkerError::Failed(words(&*panic))),
-            Err(RecvTimeoutError::Timeout) => {
-                let mut pool = lock(&self.pool);
-                let mut progress = lock(&progress);
-                if *progress == Progress::Finished {
-                    // It came back in this very moment.
-                    drop((progress, pool));
-                    return match result.recv() {
-                        Ok(outcome) => outcome.map_err(|panic| WorkerError::Failed(words(&*panic))),
-                        Err(_) => Err(WorkerError::TimedOut(timeout)),
-                    };
-                }
-                *progress = Progress::TimedOut;
-                pool.stuck += 1;
-                Err(WorkerError::TimedOut(timeout))
-            }
-            Err(RecvTimeoutError::Disconnected) => Err(WorkerError::Failed("its thread ended".into())),
-        }
+        Ok(Started { result, progress, pool: Arc::clone(&self.pool) })
     }
 
     /// How many threads are with a job past its time right now.

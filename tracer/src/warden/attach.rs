@@ -34,7 +34,7 @@ use crate::{
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs::File,
-    sync::{Arc, PoisonError, Weak},
+    sync::{Arc, PoisonError, Weak, atomic::Ordering},
     time::Duration,
 };
 
@@ -193,6 +193,7 @@ impl Attacher {
             self.settle_unmount_tracepoint();
             if self.attached_after.is_none() {
                 self.attached_after = Some(clock::monotonic() - self.started);
+                self.shared.surveyed.store(true, Ordering::Release);
             }
             self.tell();
             self.measure();
@@ -333,6 +334,7 @@ impl Attacher {
             },
             offsets: ours.examined.offsets,
             health: ours.examined.health.clone(),
+            exe: id,
             entry: ours.examined.entry,
             all_goroutines: ours.examined.all_goroutines,
         };
@@ -529,16 +531,6 @@ impl Attacher {
         }
     }
 
-    /// Processes whose program this user may not look at and root might.
-    fn unreadable(&self) -> u32 {
-        if rustix::process::geteuid().is_root() {
-            return 0;
-        }
-        let refused = rustix::io::Errno::ACCESS.to_string();
-        self.processes.iter().filter(|p| matches!(&p.exe, Exe::Unknown(why) if *why == refused)).count()
-            as u32
-    }
-
     fn sees_unmounts_in_go(&self) -> bool {
         let ours = |b: &Binary| matches!(b, Binary::Ours(o) if o.probes.iter().any(|p| p.what.ends_with(": unmount") && p.how.is_some()));
         self.binaries.values().any(ours)
@@ -580,7 +572,7 @@ impl Attacher {
             probes: self.kernel_probes.clone(),
             programs: Vec::new(),
             attached_after: self.attached_after,
-            unreadable: self.unreadable(),
+            unreadable: binaries::unreadable(&self.processes),
             stuck_reads: self.readers.stuck() as u64,
         };
         for binary in self.binaries.values() {

@@ -12,7 +12,11 @@ use crate::{
         probe_site::{Cost, How, Site},
         unwind, version,
     },
-    node::{ReadError, memory::ProcessMemory, procs},
+    node::{
+        ReadError,
+        memory::ProcessMemory,
+        procs::{self, Exe, Processes},
+    },
 };
 use serde::{Deserialize, Serialize};
 use std::fs::File;
@@ -144,6 +148,15 @@ fn verify(binary: &GoBinary<'_>, pid: u32, table: &Offsets) -> Verdict {
 /// How far a process's program was moved when it was loaded; 0 for one that is not position independent.
 pub fn bias(pid: u32, entry: u64) -> Result<u64, ReadError> {
     Ok(procs::entry_point(pid)?.wrapping_sub(entry))
+}
+
+/// How many processes have a program that this user may not look at and root might.
+pub fn unreadable(processes: &Processes) -> u32 {
+    if rustix::process::geteuid().is_root() {
+        return 0;
+    }
+    let refused = rustix::io::Errno::ACCESS.to_string();
+    processes.iter().filter(|p| matches!(&p.exe, Exe::Unknown(why) if *why == refused)).count() as u32
 }
 
 /// Name of a method by its number, which is its place in the catalogue.

@@ -32,6 +32,8 @@ pub struct Known {
     pub offsets: Option<crate::golang::offsets::Offsets>,
     /// How a kubelet judges its PLEG, or why that cannot be told; `None` for other programs.
     pub health: Option<Result<crate::golang::health::Health, String>>,
+    /// The file it runs.
+    pub exe: crate::node::procs::FileId,
     /// Address of its first instruction and of `runtime.allgs`, as its file has them.
     pub entry: u64,
     /// See `entry`.
@@ -68,7 +70,7 @@ pub struct Shared {
     pub recheck: Mutex<Vec<u32>>,
     /// Unmounts that failed with EBUSY and were not looked at yet: path and process; bounded by [`MOST_BUSY`].
     pub busy: Mutex<Vec<(String, u32)>>,
-    /// Set when a survey has found all programs that it will find.
+    /// Set when all programs that were there at the start have been found, and attached to.
     pub surveyed: AtomicBool,
 }
 
@@ -135,6 +137,12 @@ fn start(socket: UnixStream, settings: Settings) -> std::io::Result<()> {
             let (outbox, shared) = (outbox.clone(), Arc::clone(&shared));
             std::thread::Builder::new().name(name.into()).spawn(move || run(&outbox, &shared))?;
         }
+    }
+    if !settings.survey_only {
+        let (settings, outbox, shared) = (settings.clone(), outbox.clone(), Arc::clone(&shared));
+        std::thread::Builder::new()
+            .name("look".into())
+            .spawn(move || look::run(&settings, &outbox, &shared))?;
     }
     std::thread::Builder::new().name("attach".into()).spawn(move || attach(settings, &outbox, &shared))?;
     until_alone(socket)

@@ -59,6 +59,14 @@ pub fn run(outbox: &Outbox, shared: &Shared) {
     }
 }
 
+/// Tells once what containers there are, what their disks do, and how much waits to be written.
+pub fn once(outbox: &Outbox, shared: &Shared) {
+    let (mut teller, mut events) = (Teller::default(), Vec::new());
+    teller.containers(shared, &mut events);
+    teller.disks(&mut events);
+    outbox.events(events);
+}
+
 struct Teller {
     workers: Workers,
     containers: Containers,
@@ -106,7 +114,9 @@ impl Teller {
             }
             let Some(known) = shared.get(wait.actor.pid) else { continue };
             let (pid, role, semaphore) = (wait.actor.pid, known.process.role, wait.object);
-            let read = self.workers.run(PATIENCE, move || name(pid, role, semaphore));
+            let read = self
+                .workers
+                .run(PATIENCE, move || locks::of_semaphore(role, &ProcessMemory::open(pid).ok()?, semaphore));
             self.named.insert(id.clone());
             if let Ok(Some((base, name))) = read {
                 self.pending.insert(id, (pid, base, name));
@@ -201,15 +211,6 @@ impl Teller {
             }
         }
     }
-}
-
-/// Whose lock a semaphore belongs to: its base lies 4, 8 or 12 bytes before, depending on which side waits.
-fn name(pid: u32, role: Role, semaphore: u64) -> Option<(u64, LockName)> {
-    let memory = ProcessMemory::open(pid).ok()?;
-    [4, 12, 8].into_iter().find_map(|before| {
-        let base = semaphore.checked_sub(before)?;
-        Some((base, locks::name(role, &memory, base)?))
-    })
 }
 
 /// The thread of a goroutine that is inside a system call; `None` when it is not.

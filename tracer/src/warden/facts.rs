@@ -90,6 +90,15 @@ pub fn run(outbox: &Outbox, shared: &Shared) {
     }
 }
 
+/// Tells once what these kubelets use.
+pub fn of_kubelets(outbox: &Outbox, kubelets: Vec<Known>) {
+    let workers = Workers::new(WORKERS);
+    for known in kubelets {
+        let body = Body::Kubelet(kubelet_facts(known, &workers).0);
+        outbox.events(vec![Event { at: clock::monotonic(), body }]);
+    }
+}
+
 /// Tells once how exposed this node is; each part again as soon as it is known.
 pub fn expose(outbox: &Outbox, shared: &Shared) {
     let workers = Workers::new(WORKERS);

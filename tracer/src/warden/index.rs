@@ -5,19 +5,20 @@
 //! reads nothing. It is believed only if root alone can have written it, if this very build of plegscope did, and if it
 //! is whole; and each of its sites only if the file has the same bytes there (see `attach/fasten.rs`).
 
-use super::binaries::Examined;
-use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, StatxFlags};
+use super::{
+    binaries::Examined,
+    kept::{Folder, checksum, writer},
+};
+use rustix::fs::{AtFlags, StatxFlags};
 use serde::{Deserialize, Serialize};
 use std::{
     fmt,
     fs::File,
     io::{Read, Write},
-    os::fd::OwnedFd,
-    path::Path,
 };
 
-/// Where it is kept; gone after a reboot, like the inode numbers.
-const FOLDER: (&str, &str) = ("/run", "plegscope-symbols");
+/// The folder's name.
+const FOLDER: &str = "plegscope-symbols";
 /// Entries kept at most; the oldest goes.
 const MOST: usize = 64;
 /// Bytes of one entry at most. Those of containerd and the kubelet have 5 to 10 kB.
@@ -67,65 +68,36 @@ struct Entry {
 /// The folder.
 #[derive(Debug)]
 pub struct Index {
-    folder: OwnedFd,
+    folder: Folder,
     writer: String,
 }
 
 impl Index {
     /// Opens it, and makes it where it is not there. An error says why there is none.
     pub fn open() -> Result<Index, String> {
-        let build = crate::node::own::build_id().ok_or("this plegscope has no build id")?;
-        Index::open_in(Path::new(FOLDER.0), FOLDER.1, format!("{} {build}", env!("CARGO_PKG_VERSION")))
+        Ok(Index { folder: Folder::open(FOLDER)?, writer: writer()? })
     }
 
-    fn open_in(base: &Path, name: &str, writer: String) -> Result<Index, String> {
-        const TMPFS: u64 = 0x0102_1994;
-        const RAMFS: u64 = 0x8584_58f6;
-        let path = base.join(name);
-        let told = |what: &str| format!("{} {what}", path.display());
-        let failed = |error: rustix::io::Errno| told(&format!("cannot be used: {error}"));
-        let on_tmpfs = |folder: &OwnedFd| match rustix::fs::fstatfs(folder).map_err(failed)?.f_type as u64 {
-            TMPFS | RAMFS => Ok(()),
-            _ => Err(told("would not be on a tmpfs, and might wait for the disk itself")),
-        };
-        if !rustix::process::geteuid().is_root() {
-            return Err(told("is for root"));
-        }
-        let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let base = rustix::fs::open(base, flags, Mode::empty()).map_err(failed)?;
-        on_tmpfs(&base)?;
-        match rustix::fs::mkdirat(&base, name, Mode::RWXU) {
-            Ok(()) | Err(rustix::io::Errno::EXIST) => {}
-            Err(error) => return Err(failed(error)),
-        }
-        let folder = rustix::fs::openat(&base, name, flags, Mode::empty()).map_err(failed)?;
-        on_tmpfs(&folder)?;
-        let facts = rustix::fs::fstat(&folder).map_err(failed)?;
-        if facts.st_uid != 0 || facts.st_mode & 0o077 != 0 {
-            return Err(told("does not belong to root alone, so it is not believed"));
-        }
-        Ok(Index { folder, writer })
+    #[cfg(test)]
+    fn open_in(base: &std::path::Path, name: &str, writer: String) -> Result<Index, String> {
+        Ok(Index { folder: Folder::open_in(base, name)?, writer })
     }
 
     /// What is known of a file; an error says why an entry that is there is not believed.
     pub fn find(&self, identity: &Identity) -> Result<Option<Examined>, String> {
-        let ending = format!(".{identity}");
-        let Some((name, _)) = self.names().into_iter().find(|(name, _)| name.ends_with(&ending)) else {
+        let Some(name) = self.folder.named(&format!(".{identity}")).into_iter().next() else {
             return Ok(None);
         };
         self.read(&name).map_err(|why| format!("the entry {name} is ignored: {why}"))
     }
 
     fn read(&self, name: &str) -> Result<Option<Examined>, String> {
-        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-        let file = rustix::fs::openat(&self.folder, name, flags, Mode::empty()).map_err(|e| e.to_string())?;
-        let facts = rustix::fs::fstat(&file).map_err(|e| e.to_string())?;
-        let regular = FileType::from_raw_mode(facts.st_mode) == FileType::RegularFile;
-        if !regular || facts.st_uid != 0 || facts.st_mode & 0o077 != 0 || facts.st_nlink != 1 {
-            return Err("it does not belong to root alone".into());
-        }
         let mut bytes = Vec::new();
-        File::from(file).take(LARGEST as u64 + 1).read_to_end(&mut bytes).map_err(|e| e.to_string())?;
+        self.folder
+            .file(name)?
+            .take(LARGEST as u64 + 1)
+            .read_to_end(&mut bytes)
+            .map_err(|e| e.to_string())?;
         let entry = unpack(&bytes).ok_or("it is damaged")?;
         // Another version looks for other functions and writes other cookies: its entry is of no use, and no damage.
         Ok((entry.writer == self.writer).then_some(entry.examined))
@@ -137,63 +109,14 @@ impl Index {
         let build_id: String = build_id.chars().filter(char::is_ascii_alphanumeric).take(64).collect();
         let entry = Entry { writer: self.writer.clone(), examined: examined.clone() };
         let bytes = pack(&entry).ok_or_else(|| format!("it would take more than {LARGEST} bytes"))?;
-        self.prune(MOST - 1);
-        let temporary = format!("new-{}", std::process::id());
-        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let write = || {
-            let file = rustix::fs::openat(&self.folder, &temporary, flags, Mode::RUSR | Mode::WUSR)?;
-            File::from(file).write_all(&bytes)?;
-            let name = format!("{build_id}.{identity}");
-            rustix::fs::renameat(&self.folder, &temporary, &self.folder, &name)?;
-            Ok::<_, std::io::Error>(())
-        };
-        write().map_err(|error| {
-            self.remove(&temporary);
-            error.to_string()
-        })
+        self.folder.make_room(MOST - 1, u64::MAX);
+        self.folder.write(&format!("{build_id}.{identity}"), |mut file| file.write_all(&bytes))
     }
 
     /// What is known of this file is wrong.
     pub fn forget(&self, identity: &Identity) {
-        let ending = format!(".{identity}");
-        self.names()
-            .iter()
-            .filter(|(name, _)| name.ends_with(&ending))
-            .for_each(|(name, _)| self.remove(name));
+        self.folder.named(&format!(".{identity}")).iter().for_each(|name| self.folder.remove(name));
     }
-
-    fn remove(&self, name: &str) {
-        // Gone already is as good.
-        let _ = rustix::fs::unlinkat(&self.folder, name, AtFlags::empty());
-    }
-
-    /// Removes the oldest until `most` are left; what a killed plegscope left half-written is among them in time.
-    fn prune(&self, most: usize) {
-        let mut names = self.names();
-        names.sort_by_key(|(_, written)| *written);
-        let surplus = names.len().saturating_sub(most);
-        names.iter().take(surplus).for_each(|(name, _)| self.remove(name));
-    }
-
-    /// All names, with the time each was written.
-    fn names(&self) -> Vec<(String, (i64, i64))> {
-        /// Only root can have put more there.
-        const LOOKED_AT: usize = 4 * MOST;
-        let Ok(folder) = Dir::read_from(&self.folder) else { return Vec::new() };
-        let entries = folder.flatten().take(LOOKED_AT);
-        let name = |entry: rustix::fs::DirEntry| {
-            let name = entry.file_name().to_str().ok().filter(|name| !name.starts_with('.'))?.to_owned();
-            let facts = rustix::fs::statat(&self.folder, &name, AtFlags::SYMLINK_NOFOLLOW).ok()?;
-            Some((name, (facts.st_mtime, facts.st_mtime_nsec as i64)))
-        };
-        entries.filter_map(name).collect()
-    }
-}
-
-/// FNV-1a. Not against an attacker (only root can write here), but against damage.
-fn checksum(bytes: &[u8]) -> [u8; 8] {
-    let step = |hash: u64, byte: &u8| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3);
-    bytes.iter().fold(0xcbf2_9ce4_8422_2325, step).to_le_bytes()
 }
 
 fn pack(entry: &Entry) -> Option<Vec<u8>> {
@@ -358,8 +281,8 @@ mod tests {
             eprintln!("not tried: only root has an index");
             return;
         }
-        assert!(Index::open_in(Path::new("/proc"), "nothing", String::new()).is_err());
-        let why = Index::open_in(Path::new("/"), "proc", String::new()).unwrap_err();
+        assert!(Index::open_in(std::path::Path::new("/proc"), "nothing", String::new()).is_err());
+        let why = Index::open_in(std::path::Path::new("/"), "proc", String::new()).unwrap_err();
         assert!(why.contains("not be on a tmpfs"), "{why}");
     }
 
@@ -374,7 +297,7 @@ mod tests {
         for inode in 1..MOST as u64 + 20 {
             index.keep(&Identity { inode, ..identity() }, &examined()).unwrap();
         }
-        assert_eq!(index.names().len(), MOST);
+        assert_eq!(index.folder.named("").len(), MOST);
         assert_eq!(index.find(&Identity { inode: 0, ..identity() }), Ok(None), "the oldest has gone");
         let newest = Identity { inode: MOST as u64 + 19, ..identity() };
         assert_eq!(index.find(&newest), Ok(Some(examined())));

@@ -14,6 +14,7 @@ mod facts;
 mod fuse;
 mod guard;
 mod index;
+mod kept;
 mod look;
 mod outbox;
 mod price;

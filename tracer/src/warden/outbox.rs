@@ -11,6 +11,7 @@ use std::{
         atomic::{AtomicU64, Ordering},
         mpsc::{SyncSender, TrySendError, sync_channel},
     },
+    time::{Duration, Instant},
 };
 
 /// Messages that may wait for the parent.
@@ -51,6 +52,21 @@ impl Outbox {
     /// Sends a message that is not about events.
     pub fn send(&self, message: &Message) {
         self.put(message, 0);
+    }
+
+    /// Hands over a message that must not be lost, waiting this long for room; whether that went well.
+    pub fn offer(&self, message: &Message, patience: Duration) -> bool {
+        const STEP: Duration = Duration::from_millis(1);
+        let Ok(mut frame) = frame(message) else { return false };
+        let end = Instant::now() + patience;
+        loop {
+            match self.queue.try_send(frame) {
+                Ok(()) => return true,
+                Err(TrySendError::Full(back)) if Instant::now() < end => frame = back,
+                Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) => return false,
+            }
+            std::thread::sleep(STEP);
+        }
     }
 
     /// Sends a line for the log.

@@ -359,3 +359,40 @@ fn versions_and_the_kubelets_threshold() {
         }
     }
 }
+
+#[test]
+fn a_copy_of_the_tables_alone_answers_as_the_file_does() {
+    let names = ["containerd-", "shim-"].iter().flat_map(|program| VERSIONS.map(|v| format!("{program}{v}")));
+    for name in names.chain(["kubelet-1.20".into()]) {
+        let Some(bytes) = binary(&name) else { return };
+        let whole = GoBinary::parse(&bytes).unwrap();
+        let mut copy = vec![0; bytes.len()];
+        let parts = whole.tables();
+        for part in &parts {
+            let part = part.start as usize..part.end as usize;
+            copy[part.clone()].copy_from_slice(&bytes[part]);
+        }
+        let size: u64 = parts.iter().map(|part| part.end - part.start).sum();
+        eprintln!("{name}: {size} of {} bytes in {} parts", bytes.len(), parts.len());
+        assert!(size < bytes.len() as u64 / 2, "{name}: {size} bytes");
+        let alone = GoBinary::with(&copy, whole.build.clone()).unwrap();
+        assert_eq!(alone.functions.len(), whole.functions.len(), "{name}");
+        let mut inlined = 0;
+        // Every 7th function, at its begin, its middle and its end.
+        for index in (0..whole.functions.len() as u32).step_by(7) {
+            let function = whole.functions.function(index).unwrap();
+            assert_eq!(alone.functions.function(index), Some(function), "{name}");
+            for pc in [function.entry, function.entry.midpoint(function.end), function.end - 1] {
+                let frames = whole.frames_with_lines(pc);
+                assert_eq!(alone.frames_with_lines(pc), frames, "{name}: {pc:#x}");
+                assert_eq!(
+                    alone.functions.stack_depth(function, pc),
+                    whole.functions.stack_depth(function, pc),
+                    "{name}: {pc:#x}"
+                );
+                inlined += usize::from(frames.len() > 1);
+            }
+        }
+        assert!(inlined > 100, "{name}: {inlined} places with inlined functions");
+    }
+}

@@ -5,7 +5,7 @@
 
 use super::super::limits;
 use super::{EndedBy, Flight, Operations, actor_key};
-use crate::event::{Began, Kind, Ns, Operation, OperationId, SeenBy};
+use crate::event::{Actor, Began, Kind, Ns, Operation, OperationId, SeenBy};
 
 /// Whether it was found by looking.
 pub fn is_found(op: &Operation) -> bool {
@@ -66,6 +66,21 @@ impl Operations {
             }
             (false, false) => false,
         }
+    }
+
+    /// Remembers who released a semaphore last; of more than [`limits::RELEASES`], those of the longest ago are forgotten.
+    pub(super) fn note_release(&mut self, by: &Actor, semaphore: u64, at: Ns) {
+        self.released.insert((by.pid, semaphore), (*by, at));
+        if self.released.len() > limits::RELEASES
+            && let Some(oldest) = self.released.iter().min_by_key(|(_, (_, at))| *at).map(|(key, _)| *key)
+        {
+            self.released.remove(&oldest);
+        }
+    }
+
+    /// Who was seen to release a semaphore last.
+    pub fn last_release(&self, pid: u32, semaphore: u64) -> Option<&Actor> {
+        self.released.get(&(pid, semaphore)).map(|(by, _)| by)
     }
 
     /// A process was looked at: what was found there before and not this time is over.

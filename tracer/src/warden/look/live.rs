@@ -1,0 +1,211 @@
+//! Looks while probes are attached: at everything once at the start, since waits that began before were seen by no probe;
+//! then at those processes in which an operation has lasted long, or something found earlier is still in progress.
+
+use super::{Looks, Opener, one::Target};
+use crate::{
+    event::{Event, Kind, Ns, Operation, OperationId, Role},
+    look,
+    node::{clock, contained::Outside},
+    thresholds::SECOND,
+    warden::{
+        Settings,
+        child::{Known, Shared, lock},
+        outbox::Outbox,
+        protocol::Level,
+    },
+};
+use std::{
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    sync::{PoisonError, atomic::Ordering},
+    time::{Duration, Instant},
+};
+
+/// How often there may be something to do.
+const EVERY: Duration = Duration::from_millis(250);
+/// An operation of this age is looked at, and again whenever its age has doubled.
+const OLD: Ns = 2 * SECOND;
+/// What a look has found in progress is looked at again after this time.
+const AGAIN: Ns = SECOND;
+/// Processes looked at in one second at most.
+const MOST_A_SECOND: usize = 16;
+/// All looks of one round end by then; the first one at all processes may take as long.
+const ROUND: Duration = Duration::from_secs(2);
+/// Looks of which the own cost is told.
+const TOLD_EVERY: u32 = 240;
+
+/// Looks until the process ends.
+pub fn run(settings: &Settings, outbox: &Outbox, shared: &Shared) {
+    let mut live = Live {
+        outside: Outside::find(settings.also.clone()),
+        also: settings.also.clone(),
+        outbox: outbox.clone(),
+        looks: Looks::new(),
+        found: look::Looks::default(),
+        looked: BTreeMap::new(),
+        ages: BTreeMap::new(),
+        queue: VecDeque::new(),
+        budget: Budget { left: MOST_A_SECOND, since: clock::monotonic() },
+    };
+    while !shared.surveyed.load(Ordering::Acquire) {
+        std::thread::sleep(EVERY);
+    }
+    let mut rounds = 0u32;
+    let all: Vec<u32> = known(shared).into_keys().collect();
+    live.round(all, shared);
+    loop {
+        std::thread::sleep(EVERY);
+        let known = known(shared);
+        live.forget(&known);
+        let mut blocked = lock(&shared.in_flight).clone();
+        blocked.sort_by_key(|o| o.begin);
+        live.want(&blocked, shared, &known);
+        let now = live.budget.take(&mut live.queue, clock::monotonic());
+        if !now.is_empty() {
+            live.round(now, shared);
+            rounds += 1;
+            if rounds.is_multiple_of(TOLD_EVERY) {
+                let spent = live.looks.spent.load(Ordering::Relaxed) / 1_000_000;
+                outbox.log(Level::Debug, format!("{rounds} rounds of looks have taken {spent} ms of CPU"));
+            }
+        }
+    }
+}
+
+fn known(shared: &Shared) -> BTreeMap<u32, Known> {
+    shared.known.read().unwrap_or_else(PoisonError::into_inner).clone()
+}
+
+struct Live {
+    outside: Outside,
+    also: Vec<u32>,
+    outbox: Outbox,
+    looks: Looks,
+    /// What has been found so far.
+    found: look::Looks,
+    /// When each process was looked at last.
+    looked: BTreeMap<u32, Ns>,
+    /// The age at which an operation is looked at next.
+    ages: BTreeMap<OperationId, Ns>,
+    /// Processes that are to be looked at, the most important first.
+    queue: VecDeque<u32>,
+    budget: Budget,
+}
+
+impl Live {
+    /// Processes that have ended are forgotten.
+    fn forget(&mut self, known: &BTreeMap<u32, Known>) {
+        self.found.retain(|pid| known.contains_key(&pid));
+        self.looked.retain(|pid, _| known.contains_key(pid));
+        self.queue.retain(|pid| known.contains_key(pid));
+        let running: BTreeSet<_> = known.values().map(|known| known.exe).collect();
+        self.looks.programs.retain(|id, _| running.contains(id));
+    }
+
+    /// Notes what is worth a look.
+    fn want(&mut self, blocked: &[Operation], shared: &Shared, known: &BTreeMap<u32, Known>) {
+        let now = clock::monotonic();
+        let mut wanted = Vec::new();
+        let ids: BTreeSet<OperationId> = blocked.iter().map(Operation::id).collect();
+        self.ages.retain(|id, _| ids.contains(id));
+        for operation in blocked {
+            // Of what the kernel does itself, the memory of a Go program tells nothing.
+            if matches!(operation.kind, Kind::Sync | Kind::SuperShutdown | Kind::Stalled) {
+                continue;
+            }
+            let age = now.saturating_sub(operation.begin);
+            let due = self.ages.entry(operation.id()).or_insert(OLD);
+            if age >= *due {
+                *due = age.saturating_mul(2);
+                wanted.push(operation.actor.pid);
+                let shim = operation.container.as_ref().and_then(|id| lock(&shared.shims).get(id).copied());
+                wanted.extend(shim);
+            }
+        }
+        let late = |pid: &&u32| {
+            self.found.has(**pid) && self.looked.get(pid).is_none_or(|at| now.saturating_sub(*at) >= AGAIN)
+        };
+        wanted.extend(known.keys().filter(late));
+        for pid in wanted {
+            if known.contains_key(&pid) && !self.queue.contains(&pid) {
+                self.queue.push_back(pid);
+            }
+        }
+    }
+
+    /// Looks at these processes, and tells what follows.
+    fn round(&mut self, pids: Vec<u32>, shared: &Shared) {
+        let end = Instant::now() + ROUND;
+        let mut processes: Vec<Known> = pids.iter().filter_map(|pid| shared.get(*pid)).collect();
+        // Daemons first; otherwise in the order they were asked for.
+        processes.sort_by_key(|known| known.process.role == Role::Shim);
+        let mut openers: BTreeMap<_, Opener> = BTreeMap::new();
+        for known in &processes {
+            let (outside, pid, comm) = (self.outside.clone(), known.process.pid, known.process.comm.clone());
+            openers.entry(known.exe).or_insert_with(|| Box::new(move || outside.open(pid, &comm)));
+        }
+        self.looks.read(openers.into_iter().collect(), !self.also.is_empty(), end);
+        let target = |known: Known| {
+            let program = match self.looks.program(known.exe) {
+                Some(Ok(Some(program))) => Ok(program.clone()),
+                Some(Ok(None)) => return None,
+                Some(Err(why)) => Err(why.clone()),
+                None => Err("there are too many programs".into()),
+            };
+            Some(Target { process: known.process, program })
+        };
+        let targets: Vec<Target> = processes.into_iter().filter_map(target).collect();
+        let (found, outbox, looked_at) = (&mut self.found, &self.outbox, &mut self.looked);
+        self.looks.look(targets, end, |target, result| {
+            let pid = target.process.pid;
+            looked_at.insert(pid, clock::monotonic());
+            match result {
+                // It may have ended meanwhile, and the correlator have been told.
+                Ok(looked)
+                    if shared.get(pid).is_some_and(|k| k.process.started == looked.process.started) =>
+                {
+                    let events: Vec<Event> = found.events(&looked);
+                    outbox.events(events);
+                    if let Err(why) = &looked.look {
+                        outbox.log(Level::Debug, format!("process {pid} could not be looked at: {why}"));
+                    }
+                }
+                Ok(_) => {}
+                Err(why) => outbox.log(Level::Debug, format!("process {pid} was not looked at: {why}")),
+            }
+        });
+    }
+}
+
+/// How many processes may still be looked at in this second.
+struct Budget {
+    left: usize,
+    since: Ns,
+}
+
+impl Budget {
+    fn take(&mut self, queue: &mut VecDeque<u32>, now: Ns) -> Vec<u32> {
+        if now.saturating_sub(self.since) >= SECOND {
+            *self = Budget { left: MOST_A_SECOND, since: now };
+        }
+        let taken: Vec<u32> = queue.drain(..queue.len().min(self.left)).collect();
+        self.left -= taken.len();
+        taken
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_more_than_so_many_in_a_second_and_none_is_lost() {
+        let mut budget = Budget { left: MOST_A_SECOND, since: 0 };
+        let mut queue: VecDeque<u32> = (0..40).collect();
+        let mut all = budget.take(&mut queue, 1);
+        assert_eq!(all.len(), MOST_A_SECOND);
+        assert!(budget.take(&mut queue, SECOND - 1).is_empty());
+        all.extend(budget.take(&mut queue, SECOND));
+        all.extend(budget.take(&mut queue, 3 * SECOND));
+        assert_eq!(all, (0..40).collect::<Vec<_>>());
+    }
+}

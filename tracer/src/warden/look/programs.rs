@@ -1,0 +1,91 @@
+//! The programs that are looked at: what is known of each, and its tables, in a copy on a tmpfs where there is one.
+
+use super::copies::Copies;
+use crate::{
+    event::Role,
+    golang::{
+        GoBinary, Refusal, buildinfo::BuildInfo, calls::Calls, catalog::Lookup, goroutines::Layout, version,
+    },
+    warden::index::Identity,
+};
+use memmap2::Mmap;
+use serde::{Deserialize, Serialize};
+use std::fs::File;
+
+/// What a look needs to know of a program besides its tables.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Facts {
+    /// What it is.
+    pub role: Role,
+    /// What it says about its own build.
+    pub build: BuildInfo,
+    /// The program's own version, where it can be told.
+    pub version: Option<String>,
+    /// Address of its first instruction as the file has it.
+    pub entry: u64,
+    /// Where its runtime keeps goroutines, or why that is not known.
+    pub layout: Result<Layout, String>,
+    /// How operations are told from its stacks, or why they cannot be.
+    pub calls: Result<Calls, String>,
+}
+
+/// A program that can be looked at.
+#[derive(Debug)]
+pub struct Program {
+    /// What is known of it.
+    pub facts: Facts,
+    bytes: Mmap,
+    length: usize,
+}
+
+impl Program {
+    /// Its tables.
+    pub fn binary(&self) -> Result<GoBinary<'_>, Refusal> {
+        let bytes = self.bytes.get(..self.length).unwrap_or_default();
+        GoBinary::with(bytes, self.facts.build.clone())
+    }
+}
+
+/// Finds the tables of an opened program file. `None` when it is no Go program that takes part; with `other`, any Go program
+/// does. May wait for the disk where there is no copy yet: for a worker. A copy is made of what was read.
+pub fn find(file: &File, copies: Option<&Copies>, other: bool) -> Result<Option<Program>, String> {
+    let identity = Identity::of(file);
+    let place = copies.zip(identity.as_ref());
+    if let Some((facts, bytes, length)) = place.and_then(|(copies, i)| copies.find(i).ok().flatten()) {
+        let wanted = other || facts.role != Role::Other;
+        return Ok(wanted.then_some(Program { facts, bytes, length }));
+    }
+    // SAFETY: the file is being executed, so the kernel refuses to write to it or truncate it (ETXTBSY).
+    let bytes = unsafe { Mmap::map(file) }.map_err(|e| format!("its file cannot be mapped: {e}"))?;
+    let (facts, parts) = {
+        let binary = match GoBinary::parse(&bytes) {
+            Ok(binary) => binary,
+            Err(why) if other => return Err(why.to_string()),
+            Err(_) => return Ok(None),
+        };
+        let Some(facts) = facts(&binary, other) else { return Ok(None) };
+        (facts, if copies.is_some() { binary.tables() } else { Vec::new() })
+    };
+    if let Some((copies, identity)) = place
+        && copies.keep(identity, file, &bytes, &parts, &facts).is_ok()
+        && let Ok(Some((facts, bytes, length))) = copies.find(identity)
+    {
+        return Ok(Some(Program { facts, bytes, length }));
+    }
+    let length = bytes.len();
+    Ok(Some(Program { facts, bytes, length }))
+}
+
+fn facts(binary: &GoBinary<'_>, other: bool) -> Option<Facts> {
+    let lookup = Lookup::of(binary);
+    let role = lookup.roles().first().copied().or(other.then_some(Role::Other))?;
+    let calls = binary.abi().map(|abi| Calls::of(&lookup, role, abi));
+    Some(Facts {
+        role,
+        build: binary.build.clone(),
+        version: version::of(binary, role),
+        entry: binary.elf.entry(),
+        layout: Layout::of(binary).map_err(|why| why.to_string()),
+        calls: calls.map_err(|why| why.to_string()),
+    })
+}

@@ -1,0 +1,182 @@
+//! Building the program in every way, running it, and reading what it prints and its memory.
+
+use super::account::{self, Account};
+use std::collections::HashMap;
+use std::io::{BufRead, BufReader, Read};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::OnceLock;
+use tracer::golang::GoBinary;
+use tracer::golang::unwind::Memory;
+
+/// Name, whether with cgo, and arguments of `go build`. With cgo means linked by the C compiler's linker.
+const MODES: [(&str, bool, &[&str]); 5] = [
+    ("plain", false, &[]),
+    ("stripped", false, &["-ldflags=-s -w"]),
+    ("pie", false, &["-buildmode=pie"]),
+    ("cgo", true, &["-ldflags=-linkmode=external -s -w"]),
+    ("cgo-pie", true, &["-buildmode=pie", "-ldflags=-linkmode=external"]),
+];
+
+/// A built program.
+pub struct Build {
+    pub name: String,
+    pub goroot: PathBuf,
+    pub path: PathBuf,
+}
+
+/// All builds there are; none, and that is said, without toolchains.
+pub fn builds() -> &'static [Build] {
+    static BUILDS: OnceLock<Vec<Build>> = OnceLock::new();
+    BUILDS.get_or_init(build)
+}
+
+fn build() -> Vec<Build> {
+    let Some(list) = std::env::var_os("PLEGSCOPE_GO_TOOLCHAINS") else {
+        eprintln!("SKIPPED: PLEGSCOPE_GO_TOOLCHAINS is not set; `cargo xtask test` sets it");
+        return Vec::new();
+    };
+    let kept = std::env::var_os("PLEGSCOPE_GO_BUILDS")
+        .map_or_else(|| Path::new(env!("CARGO_TARGET_TMPDIR")).join("go-builds"), PathBuf::from);
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/go_matrix/waits");
+    let mut builds = Vec::new();
+    for goroot in std::env::split_paths(&list) {
+        let version = goroot.file_name().unwrap().to_string_lossy().into_owned();
+        for (mode, cgo, arguments) in MODES {
+            let name = format!("{version}-{mode}");
+            let path = kept.join(&name);
+            // A build that is up to date costs a tenth of a second.
+            let built = Command::new(goroot.join("bin/go"))
+                .args(["build", "-o"])
+                .arg(&path)
+                .args(arguments)
+                .arg(".")
+                .current_dir(&source)
+                .env("GOROOT", &goroot)
+                .env("GOPATH", kept.join("path"))
+                .env("GOCACHE", kept.join("cache"))
+                .env("CGO_ENABLED", if cgo { "1" } else { "0" })
+                .env("GO111MODULE", "off")
+                .env("GOTOOLCHAIN", "local")
+                .env("GOFLAGS", "")
+                .output()
+                .unwrap();
+            assert!(built.status.success(), "{name}: {}", String::from_utf8_lossy(&built.stderr));
+            builds.push(Build { name, goroot: goroot.clone(), path });
+        }
+    }
+    builds
+}
+
+/// The monotonic clock, ns.
+pub fn now() -> u64 {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
+}
+
+/// A number as the program prints it.
+pub fn number(text: &str) -> u64 {
+    match text.strip_prefix("0x") {
+        Some(digits) => u64::from_str_radix(digits, 16).unwrap(),
+        None => text.parse().unwrap(),
+    }
+}
+
+/// A line the program printed.
+#[derive(Debug)]
+pub struct Said(Vec<String>);
+
+impl Said {
+    pub fn word(&self, n: usize) -> &str {
+        &self.0[n]
+    }
+
+    pub fn number(&self, n: usize) -> u64 {
+        number(&self.0[n])
+    }
+}
+
+/// The program, running. Ended when this is dropped.
+pub struct Running {
+    child: Child,
+    path: PathBuf,
+    said: Vec<Said>,
+}
+
+impl Running {
+    /// Runs it until it has said all.
+    pub fn start(path: &Path, arguments: &[&str]) -> Running {
+        let mut child = Command::new(path)
+            .args(arguments)
+            .env("GOTRACEBACK", "system")
+            // Only when the program says so.
+            .env("GOGC", "off")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let lines = BufReader::new(child.stdout.take().unwrap()).lines().map(Result::unwrap);
+        let said = lines
+            .take_while(|line| line != "END")
+            .map(|line| Said(line.split(' ').map(str::to_owned).collect()))
+            .collect();
+        Running { child, path: path.to_owned(), said }
+    }
+
+    /// All lines that begin with this word.
+    pub fn said(&self, first: &str) -> impl Iterator<Item = &Said> {
+        self.said.iter().filter(move |said| said.word(0) == first)
+    }
+
+    pub fn bias(&self, binary: &GoBinary<'_>) -> u64 {
+        let maps = std::fs::read_to_string(format!("/proc/{}/maps", self.child.id())).unwrap();
+        let own = maps.lines().find(|line| line.ends_with(self.path.to_str().unwrap())).unwrap();
+        binary.elf.load_bias(u64::from_str_radix(own.split('-').next().unwrap(), 16).unwrap())
+    }
+
+    pub fn memory(&self) -> Mem {
+        Mem(std::fs::File::open(format!("/proc/{}/mem", self.child.id())).unwrap())
+    }
+
+    /// Number of the system call a thread is in.
+    pub fn syscall(&self, thread: u32) -> String {
+        let path = format!("/proc/{}/task/{thread}/syscall", self.child.id());
+        let text = std::fs::read_to_string(path).unwrap_or_default();
+        text.split(' ').next().unwrap_or_default().to_owned()
+    }
+
+    /// Makes it tell all its stacks and end.
+    pub fn quit(&mut self) -> HashMap<u64, Account> {
+        let mut text = String::new();
+        rustix::process::kill_process(
+            rustix::process::Pid::from_child(&self.child),
+            rustix::process::Signal::QUIT,
+        )
+        .unwrap();
+        self.child.stderr.take().unwrap().read_to_string(&mut text).unwrap();
+        account::parse(&text)
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Its memory.
+pub struct Mem(std::fs::File);
+
+impl Memory for Mem {
+    fn word(&mut self, address: u64) -> Option<u64> {
+        let mut word = [0; 8];
+        (self.read(address, &mut word) == 8).then(|| u64::from_le_bytes(word))
+    }
+
+    fn read(&mut self, at: u64, into: &mut [u8]) -> usize {
+        self.0.read_at(into, at).unwrap_or(0)
+    }
+}
