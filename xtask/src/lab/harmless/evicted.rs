@@ -197,16 +197,7 @@ pub async fn prepare<'a>(
     // The lab's disk will be there; until the copies are, the machine's own are found in PATH.
     let folder = Path::new("/run").join(&ledger.name).join("disk/bin");
     let shim = "containerd-shim-runc-v2";
-    let from = [
-        programs.containerd.clone(),
-        programs
-            .folder
-            .iter()
-            .map(|folder| folder.join(shim))
-            .find(|path| path.is_file())
-            .or_else(|| sys::which(shim))
-            .context("no shim")?,
-    ];
+    let from = [programs.containerd.clone(), programs.shim()?];
     let programs = Programs { containerd: programs.containerd, folder: Some(folder.clone()) };
     let mut lab = Lab::without_pods(ledger, programs, Root::Fast, say).await?;
     fs::create_dir_all(&folder).with_context(|| format!("creating {}", folder.display()))?;
