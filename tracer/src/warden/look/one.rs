@@ -130,7 +130,7 @@ impl Reader<'_> {
         let thread = seen.thread.and_then(|own| self.thread(own));
         let mut calls =
             self.calls.map_or_else(Vec::new, |calls| calls.of_stack(seen, &mut Words(self.memory)));
-        let mut waits = seen.waits.map(|wait| Wait {
+        let mut waits = seen.waits.filter(|_| waits_for_lock(seen)).map(|wait| Wait {
             semaphore: wait.semaphore,
             since: wait.since,
             lock: locks::of_semaphore(self.role, self.memory, wait.semaphore),
@@ -153,7 +153,10 @@ impl Reader<'_> {
             thread,
             frames: frames(seen),
             cut: seen.stack.cut.as_ref().map(ToString::to_string).unwrap_or_default(),
-            created_by: seen.created_by.as_ref().map(|made| (frame(&made.function, made.pc), made.goroutine)),
+            created_by: seen
+                .created_by
+                .as_ref()
+                .map(|made| (frame(&made.function, made.pc, made.offset), made.goroutine)),
             calls,
         }
     }
@@ -169,18 +172,32 @@ impl Reader<'_> {
     }
 }
 
-fn frames(seen: &Seen) -> Vec<Frame> {
-    let frames = seen.stack.frames.iter();
-    frames.flat_map(|place| place.functions.iter().map(|function| frame(function, place.pc))).collect()
+/// Whether a wait for a semaphore is one for a `sync.Mutex` or `sync.RWMutex`: only these come through functions of these
+/// names, in Go 1.15 to 1.27; a `sync.WaitGroup` and the network have others (`runtime/sema.go`).
+fn waits_for_lock(seen: &Seen) -> bool {
+    /// Frames of the runtime and of `sync` below which one of them must be.
+    const INNERMOST: usize = 8;
+    let locks = |name: &str| {
+        ["runtime_SemacquireMutex", "runtime_SemacquireRWMutex", "runtime_SemacquireRWMutexR"]
+            .iter()
+            .any(|lock| name.strip_suffix(lock).is_some_and(|package| package.ends_with("sync.")))
+    };
+    seen.stack.names().take(INNERMOST).any(locks)
 }
 
-fn frame(function: &pclntab::Frame, pc: u64) -> Frame {
+fn frames(seen: &Seen) -> Vec<Frame> {
+    let frames = seen.stack.frames.iter();
+    frames.flat_map(|place| place.functions.iter().map(|f| frame(f, place.pc, place.offset))).collect()
+}
+
+fn frame(function: &pclntab::Frame, pc: u64, offset: u64) -> Frame {
     Frame {
         function: function.name.clone(),
         file: function.file.clone(),
         line: function.line,
         inlined: function.inlined,
         pc,
+        offset,
     }
 }
 
@@ -276,6 +293,7 @@ mod tests {
             line: 1234,
             inlined: false,
             pc: u64::MAX,
+            offset: u64::MAX,
         };
         Goroutine {
             g: u64::MAX - goid,
