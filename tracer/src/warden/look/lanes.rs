@@ -99,12 +99,15 @@ impl<I, R, D: FnMut(I, Result<R, String>)> Watch<I, R, D> {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn hear(&mut self, told: Told<I, R>) {
+    /// Takes in what a lane tells; whether it is one that is still watched.
+    fn hear(&mut self, told: Told<I, R>) -> bool {
         let number = match &told {
             Told::Took(number, _) | Told::Done(number, _) | Told::Over(number) => *number,
         };
         // One that was given up may come back with what nobody wants any more.
-        let Some(at) = self.lanes.iter().position(|lane| lane.number == number) else { return };
+        let Some(at) = self.lanes.iter().position(|lane| lane.number == number) else {
+            return false;
+        };
         match told {
             Told::Took(_, item) => self.lanes[at].with = Some((item, Instant::now())),
             Told::Done(_, result) => {
@@ -122,6 +125,7 @@ impl<I, R, D: FnMut(I, Result<R, String>)> Watch<I, R, D> {
                 }
             }
         }
+        true
     }
 
     /// Leaves all lanes that are late; what they have told until then counts.
@@ -185,8 +189,10 @@ pub fn run<I: Clone + Send + 'static, R: Send + 'static>(
         }
         let next = watch.lanes.iter().filter_map(due).min().unwrap_or(bounds.end).min(bounds.end);
         if let Ok(told) = watch.told.recv_timeout(next.saturating_duration_since(Instant::now())) {
-            watch.hear(told);
-            refused = None;
+            // A lane that could not be started tells that it is over, too.
+            if watch.hear(told) {
+                refused = None;
+            }
             continue;
         }
         let now = Instant::now();
@@ -195,6 +201,7 @@ pub fn run<I: Clone + Send + 'static, R: Send + 'static>(
             break;
         }
         watch.leave(|lane| due(lane).is_some_and(|due| now >= due));
+        refused = None;
     }
     let rest = std::mem::take(&mut *watch.queue());
     for item in rest {
