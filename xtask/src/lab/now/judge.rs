@@ -2,6 +2,7 @@
 //! the programs print of themselves.
 
 use super::goroutines::{self, Goroutine};
+use super::mount;
 use crate::lab::siblings::said::{device, kind, links, list};
 use crate::lab::story::Truth;
 use crate::lab::sys::seconds;
@@ -242,8 +243,8 @@ fn names(truth: &Truth, facts: &Facts, drawn: &Drawn<'_>, verdict: &mut Verdict)
     let rootfs = facts.rootfs.to_string_lossy();
     verdict.check(
         "mount",
-        rootfs.as_ref(),
-        paths.join(", "),
+        mount(&rootfs),
+        paths.iter().map(|path| mount(path)).collect::<Vec<_>>().join(", "),
         !paths.is_empty() && paths.iter().all(|path| *path == rootfs),
     );
     let (end, detail) = verdict::variant(&drawn.diagnosis["ends_in"]);
@@ -411,8 +412,8 @@ pub fn stacks(truth: &Truth, facts: &Facts, report: &Value, verdict: &mut Verdic
         site.map_or(Vec::new(), |site| list(site, "kernel_stack").filter_map(Value::as_str).collect());
     verdict.check(
         "kernel stack of the unmount",
-        facts.kernel.join(" < "),
-        said.join(" < "),
+        facts.kernel[..facts.kernel.len().min(4)].join(" < "),
+        said[..said.len().min(4)].join(" < "),
         !said.is_empty() && facts.kernel.iter().zip(&said).filter(|(a, b)| a == *b).count() >= 3,
     );
 }
@@ -505,4 +506,154 @@ pub fn tracebacks(truth: &Truth, out: &str, verdict: &mut Verdict) {
         delete.clone().unwrap_or_else(|| "is not there".to_owned()),
         delete.is_some(),
     );
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::lab::kubelet_like::Call;
+    use crate::lab::story::Block;
+    use crate::lab::unmounts::Stay;
+    use serde_json::json;
+
+    const SECOND: u64 = 1_000_000_000;
+    const NOW: u64 = 20 * SECOND;
+    const ROOTFS: &str = "/run/lab/state/c1c1c1c1c1c1c1/rootfs";
+
+    fn truth() -> Truth {
+        let call = |method: &str, container: Option<&str>, begin: u64| Call {
+            method: method.to_owned(),
+            container: container.map(str::to_owned),
+            begin: begin * SECOND,
+            end: None,
+            error: None,
+        };
+        Truth {
+            block: Block::Disk,
+            container: "c1c1c1c1c1c1c1".to_owned(),
+            pod: "victim".to_owned(),
+            namespace: "lab".to_owned(),
+            container_name: "worker".to_owned(),
+            shim: 7,
+            own: Vec::new(),
+            kubelet: None,
+            device: "7:0".to_owned(),
+            told_to_exit: 9 * SECOND,
+            calls: vec![
+                call("ListContainers", None, 13),
+                call("UpdateContainerResources", Some("c1c1c1c1c1c1c1"), 12),
+            ],
+            unmounts: vec![Stay { tid: 71, call: 166, begin: 10 * SECOND, end: None }],
+            traced: Vec::new(),
+        }
+    }
+
+    fn facts() -> Facts {
+        let dump = |all: &[(u64, &[&str])]| -> Vec<Goroutine> {
+            let frames =
+                |names: &[&str]| names.iter().map(|name| (name.to_string(), "a.go".into())).collect();
+            let one = |(id, names): &(u64, &[&str])| Goroutine {
+                id: *id,
+                state: "select".into(),
+                frames: frames(names),
+                created_by: None,
+                cut: false,
+            };
+            all.iter().map(one).collect()
+        };
+        let update = ["ttrpc.(*Client).Call", "statusStorage).UpdateSync", "x).UpdateContainerResources"];
+        let containerd = dump(&[(60, &["sync.(*RWMutex).RLock", "x).ListContainers"]), (50, &update)]);
+        let shim = dump(&[
+            (70, &["sync.(*Mutex).Lock", "process.(*Init).Update", "x).Update"]),
+            (80, &["unix.Unmount", "process.(*Init).Delete", "x).Delete"]),
+        ]);
+        Facts {
+            containerd: 5,
+            rootfs: ROOTFS.into(),
+            device: "/dev/loop0".into(),
+            kernel: Vec::new(),
+            dumps: [(5, containerd), (7, shim)].into(),
+        }
+    }
+
+    /// What is said: kind, method, process, goroutine, age in seconds, how its begin is known.
+    fn frame() -> Value {
+        let subject =
+            json!({"id": "c1c1c1c1c1c1c1", "namespace": "lab", "pod": "victim", "container": "worker"});
+        let link = |what: (&str, &str), who: (u64, u64), age: u64, began: &str| {
+            json!({
+                "operation": {"kind": what.0, "method": what.1, "began": began, "seen_by": "Memory", "path": null},
+                "who": {"pid": who.0, "goid": who.1, "tid": 0}, "age": age * SECOND, "subject": subject,
+                "edge": {"kind": "Contains", "confidence": "Proven", "evidence": "same goroutine"}, "lock": null,
+            })
+        };
+        let before = "ThenOrBefore";
+        let mut links = vec![
+            link(("CriCall", "ListContainers"), (5, 60), 2, before),
+            link(("LockWait", ""), (5, 60), 2, before),
+            link(("CriCall", "UpdateContainerResources"), (5, 50), 6, before),
+            link(("StatusUpdate", "UpdateSync"), (5, 50), 6, before),
+            link(("ShimCall", "Update"), (5, 50), 6, before),
+            link(("ShimServe", "Update"), (7, 70), 6, before),
+            link(("InitMethod", "Update"), (7, 70), 6, before),
+            link(("LockWait", ""), (7, 70), 6, "Then"),
+            link(("InitMethod", "Delete"), (7, 80), 3, before),
+            link(("Unmount", ""), (7, 80), 3, before),
+        ];
+        for (at, name) in [(1, "Status"), (7, "Init")] {
+            links[at]["lock"] = json!({"name": name, "subject": subject});
+            links[at + 1]["edge"] =
+                json!({"kind": "WaitsForHolder", "confidence": "Inferred", "evidence": "the only one"});
+        }
+        links[9]["operation"]["path"] = json!(ROOTFS);
+        links[9]["who"]["tid"] = json!(71);
+        let device = json!({"device": {"major": 7, "minor": 0}, "name": "/dev/loop0"});
+        json!({"now": NOW, "diagnoses": [{
+            "chain": {"links": links, "age": 2 * SECOND},
+            "ends_in": {"UnmountSync": {"device": device, "fs_type": "ext4"}},
+        }]})
+    }
+
+    fn wrong(frame: &Value) -> Vec<String> {
+        let mut verdict = Verdict::default();
+        chain(&truth(), &facts(), frame, &mut verdict);
+        verdict.0.into_iter().filter(|check| check.agree == Some(false)).map(|check| check.what).collect()
+    }
+
+    #[test]
+    fn the_right_chain_passes() {
+        assert_eq!(wrong(&frame()), [""; 0]);
+    }
+
+    #[test]
+    fn each_wrong_word_is_found() {
+        let right = frame();
+        for (place, value, found) in [
+            ("/diagnoses/0/chain/links/9/operation/path", json!("/run/other"), "mount"),
+            ("/diagnoses/0/chain/links/9/who/tid", json!(72), "thread in umount2"),
+            ("/diagnoses/0/chain/links/2/subject/pod", json!("neighbour"), "container at every link"),
+            ("/diagnoses/0/chain/links/7/lock/subject/id", json!("c2"), "container at every link"),
+            ("/diagnoses/0/ends_in/UnmountSync/device/device/minor", json!(1), "ends in"),
+            ("/diagnoses/0/chain/links/1/lock/name", json!("Other"), "chain"),
+            ("/diagnoses/0/chain/links/4/operation/method", json!("State"), "chain"),
+            ("/diagnoses/0/chain/links/5/who/pid", json!(8), "who"),
+            ("/diagnoses/0/chain/links/2/who/goid", json!(60), "who"),
+            ("/diagnoses/0/chain/links/8/who/goid", json!(81), "who"),
+            ("/diagnoses/0/chain/links/8/edge/confidence", json!("Proven"), "holders"),
+            ("/diagnoses/0/chain/links/0/age", json!(8 * SECOND), "age of ListContainers"),
+            ("/diagnoses/0/chain/links/0/operation/began", json!("Then"), "age of ListContainers"),
+            ("/diagnoses/0/chain/links/7/age", json!(5 * SECOND), "age of Init lock"),
+            ("/diagnoses/0/chain/links/7/operation/began", json!("ThenOrBefore"), "age of Init lock"),
+            ("/diagnoses/0/chain/links/9/age", json!(11 * SECOND), "age of unmount"),
+            ("/diagnoses/0/chain/links/2/age", json!(SECOND), "the update, as old as the wait in it"),
+        ] {
+            let mut frame = right.clone();
+            *frame.pointer_mut(place).unwrap() = value;
+            let wrong = wrong(&frame);
+            assert!(wrong.iter().any(|what| what == found), "{place}: {wrong:?}");
+        }
+        let mut frame = right;
+        frame.pointer_mut("/diagnoses/0/chain/links").unwrap().as_array_mut().unwrap().swap(4, 5);
+        assert_eq!(wrong(&frame), ["chain"], "out of order");
+    }
 }

@@ -180,7 +180,7 @@ fn ended(truth: &Truth, frames: &[Seen], verdict: &mut Verdict) {
     );
     let mut incidents: Vec<(&str, Option<u64>)> = Vec::new();
     for incident in frames.iter().flat_map(|seen| list(&seen.frame, "incidents")) {
-        let about = incident["containers"].to_string().contains(&truth.container);
+        let about = incident.to_string().contains(&truth.container);
         if let Some(id) = incident["id"].as_str().filter(|_| about) {
             incidents.retain(|(known, _)| *known != id);
             incidents.push((id, incident["ended"].as_u64()));
@@ -209,19 +209,21 @@ fn watched(truth: &Truth, lines: &[Line], verdict: &mut Verdict) {
     let told: Vec<(u64, Value)> = lines
         .iter()
         .filter_map(|line| Some((line.at, serde_json::from_str::<Value>(&line.text).ok()?)))
-        .filter(|(_, incident)| incident["containers"].to_string().contains(&truth.container))
+        .filter(|(_, incident)| incident.to_string().contains(&truth.container))
         .collect();
     let changes: Vec<String> = told
         .iter()
         .map(|(at, one)| {
             let (change, _) = verdict::variant(&one["change"]);
             let when = if *at < over { "while it lasted" } else { "afterwards" };
-            format!("{change} {when}: {}", one["summary"].as_str().unwrap_or_default())
+            format!("{change} {when}")
         })
         .collect();
     let at = |name: &str| {
         told.iter().find(|(_, one)| verdict::variant(&one["change"]).0 == name).map(|(at, _)| *at)
     };
+    let last = told.last().and_then(|(_, one)| one["summary"].as_str());
+    verdict.note("watch: said last", "", last.unwrap_or("-"));
     verdict.check(
         "watch: tells it",
         "Crossed while it lasts, Ended when it is over",

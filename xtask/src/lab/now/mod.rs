@@ -19,7 +19,7 @@ use anyhow::{Context, Result};
 use serde_json::Value;
 use std::ffi::OsStr;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 use tokio::process::Command;
@@ -112,6 +112,53 @@ async fn run(ledger: &Ledger, program: &Path, args: &[impl AsRef<OsStr>]) -> Res
     let took = sys::monotonic() - begin;
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     Ok(Ran { code: output.status.code(), took, out: text(&output.stdout), messages: text(&output.stderr) })
+}
+
+/// A plegscope of the lab's own, on its tmpfs, that finds another folder where `/run` is otherwise: there lies what it
+/// keeps of program files between its runs.
+struct Own {
+    /// The folder that it finds.
+    index: PathBuf,
+    /// Name of the lab's folder in `/run`. It is there as well, without what is mounted in it.
+    lab: String,
+}
+
+impl Own {
+    /// One that has kept nothing yet.
+    fn new(binary: &Path, run: &Path, name: &str) -> Result<Own> {
+        let own = run.join("plegscope");
+        if !own.exists() {
+            fs::copy(binary, &own).with_context(|| format!("copying to {}", own.display()))?;
+        }
+        let lab = run.file_name().context("a folder without a name")?.to_string_lossy().into_owned();
+        let index = run.join(format!("index-{name}"));
+        let inner = index.join(&lab);
+        fs::create_dir_all(&inner).with_context(|| format!("creating {}", inner.display()))?;
+        Ok(Own { index, lab })
+    }
+
+    /// Arguments of `unshare` for a run. Meanwhile it keeps all mounts of this moment from being shut down.
+    fn arguments<'a>(&'a self, args: &[&'a str]) -> Vec<&'a str> {
+        let script = r#"mount --bind "/run/$1" "$0/$1" && mount --rbind "$0" /run && own="/run/$1/plegscope" && shift &&
+                        exec "$own" "$@""#;
+        let index = self.index.to_str().unwrap_or_default();
+        let before = ["--mount", "--propagation", "private", "sh", "-c", script, index, &self.lab];
+        before.into_iter().chain(args.iter().copied()).collect()
+    }
+
+    /// Runs it to its end.
+    async fn run(&self, ledger: &Ledger, args: &[&str]) -> Result<Ran> {
+        run(ledger, Path::new("unshare"), &self.arguments(args)).await
+    }
+}
+
+/// The path of a container's root file system, shortened for a table.
+fn mount(path: &str) -> String {
+    let parts: Vec<&str> = path.rsplit('/').take(2).collect();
+    match parts[..] {
+        [last, id] if id.len() > 12 && id.is_ascii() => format!("…/{}…/{last}", &id[..12]),
+        _ => path.to_owned(),
+    }
 }
 
 /// Keeps what was said for people to read.

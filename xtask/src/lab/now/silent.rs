@@ -3,7 +3,7 @@
 
 use super::judge;
 use super::stall::Stall;
-use super::{GRACE, PARTLY_BLIND, Ran, WITHIN, run, store};
+use super::{GRACE, Own, PARTLY_BLIND, Ran, WITHIN, mount, store};
 use crate::lab::cleanup::Ledger;
 use crate::lab::commands::look;
 use crate::lab::containerd::Programs;
@@ -41,10 +41,9 @@ pub async fn play(
     let mut verdict = Verdict::default();
     let other = programs.containerd.clone();
     let mut node = evicted::prepare(ledger, programs, say).await?;
-    let own = node.lab.run.join("plegscope");
-    fs::copy(binary, &own).with_context(|| format!("copying to {}", own.display()))?;
-    let (empty, filled) = (node.lab.run.join("index-empty"), node.lab.run.join("index-filled"));
-    let ran = now(ledger, &node.lab.run, &filled, &["now", "--json", "--within", "5s"]).await?;
+    let run = node.lab.run.clone();
+    let (empty, filled) = (Own::new(binary, &run, "empty")?, Own::new(binary, &run, "filled")?);
+    let ran = filled.run(ledger, &["now", "--json", "--within", "5s"]).await?;
     verdict.check("with all pages in memory", "exit code 0", ran.ended(), ran.code == Some(0));
     node.renew(ledger, &other).await?;
     let victim = pods::script(MEGABYTES);
@@ -67,16 +66,15 @@ pub async fn play(
     say(&format!("the disk has stopped; {} pages of containerd and {} of the shim are out", out[0], out[1]));
     let facts = stall.plain_facts()?;
     let truth = stall.truth(&client);
-    let roots = &node.lab.run;
-    for (index, which) in [(&filled, "known programs"), (&empty, "never seen programs")] {
-        let ran = now(ledger, roots, index, &["now", "--json"]).await?;
+    for (own, which) in [(&filled, "known programs"), (&empty, "never seen programs")] {
+        let ran = own.run(ledger, &["now", "--json"]).await?;
         store(keep, &format!("silent-{}.json", which.split(' ').next().unwrap_or_default()), &ran.out)?;
         say(&format!("{which}: {}", ran.ended()));
         partly(which, &truth, &facts, &ran, &mut verdict);
-        if index == &filled {
+        if which == "known programs" {
             judge::chain(&truth, &facts, &ran.report()["frame"], &mut verdict);
         }
-        let ran = now(ledger, roots, index, &["now"]).await?;
+        let ran = own.run(ledger, &["now"]).await?;
         store(keep, &format!("silent-{}.txt", which.split(' ').next().unwrap_or_default()), &ran.out)?;
         let left = ran.out.lines().filter(|line| line.starts_with("not seen: ")).count();
         verdict.check(
@@ -87,7 +85,7 @@ pub async fn play(
                 && (left > 0) == (ran.code == Some(PARTLY_BLIND)),
         );
     }
-    killed(ledger, roots, &empty, &mut verdict).await?;
+    killed(ledger, &empty, &mut verdict).await?;
     verdict.check(
         "control: a read of one page from that disk",
         "does not come back",
@@ -139,11 +137,13 @@ fn partly(which: &str, truth: &Truth, facts: &judge::Facts, ran: &Ran, verdict: 
         let same = facts.kernel.iter().zip(&kernel).filter(|(a, b)| a == *b).count();
         inside(site) && *path == Some(&*rootfs) && same >= 3
     };
-    let told: Vec<String> =
-        sites.iter().map(|(site, path)| format!("thread {}: {}", site["tid"], path.unwrap_or("-"))).collect();
+    let told: Vec<String> = sites
+        .iter()
+        .map(|(site, path)| format!("thread {}: {}", site["tid"], path.map_or("-".to_owned(), mount)))
+        .collect();
     verdict.check(
         &format!("{which}: the thread in umount2"),
-        format!("{rootfs}, and its kernel stack"),
+        format!("{}, and its kernel stack", mount(&rootfs)),
         told.join(", "),
         sites.iter().any(right),
     );
@@ -155,10 +155,8 @@ fn path(sleeper: &Value) -> Option<&str> {
 }
 
 /// Killed in the middle of it, it leaves nothing.
-async fn killed(ledger: &Ledger, run: &Path, index: &Path, verdict: &mut Verdict) -> Result<()> {
-    let args = ["now", "--within", "8s"].map(str::to_owned);
-    let all = elsewhere(run, index, &args)?;
-    let all: Vec<&str> = all.iter().map(String::as_str).collect();
+async fn killed(ledger: &Ledger, own: &Own, verdict: &mut Verdict) -> Result<()> {
+    let all = own.arguments(&["now", "--within", "8s"]);
     let tracer = Tracer::start(ledger, Path::new("unshare"), &all, |_, _| {})?;
     let mut warden = None;
     sys::until(Duration::from_secs(2), || {
@@ -182,26 +180,6 @@ async fn killed(ledger: &Ledger, run: &Path, index: &Path, verdict: &mut Verdict
         over && lived,
     );
     Ok(())
-}
-
-/// Runs it so that what it keeps of program files lies in a folder of its own.
-async fn now(ledger: &Ledger, folder: &Path, index: &Path, args: &[&str]) -> Result<Ran> {
-    let args: Vec<String> = args.iter().map(|&arg| arg.to_owned()).collect();
-    run(ledger, Path::new("unshare"), &elsewhere(folder, index, &args)?).await
-}
-
-/// Arguments of `unshare` for a plegscope in the lab's folder that finds `index` where `/run` is otherwise, and in it the
-/// lab's folder without what is mounted there.
-fn elsewhere(folder: &Path, index: &Path, args: &[String]) -> Result<Vec<String>> {
-    let name = folder.file_name().context("a folder without a name")?.to_string_lossy().into_owned();
-    let inner = index.join(&name);
-    fs::create_dir_all(&inner).with_context(|| format!("creating {}", inner.display()))?;
-    let script = r#"mount --bind "/run/$1" "$0/$1" && mount --rbind "$0" /run && own="/run/$1/plegscope" && shift && exec "$own" "$@""#;
-    let mut all: Vec<String> =
-        ["--mount", "--propagation", "private", "sh", "-c", script].map(str::to_owned).into();
-    all.extend([index.to_string_lossy().into_owned(), name]);
-    all.extend(args.iter().cloned());
-    Ok(all)
 }
 
 /// A file on the disk for a read that must ask it.

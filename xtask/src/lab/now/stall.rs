@@ -2,7 +2,7 @@
 
 use super::calls::{self, Containers};
 use super::judge::{self, Facts};
-use super::{GRACE, Ran, WITHIN, dump, late, run, store};
+use super::{GRACE, Own, Ran, WITHIN, dump, late, store};
 use crate::lab::cleanup::Ledger;
 use crate::lab::containerd::Programs;
 use crate::lab::kubelet_like::KubeletLike;
@@ -39,13 +39,15 @@ pub async fn play(
     let client = KubeletLike::start(&lab.containerd.socket, &log, Duration::from_secs(2))?;
     tokio::time::sleep(Duration::from_secs(2)).await;
     let mut verdict = Verdict::default();
-    healthy(&lab, binary, &mut verdict).await?;
+    healthy(&lab, &Own::new(binary, &lab.run, "healthy")?, &mut verdict).await?;
     say("the node is healthy, pods come and go");
 
     let stall = Stall::begin(&lab, &client, say).await?;
+    // The first of them knows nothing of the programs yet.
+    let own = Own::new(binary, &lab.run, "late")?;
     let mut runs = Vec::new();
     for args in [&["now", "--json"][..], &["now"], &["now", "--format", "goroutine"]] {
-        runs.push((args.join(" "), run(ledger, binary, args).await?));
+        runs.push((args.join(" "), own.run(ledger, args).await?));
         say(&format!("{}: {}", args.join(" "), runs[runs.len() - 1].1.ended()));
     }
     let kept = ["now.json", "now.txt", "now.goroutines"];
@@ -85,7 +87,7 @@ pub async fn play(
 }
 
 /// The healthy node: nothing is stuck, whatever pods do.
-async fn healthy(lab: &Lab<'_>, binary: &Path, verdict: &mut Verdict) -> Result<()> {
+async fn healthy(lab: &Lab<'_>, own: &Own, verdict: &mut Verdict) -> Result<()> {
     let over = std::cell::Cell::new(false);
     let churn = async {
         while !over.get() {
@@ -96,7 +98,7 @@ async fn healthy(lab: &Lab<'_>, binary: &Path, verdict: &mut Verdict) -> Result<
     let ask = async {
         let mut runs: Vec<Ran> = Vec::new();
         for _ in 0..TIMES {
-            runs.push(run(lab.ledger, binary, &["now", "--json"]).await?);
+            runs.push(own.run(lab.ledger, &["now", "--json"]).await?);
         }
         over.set(true);
         Ok::<Vec<Ran>, anyhow::Error>(runs)
@@ -145,7 +147,7 @@ async fn healthy(lab: &Lab<'_>, binary: &Path, verdict: &mut Verdict) -> Result<
     verdict.check("healthy node: wrong names", "none", foreign.join(", "), foreign.is_empty());
     let longest = runs.iter().map(|ran| ran.took).max().unwrap_or(0);
     verdict.note("healthy node: longest now", "", sys::seconds(longest));
-    let ran = run(lab.ledger, binary, &["now"]).await?;
+    let ran = own.run(lab.ledger, &["now"]).await?;
     let first = ran.out.lines().next().unwrap_or_default();
     verdict.check(
         "healthy node: the first line",
