@@ -26,6 +26,8 @@ pub struct Facts {
     pub rootfs: PathBuf,
     /// The name of the device below it.
     pub device: String,
+    /// Whether the runtime is held up by nothing else: then its time limit for the state tells when it went on.
+    pub prompt: bool,
     /// The functions that the thread in the unmount is in, by the kernel.
     pub kernel: Vec<String>,
     /// What the daemon and the shim print of themselves.
@@ -214,7 +216,7 @@ pub fn chain(truth: &Truth, facts: &Facts, frame: &Value, verdict: &mut Verdict)
     names(truth, facts, &drawn, verdict);
     actors(truth, facts, &drawn, verdict);
     grounds(&drawn, verdict);
-    ages(truth, frame, &drawn, verdict);
+    ages(truth, facts, frame, &drawn, verdict);
 }
 
 /// Containers, the mount, the device.
@@ -323,7 +325,7 @@ fn grounds(drawn: &Drawn<'_>, verdict: &mut Verdict) {
 }
 
 /// Each age at the moment of the frame: what is exact is right, what is said with "at least" is not too much.
-fn ages(truth: &Truth, frame: &Value, drawn: &Drawn<'_>, verdict: &mut Verdict) {
+fn ages(truth: &Truth, facts: &Facts, frame: &Value, drawn: &Drawn<'_>, verdict: &mut Verdict) {
     let now = frame["now"].as_u64().unwrap_or(0);
     let list_call = truth.longest("ListContainers").map(|call| call.begin);
     let update = truth.update().map(|call| call.begin);
@@ -334,7 +336,7 @@ fn ages(truth: &Truth, frame: &Value, drawn: &Drawn<'_>, verdict: &mut Verdict) 
             Since::InList => (list_call, false),
             Since::Update => (update, true),
             Since::InUpdate => (update, false),
-            Since::AfterState => (update.map(|begin| begin + STATE_TIMEOUT), true),
+            Since::AfterState => (update.map(|begin| begin + STATE_TIMEOUT), facts.prompt),
             Since::Exit => (Some(truth.told_to_exit), false),
             Since::Unmount => (truth.unmount_at(now), true),
             Since::InUnmount => (truth.unmount_at(now), false),
@@ -571,6 +573,7 @@ mod tests {
             containerd: 5,
             rootfs: ROOTFS.into(),
             device: "/dev/loop0".into(),
+            prompt: true,
             kernel: Vec::new(),
             dumps: [(5, containerd), (7, shim)].into(),
         }

@@ -253,6 +253,7 @@ impl<'l> Stall<'l> {
             containerd: self.lab.containerd.pid,
             rootfs: self.lab.containerd.bundle(&self.victim.container).join("rootfs"),
             device: format!("/dev/{}", device.context("a device without a name")?),
+            prompt: true,
             kernel: stack.lines().filter_map(name).collect(),
             dumps: Default::default(),
         })
