@@ -449,6 +449,13 @@ impl Facts {
         self.containers.get(id).map(|(_, c)| c)
     }
 
+    /// Device and type of the upper file system of all containers whose own is known, if that is one.
+    pub fn only_upper(&self) -> Option<&(Device, String)> {
+        let mut uppers = self.containers.values().filter_map(|(_, c)| c.upper.as_ref());
+        let first = uppers.next()?;
+        uppers.all(|upper| upper == first).then_some(first)
+    }
+
     /// A container by name.
     pub fn subject(&self, id: &str) -> Subject {
         match self.container_of(id) {

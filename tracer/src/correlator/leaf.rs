@@ -202,12 +202,9 @@ fn sync_leaf(graph: &Graph<'_>, path: &[usize], facts: &Facts) -> Leaf {
         ),
         // An overlay has no device of its own; its upper file system has.
         _ => match upper_of(graph, tip, facts) {
-            Some((device, fs)) => (
-                Some(device),
-                Some(fs),
-                Confidence::Inferred,
-                "the sync is in flight; its device is from the mount table".to_owned(),
-            ),
+            Some((device, fs, from)) => {
+                (Some(device), Some(fs), Confidence::Inferred, format!("the sync is in flight; {from}"))
+            }
             None => (None, op.fs_type.clone(), Confidence::Inferred, "the sync is in flight".to_owned()),
         },
     };
@@ -219,11 +216,16 @@ fn sync_leaf(graph: &Graph<'_>, path: &[usize], facts: &Facts) -> Leaf {
     Leaf { ends_in, confidence, evidence }
 }
 
-/// Device and type of the upper file system of the operation's container, unless its unmount does not sync.
-fn upper_of(graph: &Graph<'_>, node: usize, facts: &Facts) -> Option<(DeviceName, String)> {
-    let container = facts.container_of(graph.nodes[node].container.as_deref()?)?;
-    let (device, fs) = container.upper.as_ref()?;
-    Some((facts.device_name(*device), fs.clone()))
+/// Device and type of the upper file system of the operation's container, unless its unmount does not sync, and how that
+/// is known. A mount that is being undone is in no table any more; containerd keeps all upper layers on one file system.
+fn upper_of(graph: &Graph<'_>, node: usize, facts: &Facts) -> Option<(DeviceName, String, &'static str)> {
+    let id = graph.nodes[node].container.as_deref()?;
+    let own = facts.container_of(id).and_then(|container| container.upper.as_ref());
+    let (upper, from) = match own {
+        Some(upper) => (upper, "the device is from the mount table"),
+        None => (facts.only_upper()?, "the device is that of all other containers"),
+    };
+    Some((facts.device_name(upper.0), upper.1.clone(), from))
 }
 
 fn unmount_leaf(graph: &Graph<'_>, path: &[usize], facts: &Facts, site: Option<&ThreadSite>) -> Leaf {
@@ -243,12 +245,10 @@ fn unmount_leaf(graph: &Graph<'_>, path: &[usize], facts: &Facts, site: Option<&
             };
         }
         if let Some(frame) = frame_of(site, &SYNCS) {
-            let from =
-                if own.is_none() && upper.is_some() { "; the device is from the mount table" } else { "" };
-            let (device, fs_type) = match (own, upper) {
-                (Some(d), _) => (Some(facts.device_name(d)), node.flight.op.fs_type.clone()),
-                (None, Some((d, fs))) => (Some(d), Some(fs)),
-                (None, None) => (None, None),
+            let (device, fs_type, from) = match (own, upper) {
+                (Some(d), _) => (Some(facts.device_name(d)), node.flight.op.fs_type.clone(), String::new()),
+                (None, Some((d, fs, from))) => (Some(d), Some(fs), format!("; {from}")),
+                (None, None) => (None, None, String::new()),
             };
             let evidence = format!("kernel stack of thread {}: {frame}{from}", site.tid);
             return Leaf {
@@ -271,7 +271,7 @@ fn unmount_leaf(graph: &Graph<'_>, path: &[usize], facts: &Facts, site: Option<&
             Some(facts.device_name(d)),
             format!("the shutdown is in flight, seen by {}", seen_by(node.flight.op.seen_by)),
         ),
-        (None, Some((d, _))) => (Some(d), "the device is from the mount table".to_owned()),
+        (None, Some((d, _, from))) => (Some(d), from.to_owned()),
         (None, None) => {
             (None, format!("the unmount is in flight, seen by {}", seen_by(node.flight.op.seen_by)))
         }

@@ -330,7 +330,10 @@ pub fn sentence(d: &Diagnosis, now: Ns) -> String {
         let of: Vec<String> = d.containers.iter().take(3).map(pod).collect();
         return format!("LEFT OVER · {} · of {} · nobody waits", ends_in(&d.ends_in), of.join(", "));
     }
-    let mut parts = vec![format!("STUCK {}{}", least(d.chain.at_least()), duration(d.chain.age))];
+    // Of calls that were found in progress, another may be known to be older.
+    let of_calls = d.stuck_calls.iter().map(|c| c.age).max().unwrap_or(0);
+    let stuck = if d.chain.at_least() { d.chain.age.max(of_calls) } else { d.chain.age };
+    let mut parts = vec![format!("STUCK {}{}", least(d.chain.at_least()), duration(stuck))];
     parts.extend(d.not_ready.as_ref().map(|n| when("NotReady", n.at, n.latest, now)));
     parts.push(cause(d));
     parts.push(match (d.stuck_calls_total, d.head) {

@@ -15,7 +15,7 @@ pub fn process(looked: &LookedAt) -> String {
         Ok(look) => {
             out += &left_out(look).iter().map(|why| format!("; {why}")).collect::<String>();
             out += "\n\n";
-            for goroutine in &look.goroutines {
+            for goroutine in look.goroutines.iter().filter(|g| is_users(g)) {
                 out += &self::goroutine(goroutine, looked.at);
                 out.push('\n');
             }
@@ -45,19 +45,32 @@ fn goroutine(g: &Goroutine, now: u64) -> String {
     let minutes = g.parked_since.map_or(0, |since| now.saturating_sub(since) / (60 * SECOND));
     let age = if minutes > 0 { format!(", {minutes} minutes") } else { String::new() };
     let mut out = format!("goroutine {} [{}{age}]:\n", g.goid, sanitise(&g.state));
-    for frame in &g.frames {
+    for frame in g.frames.iter().filter(|frame| is_shown(frame)) {
         out += &format!("{}(...)\n\t{}", sanitise(&frame.function), place(frame));
         out += &if frame.inlined { "\n".into() } else { format!(" +{:#x}\n", frame.offset) };
     }
     if !g.cut.is_empty() {
         out += "...additional frames elided...\n";
     }
-    if let Some((by, goroutine)) = &g.created_by {
+    // Nobody made the first one.
+    if let Some((by, goroutine)) = g.created_by.as_ref().filter(|_| g.goid != 1) {
         let within = goroutine.map(|goid| format!(" in goroutine {goid}")).unwrap_or_default();
         let function = sanitise(&by.function);
         out += &format!("created by {function}{within}\n\t{} +{:#x}\n", place(by), by.offset);
     }
     out
+}
+
+/// Whether Go's own traceback shows it: nothing of the runtime but what programs can call (`showfuncinfo`,
+/// runtime/traceback.go).
+fn is_shown(frame: &Frame) -> bool {
+    let internal = frame.function.strip_prefix("runtime.");
+    !internal.is_some_and(|rest| !rest.starts_with(|c: char| c.is_ascii_uppercase()))
+}
+
+/// Whether it is the program's own and not one of the runtime's (`isSystemGoroutine`): those have nothing to show.
+fn is_users(g: &Goroutine) -> bool {
+    g.frames.is_empty() || g.frames.iter().any(is_shown) || g.goid == 1
 }
 
 fn place(frame: &Frame) -> String {
@@ -96,6 +109,7 @@ mod tests {
                 frame("sync.runtime_SemacquireMutex", 71, false),
                 frame("sync.(*Mutex).Lock", 81, true),
                 frame("main.main.func1", 12, false),
+                frame("runtime.goexit", 1594, false),
             ],
             cut: String::new(),
             created_by: Some((frame("main.main", 11, false), Some(1))),

@@ -250,7 +250,13 @@ fn also_stuck(d: &Diagnosis) -> Option<String> {
                 n => format!("an exit (attempt {n})"),
             },
             Head::Relist => "a relist".to_owned(),
-            _ if c.id.method.is_empty() => format!("{:?}", c.id.kind),
+            _ if c.id.method.is_empty() => match c.id.kind {
+                Kind::LockWait => "a lock wait".to_owned(),
+                Kind::Unmount => "an unmount".to_owned(),
+                Kind::SuperShutdown => "a shutdown of a file system".to_owned(),
+                Kind::Sync => "a sync".to_owned(),
+                other => format!("{other:?}"),
+            },
             _ => c.id.method.clone(),
         };
         let of = c.subject.as_ref().map(|s| format!(" of {}", words::pod(s))).unwrap_or_default();

@@ -7,6 +7,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod account;
+mod command;
 mod program;
 
 use account::Account;

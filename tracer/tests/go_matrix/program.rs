@@ -130,6 +130,10 @@ impl Running {
         self.said.iter().filter(move |said| said.word(0) == first)
     }
 
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
     pub fn bias(&self, binary: &GoBinary<'_>) -> u64 {
         let maps = std::fs::read_to_string(format!("/proc/{}/maps", self.child.id())).unwrap();
         let own = maps.lines().find(|line| line.ends_with(self.path.to_str().unwrap())).unwrap();

@@ -6,7 +6,7 @@ use crate::{
     golang::{
         GoBinary, Refusal, buildinfo::BuildInfo, calls::Calls, catalog::Lookup, goroutines::Layout, version,
     },
-    warden::index::Identity,
+    warden::{binaries, index::Identity},
 };
 use memmap2::Mmap;
 use serde::{Deserialize, Serialize};
@@ -54,6 +54,10 @@ pub fn find(file: &File, copies: Option<&Copies>, other: bool) -> Result<Option<
     if let Some((facts, bytes, length)) = place.and_then(|(copies, i)| copies.find(i).ok().flatten()) {
         let wanted = other || facts.role != Role::Other;
         return Ok(wanted.then_some(Program { facts, bytes, length }));
+    }
+    let length = file.metadata().map_err(|e| format!("its file cannot be asked for its length: {e}"))?.len();
+    if length < binaries::SMALLEST && !other {
+        return Ok(None);
     }
     // SAFETY: the file is being executed, so the kernel refuses to write to it or truncate it (ETXTBSY).
     let bytes = unsafe { Mmap::map(file) }.map_err(|e| format!("its file cannot be mapped: {e}"))?;
