@@ -43,20 +43,29 @@ fn nothing(looked: &[LookedAt], summary: &Summary) -> String {
     }
 }
 
-/// Where each goroutine on the way sits, in Go and in the kernel.
+/// Where each goroutine on the way sits, in Go and in the kernel; where none is known, its thread.
 fn where_they_sit(links: &[Link], looked: &[LookedAt]) -> Vec<String> {
     let mut told = BTreeSet::new();
     let mut lines = Vec::new();
     for link in links {
-        let Some(goid) = link.who.goid else { continue };
-        let pid = link.who.pid;
-        if !told.insert((pid, goid)) {
+        let (pid, goid, tid) = (link.who.pid, link.who.goid, link.who.tid);
+        if !told.insert((pid, goid, if goid.is_some() { 0 } else { tid })) {
             continue;
         }
         let look = looked.iter().find(|l| l.process.pid == pid).and_then(|l| l.look.as_ref().ok());
-        let Some(g) = look.and_then(|look| look.goroutines.iter().find(|g| g.goid == goid)) else { continue };
-        lines.push(format!("  {} {pid} goroutine {goid} [{}]: {}", name(link), g.state, stack(g)));
-        lines.extend(g.thread.as_ref().map(|thread| format!("    {}", self::thread(thread))));
+        let Some(look) = look else { continue };
+        if let Some(g) = look.goroutines.iter().find(|g| Some(g.goid) == goid) {
+            lines.push(format!("  {} {pid} goroutine {} [{}]: {}", name(link), g.goid, g.state, stack(g)));
+            lines.extend(g.thread.as_ref().map(|thread| format!("    {}", self::thread(thread))));
+        } else if let Some(alone) = look.threads.iter().find(|t| goid.is_none() && t.site.tid == tid) {
+            let path = alone.calls.iter().find_map(|call| call.path.as_deref());
+            lines.push(format!(
+                "  {} {pid}, its goroutine is not known: {}",
+                name(link),
+                path.unwrap_or("?")
+            ));
+            lines.push(format!("    {}", thread(&alone.site)));
+        }
     }
     if !lines.is_empty() {
         lines.insert(0, "  where they sit, innermost first:".into());

@@ -30,14 +30,21 @@ const START_EVERY: Duration = Duration::from_millis(600);
 const TIME: Duration = Duration::from_secs(6);
 
 /// Shims without containers: they run the shim's server, which is what is probed.
-struct Shims {
+pub struct Shims {
     running: Arc<Mutex<VecDeque<Child>>>,
     stop: Arc<AtomicBool>,
     threads: Vec<JoinHandle<()>>,
 }
 
 impl Shims {
-    fn start(ledger: &Ledger, program: &Path, folder: &Path, count: usize) -> Result<Shims> {
+    /// Starts so many; then one comes and the oldest goes as often as `every` says.
+    pub fn start(
+        ledger: &Ledger,
+        program: &Path,
+        folder: &Path,
+        count: usize,
+        every: Option<Duration>,
+    ) -> Result<Shims> {
         std::fs::create_dir_all(folder).with_context(|| format!("creating {}", folder.display()))?;
         let address = folder.join("none.sock");
         ledger.record(Leftover::ProcessesWith { argument: address.clone() })?;
@@ -58,6 +65,7 @@ impl Shims {
         let (running, stop) = (Arc::new(Mutex::new(all)), Arc::new(AtomicBool::new(false)));
         let (shims, end) = (running.clone(), stop.clone());
         let (program, folder) = (program.to_owned(), folder.to_owned());
+        let Some(every) = every else { return Ok(Shims { running, stop, threads: Vec::new() }) };
         let churn = std::thread::spawn(move || {
             for number in count.. {
                 if end.load(Ordering::Relaxed) {
@@ -73,7 +81,7 @@ impl Shims {
                     let _ = old.kill();
                     let _ = old.wait();
                 }
-                std::thread::sleep(START_EVERY);
+                std::thread::sleep(every);
             }
         });
         Ok(Shims { running, stop, threads: vec![churn] })
@@ -148,7 +156,8 @@ pub async fn measure(
     count: usize,
 ) -> Result<Table> {
     let node = evicted::prepare(ledger, programs, &mut |text: &str| println!("{text}")).await?;
-    let shims = Shims::start(ledger, &node.programs[1], &node.lab.run.join("shims"), count)?;
+    let shims =
+        Shims::start(ledger, &node.programs[1], &node.lab.run.join("shims"), count, Some(START_EVERY))?;
     tokio::time::sleep(Duration::from_secs(2)).await;
     println!("{count} shims run, 100 start in a minute");
     let mut table = Table {

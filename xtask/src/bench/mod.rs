@@ -8,6 +8,7 @@ pub mod bpf;
 pub mod contend;
 mod forks;
 mod idle;
+mod now;
 mod peer;
 mod probe_cost;
 mod runtime;
@@ -24,7 +25,7 @@ use std::path::PathBuf;
 #[derive(clap::Args)]
 pub struct Args {
     /// Only these benches
-    #[arg(long, value_enum, value_delimiter = ',', default_values = ["probe-cost", "runtime", "attach", "idle", "forks"])]
+    #[arg(long, value_enum, value_delimiter = ',', default_values = ["probe-cost", "runtime", "attach", "idle", "forks", "now"])]
     only: Vec<Bench>,
     /// Rounds in which all variants take turns
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u64).range(3..))]
@@ -32,7 +33,7 @@ pub struct Args {
     /// Pods of the runtime that is called
     #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u64).range(1..=1000))]
     pods: u64,
-    /// Shims that run while plegscope attaches
+    /// Shims that run while plegscope attaches or looks
     #[arg(long, default_value_t = 250, value_parser = clap::value_parser!(u64).range(1..=1000))]
     shims: u64,
     /// Measure only the others, not plegscope
@@ -56,6 +57,8 @@ pub enum Bench {
     Idle,
     /// B11: harm to the node while attaching
     Forks,
+    /// Time and memory of `now` beside many shims
+    Now,
 }
 
 /// Runs the benches and writes their tables.
@@ -91,6 +94,13 @@ pub fn run(args: Args) -> Result<()> {
                 let programs = Programs::find(None)?;
                 lab::run_interruptible(async |ledger| {
                     forks::measure(ledger, programs, scope.as_deref(), args.rounds, args.shims as usize).await
+                })?
+            }
+            Bench::Now => {
+                packages::ensure(&packages::LAB)?;
+                let programs = Programs::find(None)?;
+                lab::run_interruptible(async |ledger| {
+                    now::measure(ledger, programs, scope.as_deref(), args.rounds, args.shims as usize).await
                 })?
             }
             Bench::Idle => {

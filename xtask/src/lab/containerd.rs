@@ -39,6 +39,13 @@ impl Programs {
         Ok(Programs { containerd, folder: folder.map(Path::to_owned) })
     }
 
+    /// The shim that the daemon starts.
+    pub fn shim(&self) -> Result<PathBuf> {
+        let name = "containerd-shim-runc-v2";
+        let own = self.folder.iter().map(|folder| folder.join(name)).find(|path| path.is_file());
+        own.or_else(|| sys::which(name)).with_context(|| format!("{name} is not installed"))
+    }
+
     fn path(&self) -> String {
         let own = self.folder.iter().map(|folder| folder.display().to_string());
         let system = std::env::var("PATH").unwrap_or_default();

@@ -124,10 +124,19 @@ impl SlowDisk {
         Ok(())
     }
 
+    /// Lets next to nothing through any more in the directions that were slowed down (a byte per second).
+    pub fn stop(&self) -> Result<()> {
+        self.let_through(1)
+    }
+
     /// Lifts all limits again.
     pub fn speed_up(&self) -> Result<()> {
+        self.let_through(0)
+    }
+
+    fn let_through(&self, rate: u64) -> Result<()> {
         for file in self.limits.borrow().iter() {
-            let line = format!("{} 0", self.device);
+            let line = format!("{} {rate}", self.device);
             fs::write(file, &line).with_context(|| format!("writing `{line}` to {}", file.display()))?;
         }
         Ok(())

@@ -33,6 +33,8 @@ pub enum Story {
     Fuse,
     /// What it does to the node: nothing.
     Harmless,
+    /// It is started when the node is stuck already.
+    Now,
     /// Exits that are reported late, and who wrote what the exiting ones pay for.
     LateExit,
     /// Unmounts that fail because somebody is in there.
@@ -66,7 +68,8 @@ impl Story {
             | Story::Kubelet
             | Story::Commands
             | Story::Fuse
-            | Story::Harmless => None,
+            | Story::Harmless
+            | Story::Now => None,
             Story::LateExit => Some(Sibling::LateExit),
             Story::Busy => Some(Sibling::Busy),
             Story::Create => Some(Sibling::Create),
@@ -100,6 +103,9 @@ pub struct Args {
     /// Only these parts of the story harmless
     #[arg(long, value_enum, value_delimiter = ',', default_values_t = super::harmless::Part::ALL)]
     parts: Vec<super::harmless::Part>,
+    /// Only these parts of the story now
+    #[arg(long, value_enum, value_delimiter = ',', default_values_t = super::now::Part::ALL)]
+    now_parts: Vec<super::now::Part>,
     /// Only play the stories and compare the lab's own clocks with each other
     #[arg(long)]
     without_plegscope: bool,
@@ -124,7 +130,7 @@ pub fn run(args: Args) -> Result<()> {
             println!("SKIPPED story {name}: {}", kubelet::NOT_BUILT);
             continue;
         }
-        let alone = matches!(story, Story::Commands | Story::Fuse | Story::Harmless);
+        let alone = matches!(story, Story::Commands | Story::Fuse | Story::Harmless | Story::Now);
         if alone && binary.is_none() {
             println!("SKIPPED story {name}: it is about plegscope alone");
             continue;
@@ -139,6 +145,7 @@ pub fn run(args: Args) -> Result<()> {
             let verdict = match story {
                 Story::Fuse => super::fuse::play(binary),
                 Story::Harmless => super::harmless::play(&programs, kubelet.as_deref(), binary, &args.parts),
+                Story::Now => super::now::play(&programs, binary, &args.now_parts, keep.as_deref()),
                 _ => super::commands::play(programs.clone(), binary, keep.as_deref()),
             };
             let verdict = verdict.with_context(|| format!("playing the story `{name}`"))?;

@@ -22,6 +22,7 @@ pub mod image;
 pub mod kubelet;
 pub mod kubelet_like;
 pub mod kubelet_log;
+pub mod now;
 pub mod packages;
 pub mod pods;
 pub mod siblings;

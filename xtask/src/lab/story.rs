@@ -212,7 +212,7 @@ impl Lab<'_> {
 
     /// A healthy node is not an idle one: pods come, write, exit and are removed until the time is over.
     /// Returns their ids.
-    async fn churn(&self, time: Duration) -> Result<Vec<String>> {
+    pub async fn churn(&self, time: Duration) -> Result<Vec<String>> {
         let mut ids = Vec::new();
         let end = tokio::time::Instant::now() + time;
         for index in 0.. {

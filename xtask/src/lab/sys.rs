@@ -15,9 +15,14 @@ pub fn realtime() -> u64 {
     clock(libc::CLOCK_REALTIME)
 }
 
+/// Nanoseconds of `CLOCK_BOOTTIME`, in which the kernel tells when a process was started.
+pub fn since_boot() -> u64 {
+    clock(libc::CLOCK_BOOTTIME)
+}
+
 fn clock(id: libc::clockid_t) -> u64 {
     let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-    // SAFETY: `now` is a valid timespec to write to; both clock ids exist on every Linux.
+    // SAFETY: `now` is a valid timespec to write to; these clocks exist on every Linux.
     unsafe { libc::clock_gettime(id, &mut now) };
     now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
 }

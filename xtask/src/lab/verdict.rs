@@ -96,7 +96,8 @@ impl Verdict {
     }
 }
 
-fn close(truth: u64, said: u64) -> bool {
+/// Whether two durations are the same, as far as clocks of different processes can tell.
+pub fn close(truth: u64, said: u64) -> bool {
     truth.abs_diff(said) as f64 <= truth as f64 * TOLERANCE
 }
 
@@ -125,11 +126,13 @@ struct Step {
     early: fn(&Value) -> bool,
 }
 
-fn kind(link: &Value) -> &str {
+/// What a link is.
+pub fn kind(link: &Value) -> &str {
     link["operation"]["kind"].as_str().unwrap_or_default()
 }
 
-fn method(link: &Value) -> &str {
+/// Its method, without the service.
+pub fn method(link: &Value) -> &str {
     // A ttrpc or gRPC method may carry its service in front.
     let method = link["operation"]["method"].as_str().unwrap_or_default();
     method.rsplit('/').next().unwrap_or_default()

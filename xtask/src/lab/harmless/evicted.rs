@@ -51,7 +51,7 @@ impl OnDisk<'_> {
 
     /// Replaces all processes by new ones of the same files. These find nothing in memory and read page by page what they
     /// run, so what they have never run is not in memory afterwards.
-    async fn renew(&mut self, ledger: &Ledger, other: &Path) -> Result<()> {
+    pub async fn renew(&mut self, ledger: &Ledger, other: &Path) -> Result<()> {
         for pod in std::mem::take(&mut self.lab.pods) {
             pods::remove(&self.lab.client, &pod).await;
         }
@@ -197,16 +197,7 @@ pub async fn prepare<'a>(
     // The lab's disk will be there; until the copies are, the machine's own are found in PATH.
     let folder = Path::new("/run").join(&ledger.name).join("disk/bin");
     let shim = "containerd-shim-runc-v2";
-    let from = [
-        programs.containerd.clone(),
-        programs
-            .folder
-            .iter()
-            .map(|folder| folder.join(shim))
-            .find(|path| path.is_file())
-            .or_else(|| sys::which(shim))
-            .context("no shim")?,
-    ];
+    let from = [programs.containerd.clone(), programs.shim()?];
     let programs = Programs { containerd: programs.containerd, folder: Some(folder.clone()) };
     let mut lab = Lab::without_pods(ledger, programs, Root::Fast, say).await?;
     fs::create_dir_all(&folder).with_context(|| format!("creating {}", folder.display()))?;

@@ -34,6 +34,12 @@ pub fn evict(path: &Path) -> Result<()> {
     let file = File::open(path).with_context(|| format!("opening {}", path.display()))?;
     // What is not written yet stays.
     file.sync_all().with_context(|| format!("syncing {}", path.display()))?;
+    drop_clean(path)
+}
+
+/// The same without waiting for the disk: what is not written yet stays.
+pub fn drop_clean(path: &Path) -> Result<()> {
+    let file = File::open(path).with_context(|| format!("opening {}", path.display()))?;
     // SAFETY: a valid descriptor; the call has no effect on memory of ours.
     let result = unsafe { libc::posix_fadvise(file.as_raw_fd(), 0, 0, libc::POSIX_FADV_DONTNEED) };
     ensure!(result == 0, "evicting {}: {}", path.display(), io::Error::from_raw_os_error(result));

@@ -10,6 +10,8 @@ pub mod said;
 mod stalled;
 mod status_write;
 
+pub use restart::forget;
+
 use super::cleanup::Ledger;
 use super::containerd::Programs;
 use super::pods::{self, Pod};

@@ -4,7 +4,8 @@
 
 use super::said::{consequences, list, now};
 use super::{Played, RATE, SECOND, Stage, UPDATE_EVERY, exit_of, noted};
-use crate::lab::cleanup::Leftover;
+use crate::lab::Lab;
+use crate::lab::cleanup::{Ledger, Leftover};
 use crate::lab::kubelet_like::{Call, KubeletLike};
 use crate::lab::states::{self, States};
 use crate::lab::sys::{self, seconds};
@@ -74,7 +75,7 @@ pub async fn play(stage: &mut Stage<'_>) -> Result<Truth> {
     let killed = sys::monotonic();
     stage.lab.containerd.end(libc::SIGKILL).await?;
     let leaked_shim = stage.lab.containerd.shim_of(&forgotten.container)?;
-    forget(stage, &forgotten.sandbox, &forgotten.container)?;
+    forget(&stage.lab, stage.ledger, &forgotten.sandbox, &forgotten.container)?;
     let forgotten_at = sys::monotonic();
     stage.say(&format!("containerd is killed, and the bundle of pod {} is removed", forgotten.name));
     stage.lab.containerd.start_again(stage.ledger).await?;
@@ -108,11 +109,11 @@ pub async fn play(stage: &mut Stage<'_>) -> Result<Truth> {
 }
 
 /// Removes the bundles of a pod, which its shim was started with. The shim's socket is remembered for the clean-up.
-fn forget(stage: &Stage<'_>, sandbox: &str, container: &str) -> Result<()> {
-    let remembered = stage.lab.run.join("forgotten");
-    stage.ledger.record(Leftover::ShimSockets { state: remembered.clone() })?;
+pub fn forget(lab: &Lab<'_>, ledger: &Ledger, sandbox: &str, container: &str) -> Result<()> {
+    let remembered = lab.run.join("forgotten");
+    ledger.record(Leftover::ShimSockets { state: remembered.clone() })?;
     for id in [container, sandbox] {
-        let bundle = stage.lab.containerd.bundle(id);
+        let bundle = lab.containerd.bundle(id);
         let copy = remembered.join("io.containerd.runtime.v2.task/k8s.io").join(id);
         fs::create_dir_all(&copy).with_context(|| format!("creating {}", copy.display()))?;
         for name in ["address", "bootstrap.json"] {
