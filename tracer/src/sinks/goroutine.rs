@@ -65,7 +65,7 @@ fn goroutine(g: &Goroutine, now: u64) -> String {
 /// runtime/traceback.go).
 fn is_shown(frame: &Frame) -> bool {
     let internal = frame.function.strip_prefix("runtime.");
-    !internal.is_some_and(|rest| !rest.starts_with(|c: char| c.is_ascii_uppercase()))
+    internal.is_none_or(|rest| rest.starts_with(|c: char| c.is_ascii_uppercase()))
 }
 
 /// Whether it is the program's own and not one of the runtime's (`isSystemGoroutine`): those have nothing to show.
