@@ -425,13 +425,14 @@ fn over(op: &Op, now: Ns) -> Option<Ns> {
         return None;
     }
     match threads::look(op.key.tgid, op.tid) {
+        // While it runs it cannot be told where, and its stack is that of its last sleep: asked again at the next poll.
+        Ok(site) if site.site.state == 'R' => None,
         Ok(site) if block => {
             let function =
                 if kind == Some(Kind::Sync) { "sync_filesystem" } else { "generic_shutdown_super" };
             has_left(&site.site.kernel_stack, function).then_some(now)
         }
-        // While it runs it cannot be told where, and it may have run since its state was read: asked again at the next
-        // poll. Only another system call shows that it is back.
+        // It may have begun to run since its state was read: only another system call shows that it is back.
         Ok(site) => site.site.syscall.filter(|number| *number != SYS_UMOUNT2).map(|_| now),
         Err(_) => Some(now),
     }

@@ -15,7 +15,11 @@ pub use node::once;
 use crate::{
     golang::goroutines::{Limits, Looker},
     look::LookedAt,
-    node::{ReadError, clock, procs::FileId, worker::Workers},
+    node::{
+        ReadError, clock,
+        procs::FileId,
+        worker::{WorkerError, Workers},
+    },
 };
 use copies::Copies;
 use lanes::{Bounds, Lane};
@@ -25,8 +29,9 @@ use std::{
     collections::BTreeMap,
     fs::File,
     sync::{
-        Arc,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
+        mpsc::sync_channel,
     },
     time::{Duration, Instant},
 };
@@ -53,7 +58,7 @@ struct Looks {
     readers: Workers,
     workers: Workers,
     copies: Arc<Option<Copies>>,
-    programs: BTreeMap<FileId, (Found, Instant)>,
+    programs: Arc<Mutex<BTreeMap<FileId, (Found, Instant)>>>,
     /// CPU time of all looks at processes, ns.
     spent: Arc<AtomicU64>,
 }
@@ -64,44 +69,61 @@ impl Looks {
             readers: Workers::new(WORKERS.0),
             workers: Workers::new(WORKERS.1),
             copies: Arc::new(Copies::open().ok()),
-            programs: BTreeMap::new(),
+            programs: Arc::default(),
             spent: Arc::default(),
         }
     }
 
     /// What is known of a program.
-    fn program(&self, id: FileId) -> Option<&Found> {
-        self.programs.get(&id).map(|(found, _)| found)
+    fn program(&self, id: FileId) -> Option<Found> {
+        self.lock().get(&id).map(|(found, _)| found.clone())
     }
 
-    /// Reads these programs, several at once; all of it takes no longer than until `end`. With `other`, any Go program takes
-    /// part.
-    fn read(&mut self, wanted: Vec<(FileId, Opener)>, other: bool, end: Instant) {
-        let now = Instant::now();
-        let due = |(found, at): &(Found, Instant)| found.is_err() && now.duration_since(*at) >= RETRY_AFTER;
-        let mut wanted: Vec<(FileId, Opener)> =
-            wanted.into_iter().filter(|(id, _)| self.programs.get(id).is_none_or(due)).collect();
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<FileId, (Found, Instant)>> {
+        self.programs.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Reads these programs, several at once, and waits for them no longer than until `end`; what comes later is there
+    /// later. With `other`, any Go program takes part. Copies are made when nobody waits any more.
+    fn read(&self, mut wanted: Vec<(FileId, Opener)>, other: bool, end: Instant) {
+        let due = |(found, at): &(Found, Instant)| found.is_err() && at.elapsed() >= RETRY_AFTER;
+        wanted.retain(|(id, _)| self.lock().get(id).is_none_or(due));
         while !wanted.is_empty() {
             let rest = wanted.split_off(wanted.len().min(LANES));
             let start = |(id, open): (FileId, Opener)| {
-                let copies = Arc::clone(&self.copies);
+                let (copies, programs) = (Arc::clone(&self.copies), Arc::clone(&self.programs));
+                let (tell, told) = sync_channel(1);
                 let job = move || {
-                    let file = open().map_err(|why| why.to_string())?;
-                    programs::find(&file, copies.as_ref().as_ref(), other)
+                    let copies = copies.as_ref().as_ref();
+                    let (found, copy) = match open() {
+                        Ok(file) => programs::find(file, copies, other),
+                        Err(why) => (Err(why.to_string()), None),
+                    };
+                    keep(&programs, id, found.map(|program| program.map(Arc::new)), true);
+                    // Nobody listens any more after a time-out.
+                    let _ = tell.send(());
+                    if let (Some(copy), Some(copies)) = (copy, copies) {
+                        copy.make(copies);
+                    }
                 };
-                (id, self.readers.start(job))
+                (id, Instant::now(), self.readers.start(job), told)
             };
             let started: Vec<_> = wanted.into_iter().map(start).collect();
-            for (id, started) in started {
-                let left = || end.saturating_duration_since(Instant::now());
-                let read = started.and_then(|started| started.wait(left()));
-                let found = match read {
-                    Ok(found) => found.map(|program| program.map(Arc::new)),
-                    Err(why) => Err(format!("reading its program file: {why}; its disk may be stuck")),
+            for (id, since, started, told) in started {
+                let late = told.recv_timeout(end.saturating_duration_since(Instant::now())).is_err();
+                let why = match started {
+                    Ok(started) if late => match started.wait(Duration::ZERO) {
+                        Err(WorkerError::TimedOut(_)) => {
+                            let waited = since.elapsed().as_millis();
+                            format!("no answer within {waited} ms; its disk may be stuck")
+                        }
+                        Err(why) => why.to_string(),
+                        Ok(()) => continue,
+                    },
+                    Ok(_) => continue,
+                    Err(why) => why.to_string(),
                 };
-                if self.programs.len() < MOST_PROGRAMS {
-                    self.programs.insert(id, (found, Instant::now()));
-                }
+                keep(&self.programs, id, Err(format!("reading its program file: {why}")), false);
             }
             wanted = rest;
         }
@@ -122,6 +144,15 @@ impl Looks {
     /// Reads that have not come back.
     fn stuck(&self) -> u64 {
         (self.readers.stuck() + self.workers.stuck()) as u64
+    }
+}
+
+/// Notes what is known of a program; what was `read` counts for more than that it could not be.
+fn keep(programs: &Mutex<BTreeMap<FileId, (Found, Instant)>>, id: FileId, found: Found, read: bool) {
+    let mut programs = programs.lock().unwrap_or_else(PoisonError::into_inner);
+    let room = programs.len() < MOST_PROGRAMS || programs.contains_key(&id);
+    if room && (read || programs.get(&id).is_none_or(|(before, _)| before.is_err())) {
+        programs.insert(id, (found, Instant::now()));
     }
 }
 

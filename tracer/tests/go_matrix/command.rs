@@ -13,10 +13,13 @@ fn the_command_tells_of_the_same_waits() {
     }
     each_build(&["stripped", "cgo-pie"], |build, wrong| {
         let running = [Running::start(&build.path, &[]), Running::start(&build.path, &[])];
-        let pids = running.each_ref().map(|one| one.pid().to_string());
+        let pids = running.each_ref().map(Running::pid);
+        let named = pids.map(|pid| pid.to_string());
         let gone = "4999999".to_owned();
         let told = Command::new(env!("CARGO_BIN_EXE_plegscope"))
-            .args(["now", "--json", "--within", "30s", "--pid", &pids[0], "--pid", &pids[1], "--pid", &gone])
+            .args([
+                "now", "--json", "--within", "30s", "--pid", &named[0], "--pid", &named[1], "--pid", &gone,
+            ])
             .output()
             .unwrap();
         let report: Value = serde_json::from_slice(&told.stdout)
@@ -26,7 +29,8 @@ fn the_command_tells_of_the_same_waits() {
         same(wrong, "processes there and looked at", seen, (Some(2), Some(2)));
         for (one, pid) in running.iter().zip(&pids) {
             let processes = report["processes"].as_array().unwrap();
-            let process = processes.iter().find(|p| p["process"]["pid"].to_string() == *pid).unwrap();
+            let process =
+                processes.iter().find(|p| p["process"]["pid"].as_u64() == Some(u64::from(*pid))).unwrap();
             let goroutines = process["look"]["Ok"]["goroutines"].as_array().unwrap();
             let waits: Vec<&Value> = goroutines.iter().filter(|g| g["waits"].is_object()).collect();
             for wait in one.said("WAIT") {

@@ -300,7 +300,7 @@ mod tests {
         assert_eq!(copies.folder.named("").len(), MOST);
         assert!(copies.find(&identities[0]).unwrap().is_none());
         assert!(copies.find(&identities[MOST + 1]).unwrap().is_some());
-        let huge = [0..ROOM + 1];
+        let huge = vec![0..ROOM + 1; 1];
         let why = copies.keep(&identities[0], &sample.file(), &[], &huge, &facts()).unwrap_err();
         assert!(why.contains("more than are kept"), "{why}");
     }

@@ -98,7 +98,7 @@ impl Live {
         self.looked.retain(|pid, _| known.contains_key(pid));
         self.queue.retain(|pid| known.contains_key(pid));
         let running: BTreeSet<_> = known.values().map(|known| known.exe).collect();
-        self.looks.programs.retain(|id, _| running.contains(id));
+        self.looks.lock().retain(|id, _| running.contains(id));
     }
 
     /// Notes what is worth a look.
@@ -146,9 +146,9 @@ impl Live {
         self.looks.read(openers.into_iter().collect(), !self.also.is_empty(), end);
         let target = |known: Known| {
             let program = match self.looks.program(known.exe) {
-                Some(Ok(Some(program))) => Ok(program.clone()),
+                Some(Ok(Some(program))) => Ok(program),
                 Some(Ok(None)) => return None,
-                Some(Err(why)) => Err(why.clone()),
+                Some(Err(why)) => Err(why),
                 None => Err("there are too many programs".into()),
             };
             Some(Target { process: known.process, program })

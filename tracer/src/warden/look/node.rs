@@ -118,6 +118,7 @@ struct Node<'o> {
 /// A process that takes part, and what has come of looking at it.
 struct Seen {
     target: Target,
+    exe: Option<FileId>,
     /// When it was looked at last.
     at: Option<Instant>,
     /// Whether its goroutines were seen.
@@ -154,7 +155,7 @@ impl Node<'_> {
         let mut events = Vec::new();
         for facts in processes {
             let program = match &facts.exe {
-                Exe::File(id) => match self.looks.program(*id).cloned() {
+                Exe::File(id) => match self.looks.program(*id) {
                     Some(Ok(Some(program))) => Ok(program),
                     // A program that takes no part, whatever its name.
                     Some(Ok(None)) => continue,
@@ -169,12 +170,13 @@ impl Node<'_> {
             let Some(role) = program.as_ref().map_or(guessed, |program| Some(program.facts.role)) else {
                 continue;
             };
+            let exe = if let Exe::File(id) = facts.exe { Some(id) } else { None };
             let target = Target { process: process(&facts, role, &program), program };
             events.push(Body::Process(target.process.clone()));
-            if let (Exe::File(exe), Ok(program)) = (&facts.exe, &target.program) {
-                self.know(&target.process, *exe, program);
+            if let (Some(exe), Ok(program)) = (exe, &target.program) {
+                self.know(&target.process, exe, program);
             }
-            let seen = Seen { target, at: None, goroutines: false, in_progress: false, why: None };
+            let seen = Seen { target, exe, at: None, goroutines: false, in_progress: false, why: None };
             self.seen.insert(facts.pid, seen);
         }
         let at = clock::monotonic();
@@ -231,8 +233,33 @@ impl Node<'_> {
         self.run(targets.into_iter().map(|(_, target)| target).collect());
     }
 
+    /// Takes up programs that were read after nobody waited for them any longer.
+    fn take_up_late(&mut self) {
+        let mut late = Vec::new();
+        for seen in self.seen.values_mut().filter(|seen| seen.target.program.is_err()) {
+            if let Some((exe, Ok(Some(program)))) =
+                seen.exe.and_then(|id| Some((id, self.looks.program(id)?)))
+            {
+                seen.target.process.role = program.facts.role;
+                seen.target.process.go_version = program.facts.build.go.clone();
+                seen.target.process.version = program.facts.version.clone();
+                seen.target.program = Ok(Arc::clone(&program));
+                (seen.at, seen.why) = (None, None);
+                late.push((seen.target.process.clone(), exe, program));
+            }
+        }
+        let mut events = Vec::new();
+        for (process, exe, program) in late {
+            self.know(&process, exe, &program);
+            events.push(Event { at: clock::monotonic(), body: Body::Process(process) });
+        }
+        self.outbox.events(events);
+    }
+
     /// Looks a second time at what was in progress, and at what was not reached.
     fn look_again(&mut self) {
+        self.take_up_late();
+        self.look_at(|_| true);
         let due = |seen: &&Seen| {
             seen.in_progress || seen.why.as_deref().is_some_and(|why| why == lanes::NOT_REACHED)
         };

@@ -46,38 +46,60 @@ impl Program {
     }
 }
 
+/// A copy that is still to be made.
+pub struct Copy {
+    file: File,
+    identity: Identity,
+    facts: Facts,
+}
+
+impl Copy {
+    /// Makes it, if all that is copied is in memory. May wait for the disk all the same: for a worker.
+    pub fn make(self, copies: &Copies) {
+        // SAFETY: as in `find`.
+        let Ok(bytes) = (unsafe { Mmap::map(&self.file) }) else { return };
+        let Ok(binary) = GoBinary::with(&bytes, self.facts.build.clone()) else { return };
+        // The next look finds it, or reads the file again.
+        let _ = copies.keep(&self.identity, &self.file, &bytes, &binary.tables(), &self.facts);
+    }
+}
+
 /// Finds the tables of an opened program file. `None` when it is no Go program that takes part; with `other`, any Go program
-/// does. May wait for the disk where there is no copy yet: for a worker. A copy is made of what was read.
-pub fn find(file: &File, copies: Option<&Copies>, other: bool) -> Result<Option<Program>, String> {
-    let identity = Identity::of(file);
+/// does. May wait for the disk where there is no copy yet: for a worker; then a copy can be made.
+pub fn find(
+    file: File,
+    copies: Option<&Copies>,
+    other: bool,
+) -> (Result<Option<Program>, String>, Option<Copy>) {
+    let identity = Identity::of(&file);
     let place = copies.zip(identity.as_ref());
     if let Some((facts, bytes, length)) = place.and_then(|(copies, i)| copies.find(i).ok().flatten()) {
         let wanted = other || facts.role != Role::Other;
-        return Ok(wanted.then_some(Program { facts, bytes, length }));
+        return (Ok(wanted.then_some(Program { facts, bytes, length })), None);
     }
+    match read(&file, other) {
+        Ok(Some(program)) => {
+            let facts = program.facts.clone();
+            (Ok(Some(program)), identity.map(|identity| Copy { file, identity, facts }))
+        }
+        none => (none, None),
+    }
+}
+
+fn read(file: &File, other: bool) -> Result<Option<Program>, String> {
     let length = file.metadata().map_err(|e| format!("its file cannot be asked for its length: {e}"))?.len();
     if length < binaries::SMALLEST && !other {
         return Ok(None);
     }
     // SAFETY: the file is being executed, so the kernel refuses to write to it or truncate it (ETXTBSY).
     let bytes = unsafe { Mmap::map(file) }.map_err(|e| format!("its file cannot be mapped: {e}"))?;
-    let (facts, parts) = {
-        let binary = match GoBinary::parse(&bytes) {
-            Ok(binary) => binary,
-            Err(why) if other => return Err(why.to_string()),
-            Err(_) => return Ok(None),
-        };
-        let Some(facts) = facts(&binary, other) else { return Ok(None) };
-        (facts, if copies.is_some() { binary.tables() } else { Vec::new() })
+    let facts = match GoBinary::parse(&bytes) {
+        Ok(binary) => facts(&binary, other),
+        Err(why) if other => return Err(why.to_string()),
+        Err(_) => None,
     };
-    if let Some((copies, identity)) = place
-        && copies.keep(identity, file, &bytes, &parts, &facts).is_ok()
-        && let Ok(Some((facts, bytes, length))) = copies.find(identity)
-    {
-        return Ok(Some(Program { facts, bytes, length }));
-    }
     let length = bytes.len();
-    Ok(Some(Program { facts, bytes, length }))
+    Ok(facts.map(|facts| Program { facts, bytes, length }))
 }
 
 fn facts(binary: &GoBinary<'_>, other: bool) -> Option<Facts> {
