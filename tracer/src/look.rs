@@ -171,11 +171,22 @@ const MOST: usize = 8_192;
 
 type Key = (u64, u64, Kind, String, u64);
 
+/// What the last look at a process has seen in progress.
+#[derive(Clone, Debug, Default)]
+struct Seen {
+    /// Start of the process.
+    started: Ns,
+    /// Since when each operation is known.
+    operations: BTreeMap<Key, Ns>,
+    /// Whether one of them was not there before: another look must find it again.
+    new: bool,
+}
+
 /// What earlier looks have seen.
 #[derive(Clone, Debug, Default)]
 pub struct Looks {
-    /// By process: its start, and since when each of its operations is known.
-    seen: BTreeMap<u32, (Ns, BTreeMap<Key, Ns>)>,
+    /// By process: what was seen there.
+    seen: BTreeMap<u32, Seen>,
     /// Operations that were not taken because there were [`MOST`].
     pub refused: u64,
 }
@@ -187,9 +198,10 @@ impl Looks {
         let Ok(look) = &looked.look else {
             return Vec::new(); // Nothing was seen: nothing is over either.
         };
-        let others: usize = self.seen.iter().filter(|(p, _)| **p != pid).map(|(_, (_, ops))| ops.len()).sum();
+        let others = self.seen.iter().filter(|(p, _)| **p != pid).map(|(_, seen)| seen.operations.len());
+        let others: usize = others.sum();
         let before = match self.seen.remove(&pid) {
-            Some((started, operations)) if started == looked.process.started => operations,
+            Some(seen) if seen.started == looked.process.started => seen.operations,
             _ => BTreeMap::new(),
         };
         let mut now = BTreeMap::new();
@@ -215,14 +227,20 @@ impl Looks {
                 Sleeper::Goroutine(_) => {}
             }
         }
-        self.seen.insert(pid, (looked.process.started, now));
+        let new = now.keys().any(|key| !before.contains_key(key));
+        self.seen.insert(pid, Seen { started: looked.process.started, operations: now, new });
         bodies.push(Body::Looked { pid });
         bodies.into_iter().map(|body| Event { at, body }).collect()
     }
 
     /// Whether anything is in progress there, as far as the last look saw.
     pub fn has(&self, pid: u32) -> bool {
-        self.seen.get(&pid).is_some_and(|(_, operations)| !operations.is_empty())
+        self.seen.get(&pid).is_some_and(|seen| !seen.operations.is_empty())
+    }
+
+    /// Whether something is in progress there that only the last look has seen.
+    pub fn has_new(&self, pid: u32) -> bool {
+        self.seen.get(&pid).is_some_and(|seen| seen.new)
     }
 
     /// Forgets all processes but these.
@@ -248,7 +266,10 @@ impl Sleeper<'_> {
                 (Actor { pid, tid: site.tid, g: None, goid: None }, calls, None, None)
             }
         };
-        let mut inwards: Vec<(Call, Option<Ns>)> = calls.iter().map(|c| (c.clone(), None)).collect();
+        // A wait for a container's end lasts for the container's life and says nothing.
+        let by_design = |call: &&Call| call.kind == Kind::ShimCall && call.method == "Wait";
+        let calls = calls.iter().filter(|call| !by_design(call));
+        let mut inwards: Vec<(Call, Option<Ns>)> = calls.map(|c| (c.clone(), None)).collect();
         if let Some(wait) = waits {
             let (kind, method, object) = (Kind::LockWait, String::new(), wait.semaphore);
             inwards.push((Call { kind, method, object, container: None, path: None }, wait.since));
@@ -357,6 +378,7 @@ mod tests {
         let first = looks.events(&looked(10 * SECOND, 1, vec![delete(), passing]));
         assert_eq!(first.len(), 1, "{first:?}");
         assert_eq!(first[0].body, Body::Looked { pid: 300 });
+        assert!(looks.has_new(300));
         let second = in_flight(&looks.events(&looked(11 * SECOND, 1, vec![delete()])));
         let told: Vec<_> = second.iter().map(|o| (o.kind, o.begin, o.began)).collect();
         let before = Began::ThenOrBefore;
@@ -364,6 +386,7 @@ mod tests {
             told,
             [(Kind::ShimServe, 10 * SECOND - 1, before), (Kind::InitMethod, 10 * SECOND, before)]
         );
+        assert!(!looks.has_new(300) && looks.has(300));
         let third = in_flight(&looks.events(&looked(12 * SECOND, 1, vec![delete()])));
         assert_eq!(third, second, "the same identities");
         let other = in_flight(&looks.events(&looked(13 * SECOND, 2, vec![delete()])));

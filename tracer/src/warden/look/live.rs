@@ -26,6 +26,8 @@ const EVERY: Duration = Duration::from_millis(250);
 const OLD: Ns = 2 * SECOND;
 /// What a look has found in progress is looked at again after this time.
 const AGAIN: Ns = SECOND;
+/// Something new that a look has found is told once another has found it, after this time.
+const CONFIRM: Ns = SECOND / 5;
 /// Processes looked at in one second at most.
 const MOST_A_SECOND: usize = 16;
 /// All looks of one round end by then; the first one at all processes may take as long.
@@ -122,7 +124,8 @@ impl Live {
             }
         }
         let late = |pid: &&u32| {
-            self.found.has(**pid) && self.looked.get(pid).is_none_or(|at| now.saturating_sub(*at) >= AGAIN)
+            let after = if self.found.has_new(**pid) { CONFIRM } else { AGAIN };
+            self.found.has(**pid) && self.looked.get(pid).is_none_or(|at| now.saturating_sub(*at) >= after)
         };
         wanted.extend(known.keys().filter(late));
         for pid in wanted {
