@@ -141,7 +141,7 @@ fn a_wait_is_read_with_its_lock_its_time_and_its_stack() {
         assert_eq!((seen.goroutine.goid, &*seen.reason), (100, "sync.Mutex.Lock"));
         let waits = seen.waits.unwrap();
         assert_eq!((waits.semaphore, waits.since), (0x5004, Some(900)), "1.{minor}");
-        assert_eq!(seen.parked_since, Some(5));
+        assert_eq!(seen.parked_since, None, "no other goroutine tells of a later collection");
         assert_eq!(seen.stack.frames.len(), 2);
         assert_eq!(seen.stack.frames[0].functions.len(), 3, "two are inlined");
         assert_eq!(seen.stack.cut.as_ref().unwrap().to_string(), "0x10 is in no Go function");
@@ -358,4 +358,17 @@ proptest! {
         // The table and the waiters in each round, and each goroutine with its stack.
         prop_assert!(noise.reads < 4 * (7 * 8 + 500 * 11 + 50 * (2048 / 4 + 200)), "{}", noise.reads);
     }
+}
+
+#[test]
+fn parked_since_the_end_of_a_collection_that_had_found_it() {
+    let o = offsets(27);
+    let mut world = waiting(&o, STACK + 0x7f00, 7, 900, 0x5004);
+    let sp = STACK + 0x1_0000 + 0x7f00;
+    world.goroutine(&o, 1, 4, sp, &[(o.wait_since, 9)]);
+    world.stack(sp, STACK + 0x1_0000 + 0x8000, 8, 0);
+    let look = look_at(27, &mut world);
+    let parked: Vec<_> = look.goroutines.iter().map(|seen| seen.parked_since).collect();
+    // A later one found the second parked, so the one that ended at 9 had found the first; of the second nothing is known.
+    assert_eq!(parked, [Some(9), None]);
 }

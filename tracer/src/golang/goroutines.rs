@@ -43,6 +43,21 @@ impl Default for Limits {
     }
 }
 
+/// Makes of each `g.waitsince` a time since when that goroutine has certainly been parked, or in its system call.
+///
+/// A collection that finds a goroutine parked writes there when the collection *before it* ended (`work.tstart` is set by
+/// `gcMark`, at the end of marking; Go 1.15 to 1.27), and running again clears it (`execute`, `exitsyscall`). So the next
+/// larger time that any goroutine has is the end of a collection that had found this one parked already. The largest is
+/// no bound for those that have it.
+fn bound_parking(goroutines: &mut [Seen]) {
+    let mut ends: Vec<u64> = goroutines.iter().filter_map(|seen| seen.parked_since).collect();
+    ends.sort_unstable();
+    for seen in goroutines {
+        let later = seen.parked_since.map(|since| ends.partition_point(|end| *end <= since));
+        seen.parked_since = later.and_then(|at| ends.get(at).copied());
+    }
+}
+
 /// What a look saw.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Look {
@@ -73,8 +88,8 @@ pub struct Seen {
     pub stack: Stack,
     /// The semaphore it waits for.
     pub waits: Option<SemaphoreWait>,
-    /// The garbage collection that began then (`CLOCK_MONOTONIC`, ns) was the first to find it parked or in a system
-    /// call, and it is so ever since. It may have begun to wait while that collection marked, so a little later.
+    /// It has been parked, or in the same system call, since this time at the latest (`CLOCK_MONOTONIC`, ns): a garbage
+    /// collection that ended then had found it so.
     pub parked_since: Option<u64>,
     /// The `go` statement that made it.
     pub created_by: Option<Creator>,
@@ -202,6 +217,7 @@ impl<'b, 'd> Looker<'b, 'd> {
         }
         seen.sort_unstable_by_key(|(n, _)| *n);
         look.goroutines = seen.into_iter().map(|(_, one)| one).collect();
+        bound_parking(&mut look.goroutines);
         Ok(look)
     }
 
@@ -305,6 +321,7 @@ impl<'b, 'd> Looker<'b, 'd> {
             Ok(None) => (None, false),
             Ok(Some(_)) | Err(_) => (None, true),
         };
+        // What `g.waitsince` says; see `bound_parking`.
         let parked_since = match goroutine.pause {
             Pause::Waiting | Pause::Syscall => Some(after.field(offsets.wait_since)).filter(believed),
             Pause::Runnable => None,

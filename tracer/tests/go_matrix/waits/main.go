@@ -153,6 +153,9 @@ func reads(f *os.File) {
 	_, _ = f.Read(b[:])
 }
 
+//go:noinline
+func late() { select {} }
+
 // Two hundred frames, each with something in it.
 //
 //go:noinline
@@ -247,6 +250,9 @@ func main() {
 	began := now()
 	// The first collection finds them parked; stacks that are mostly unused are halved by each.
 	runtime.GC()
+	runtime.GC()
+	// One that only the third can find: then all others were found before the end of the second.
+	start("late", none, late)
 	runtime.GC()
 	say("STACK", strconv.FormatUint(uint64(stack), 10))
 	say("COLLECTED", number(began), number(now()))
