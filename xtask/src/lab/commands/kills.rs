@@ -205,21 +205,27 @@ pub async fn shim(ledger: &Ledger, lab: &Lab<'_>, live: &Tracer, verdict: &mut V
     let phantom = |line: &Line| {
         let frame: Value = serde_json::from_str(&line.text).unwrap_or_default();
         let all = frame["in_flight"].as_array().cloned().unwrap_or_default();
-        all.into_iter().find(|one| one["operation"]["actor"]["pid"] == shim)
+        all.into_iter().any(|one| one["operation"]["actor"]["pid"] == shim)
     };
-    let newest = || live.lines().into_iter().rfind(|line| line.at > begin);
-    let purged = || newest().is_some_and(|line| phantom(&line).is_none()) && !shown();
+    let chain = |line: &Line| shows(std::slice::from_ref(line), &pod.container);
+    let since = || live.lines().into_iter().filter(|line| line.at > begin).collect::<Vec<_>>();
+    let purged = || since().last().is_some_and(|line| !phantom(line) && !chain(line));
     let over = sys::until(Duration::from_secs(15), purged).await;
-    let took = newest().map_or(0, |line| line.at.saturating_sub(begin));
+    let lines = since();
+    let until = |shown: &dyn Fn(&Line) -> bool| {
+        let clean = lines.iter().rposition(shown).map_or(0, |last| last + 1);
+        lines.get(clean).map_or(u64::MAX, |line| line.at - begin)
+    };
+    let (operations, drawn) = (until(&phantom), until(&chain));
     verdict.check(
         "its shim is killed",
         "the chain ends within 2 s, nothing of the shim is left",
-        format!(
-            "{} after {}",
-            if over { "gone" } else { "still there" },
-            sys::seconds(if over { took } else { sys::monotonic() - begin })
-        ),
-        over && took <= PURGED,
+        if over {
+            format!("the chain after {}, what it did after {}", sys::seconds(drawn), sys::seconds(operations))
+        } else {
+            format!("still there after {}", sys::seconds(sys::monotonic() - begin))
+        },
+        over && operations.max(drawn) <= PURGED,
     );
     Ok(())
 }

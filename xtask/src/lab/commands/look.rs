@@ -91,14 +91,6 @@ pub fn kilobytes(pid: u32, field: &str) -> u64 {
         .unwrap_or(0)
 }
 
-/// Memory of a process, kB, in which pages that others map too count as its share (PSS); 0 when it is gone.
-pub fn proportional(pid: u32) -> u64 {
-    let text = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).unwrap_or_default();
-    text.lines()
-        .find_map(|line| line.strip_prefix("Pss:")?.split_whitespace().next()?.parse().ok())
-        .unwrap_or(0)
-}
-
 /// Memory that the code of a process's program takes apart from its file, kB: each page with a breakpoint is a copy.
 pub fn own_code(pid: u32) -> Result<u64> {
     let text = fs::read_to_string(format!("/proc/{pid}/smaps")).context("reading the memory map")?;
