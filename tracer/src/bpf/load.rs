@@ -111,6 +111,8 @@ pub struct Kernel {
     multi: BTreeMap<GoProgram, OwnedFd>,
     cookies: bool,
     trampolines: bool,
+    /// The kernel's type description, for as long as kernel probes are being attached.
+    types: Option<Btf>,
 }
 
 /// The one table of everything that is written into read-only globals.
@@ -152,6 +154,7 @@ impl Kernel {
             multi: BTreeMap::new(),
             cookies: features.cookies.yes(),
             trampolines: features.trampolines.yes(),
+            types: None,
         };
         if features.uprobe_multi.yes() {
             kernel.multi = kernel.load_multi(&values).context("loading the uprobe programs")?;
@@ -281,6 +284,11 @@ impl Kernel {
         Ok(())
     }
 
+    /// To be called when all sights were tried: gives back what only attaching them needs, tens of MB on a large kernel.
+    pub fn forget_types(&mut self) {
+        self.types = None;
+    }
+
     /// Detaches whatever is attached of a sight.
     pub fn detach_sight(&mut self, sight: &Sight) {
         for (program, _) in sight.ways.iter().flat_map(|way| way.programs) {
@@ -289,16 +297,20 @@ impl Kernel {
     }
 
     fn attach_program(&mut self, name: &str, target: &str) -> anyhow::Result<()> {
-        let btf = if self.trampolines { Some(Btf::from_sys_fs) } else { None };
         let program =
             self.ebpf.program_mut(name).ok_or_else(|| anyhow!("the object has no program {name}"))?;
+        let traces = matches!(program, Program::FEntry(_) | Program::FExit(_));
+        if traces && self.trampolines && self.types.is_none() {
+            self.types = Some(Btf::from_sys_fs()?);
+        }
+        let types = || self.types.as_ref().ok_or_else(|| anyhow!("no BTF"));
         match program {
             Program::FEntry(p) => {
-                p.load(target, &btf.ok_or_else(|| anyhow!("no BTF"))?()?)?;
+                p.load(target, types()?)?;
                 p.attach()?;
             }
             Program::FExit(p) => {
-                p.load(target, &btf.ok_or_else(|| anyhow!("no BTF"))?()?)?;
+                p.load(target, types()?)?;
                 p.attach()?;
             }
             Program::KProbe(p) => {

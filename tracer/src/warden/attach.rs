@@ -165,6 +165,7 @@ impl Attacher {
             self.kernel_sees_unmounts |= sight.what == UNMOUNT_SIGHT && probe.how.is_some();
             self.kernel_probes.push(probe);
         }
+        kernel.forget_types();
         for defect in known_bad::defects(&features.kernel) {
             let text = format!("kernel {}: {} ({})", features.kernel, defect.what, defect.citation);
             if defect.verdict == known_bad::Verdict::Refuse {
@@ -580,6 +581,7 @@ impl Attacher {
             kernel.detach_sight(&sight);
             self.kernel_probes[at] = kernel.attach_sight(&sight, |_| Err(TAXING.into()));
         }
+        kernel.forget_types();
     }
 
     /// Sends the survey if it has changed, and what became blind or seeing.

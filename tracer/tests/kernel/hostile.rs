@@ -42,7 +42,7 @@ fn expect(prepare: impl Fn() -> Command, expected: &[(&str, Option<&str>, &str)]
         );
     }
     let mut command = prepare();
-    let plegscope = Plegscope::start(command.args(["live", "--plain"]))?;
+    let plegscope = Plegscope::start(command.args(["live", "--plain"]).stdout(std::process::Stdio::null()))?;
     println!("note {}", plegscope.said.lines().next().unwrap_or_default());
     plegscope.end(libc::SIGINT)?;
     machine::no_probe_is_left()

@@ -54,6 +54,10 @@ fn main() {
             unmounts::helper(role, &std::env::var(INSIDE).unwrap()).unwrap();
             return;
         }
+        if name == "attached" {
+            restarts::attached(&std::env::var(INSIDE).unwrap()).unwrap();
+            return;
+        }
         let (_, _, test) = TESTS.iter().find(|(known, ..)| *known == name).unwrap();
         if let Err(error) = test() {
             eprintln!("{error:#}");
@@ -68,7 +72,7 @@ fn main() {
     let mut port = machine::start().unwrap();
     let only = machine::word("plegscope.only").unwrap_or_default();
     let (mut passed, mut failed) = (0, 0);
-    let wanted = |name: &str| only.split(',').any(|part| name.contains(part));
+    let wanted = |name: &str| only.split(',').any(|part| name.replace(' ', "_").contains(part));
     for (name, limit, _) in TESTS.iter().filter(|(name, ..)| wanted(name)) {
         let begin = Instant::now();
         let (line, text) = match run(name, Duration::from_secs(*limit)) {
