@@ -18,6 +18,7 @@ use std::{
         Arc, Mutex, PoisonError, RwLock,
         atomic::{AtomicBool, Ordering},
     },
+    time::{Duration, Instant},
 };
 
 /// Failed unmounts remembered at most; those beyond are told by the next failure, since unmounts are tried again.
@@ -54,8 +55,10 @@ pub struct Shared {
     pub known: RwLock<BTreeMap<u32, Known>>,
     /// Operations in flight above their floor, as of the last poll.
     pub in_flight: Mutex<Vec<crate::event::Operation>>,
-    /// What the attaching thread does in the kernel right now.
+    /// What the attaching thread does in the kernel right now; see [`Shared::touch`].
     pub attaching: Mutex<Option<Attaching>>,
+    /// Set when the process is about to end; changes only under the lock of `attaching`.
+    ending: AtomicBool,
     /// Executables whose hits are counted.
     pub metered: Mutex<Vec<Metered>>,
     /// What a hit costs, once it was measured.
@@ -82,6 +85,63 @@ impl Shared {
     pub fn get(&self, pid: u32) -> Option<Known> {
         self.known.read().unwrap_or_else(PoisonError::into_inner).get(&pid).cloned()
     }
+
+    /// Whether the process is about to end, and nobody listens any more.
+    pub fn ending(&self) -> bool {
+        self.ending.load(Ordering::Relaxed)
+    }
+
+    /// Puts breakpoints into programs or takes them out. All of that goes through here, so that the process does not end
+    /// meanwhile. Does not return when the process is about to end.
+    pub fn touch<T>(&self, what: String, change: impl FnOnce() -> T) -> T {
+        /// A panic must not keep the process from ending.
+        struct Done<'a>(&'a Shared);
+        impl Drop for Done<'_> {
+            fn drop(&mut self) {
+                *lock(&self.0.attaching) = None;
+            }
+        }
+        {
+            let mut attaching = lock(&self.attaching);
+            while self.ending() {
+                drop(attaching);
+                std::thread::park();
+                attaching = lock(&self.attaching);
+            }
+            *attaching = Some(Attaching { what, since: crate::node::clock::monotonic() });
+        }
+        let _done = Done(self);
+        change()
+    }
+
+    /// Waits until nothing is put in or taken out any more, and sees to it that nothing will be.
+    ///
+    /// A process that ends has its threads killed, and a thread that is being killed may not touch the memory of others:
+    /// the kernel gives up in the middle (`EINTR` in `__get_user_pages`), and leaves breakpoints in programs for good.
+    fn settle(&self) {
+        /// After this time what is attached goes; only what hangs in the kernel is waited for any longer.
+        const PATIENCE: Duration = Duration::from_secs(1);
+        let begin = Instant::now();
+        let mut attaching = lock(&self.attaching);
+        self.ending.store(true, Ordering::Relaxed);
+        let mut patient = true;
+        while attaching.is_some() {
+            drop(attaching);
+            if patient && begin.elapsed() > PATIENCE {
+                patient = false;
+                detach();
+            }
+            std::thread::sleep(Duration::from_millis(5));
+            attaching = lock(&self.attaching);
+        }
+    }
+}
+
+/// Closes everything, and so detaches what is attached: a thread that hangs in the kernel would keep the process, and its
+/// probes with it.
+fn detach() {
+    // SAFETY: nothing of this process uses a descriptor after this; a kernel before 5.9 refuses and changes nothing.
+    unsafe { libc::syscall(libc::SYS_close_range, 3, u32::MAX, 0) };
 }
 
 /// Runs the warden. Never returns.
@@ -90,9 +150,7 @@ pub fn run(socket: UnixStream, settings: Settings) -> ! {
         Ok(()) => 0,
         Err(_) => 1,
     };
-    // Detaches now. A thread that hangs in the kernel keeps the process, and would keep its probes with it.
-    // SAFETY: nothing of this process uses a descriptor after this; a kernel before 5.9 refuses and changes nothing.
-    unsafe { libc::syscall(libc::SYS_close_range, 3, u32::MAX, 0) };
+    detach();
     // SAFETY: ends this process without running exit handlers that belong to the parent's copy of memory.
     unsafe { libc::_exit(code) }
 }
@@ -129,13 +187,17 @@ fn start(mut socket: UnixStream, settings: Settings) -> std::io::Result<()> {
             std::thread::Builder::new().name(name.into()).spawn(move || run(&outbox, &shared))?;
         }
     }
-    std::thread::Builder::new().name("attach".into()).spawn(move || attach(settings, &outbox, &shared))?;
+    let attaching = Arc::clone(&shared);
+    std::thread::Builder::new().name("attach".into()).spawn(move || attach(settings, &outbox, &attaching))?;
     // The parent says nothing; a read that returns means it is gone.
     let mut nothing = [0u8; 1];
     loop {
         match socket.read(&mut nothing) {
             Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
-            _ => return Ok(()),
+            _ => {
+                shared.settle();
+                return Ok(());
+            }
         }
     }
 }

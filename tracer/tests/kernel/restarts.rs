@@ -169,17 +169,20 @@ impl Sleepers {
         Ok(Sleepers { over, threads: vec![deletes, roots, syncs], probed, parked })
     }
 
-    /// Waits for a moment in which threads are in all probed functions at once.
-    fn everywhere(&self) -> Result<()> {
+    /// Waits for a moment in which threads are in all these functions at once.
+    fn inside(&self, probed: &[&str]) -> Result<()> {
         let pids = [std::process::id(), self.probed[0]];
-        let mut missing = Vec::new();
+        let (mut missing, mut last) = (Vec::new(), Vec::new());
         let all = machine::until("threads sleep in all that is probed", 30, || {
             ensure!(self.threads.iter().all(|thread| !thread.is_finished()), "a thread has ended");
             let found = machine::functions(&pids);
-            missing = PROBED.into_iter().filter(|probed| !found.iter().any(|f| f == probed)).collect();
+            // Of a function that ends by jumping into its other half, only that half is on the stack.
+            let is = |f: &str, probed: &str| f.split('.').next() == Some(probed);
+            missing = probed.iter().filter(|probed| !found.iter().any(|f| is(f, probed))).collect();
+            last = found;
             Ok(missing.is_empty())
         });
-        all.with_context(|| format!("in none of {missing:?}"))
+        all.with_context(|| format!("in none of {missing:?}, but in {last:?}"))
     }
 
     /// Whether the text of the programs is what their files have.
@@ -202,13 +205,15 @@ impl Sleepers {
 pub fn twenty_times() -> Result<()> {
     machine::no_probe_is_left()?;
     let sleepers = Sleepers::start()?;
+    // The second program is attached to later where attaching to the first was slow.
+    let mut both = 0;
     let fallbacks = FALLBACKS.map(Some);
     let rounds = std::iter::repeat_n(None, ROUNDS).chain(fallbacks);
     for (round, fallback) in rounds.enumerate() {
         let mut command = match fallback {
             None => {
                 let mut command = Command::new("/plegscope");
-                command.args(["live", "--json", "--also", &sleepers.probed[1].to_string()]);
+                command.args(["live", "--json", "--verbose", "--also", &sleepers.probed[1].to_string()]);
                 command
             }
             // It has no use for the signals of which plegscope makes a good end.
@@ -223,7 +228,7 @@ pub fn twenty_times() -> Result<()> {
             Some(_) => libc::SIGKILL,
         };
         let name = || format!("round {round}, {}, signal {signal}", fallback.unwrap_or("fentry"));
-        sleepers.everywhere().with_context(name)?;
+        sleepers.inside(&PROBED).with_context(name)?;
         let begin = machine::now();
         let plegscope = Plegscope::start(command.stdout(Stdio::null())).with_context(name)?;
         let ready = machine::now();
@@ -232,16 +237,17 @@ pub fn twenty_times() -> Result<()> {
         let text = sleepers.texts()?;
         let kprobes = listed.iter().filter(|line| PROBED.iter().any(|probed| line.contains(probed))).count();
         ensure!(programs > 0 && (fallback != Some("kprobe") || kprobes >= 4), "{}: {listed:?}", name());
-        ensure!(
-            !text[0] && text[1] == fallback.is_some(),
-            "{}: no probe is in the programs: {text:?}",
-            name()
-        );
-        sleepers.everywhere().with_context(name)?;
+        ensure!(!text[0], "{}: no probe is in the shim: {}", name(), plegscope.said);
+        both += u32::from(!text[1]);
+        // A kretprobe hides from the stack who called the function.
+        let visible = if fallback == Some("kprobe") { &PROBED[3..] } else { &PROBED };
+        sleepers.inside(visible).with_context(name)?;
         let told = machine::now();
         plegscope.end(signal).with_context(name)?;
         machine::no_probe_is_left().with_context(name)?;
-        ensure!(sleepers.texts()? == [true, true], "{}: the text of a program is not what it was", name());
+        // The kernel lets go of a program a moment before it takes its breakpoints out.
+        machine::until("the text of the programs is what it was", 10, || Ok(sleepers.texts()? == [true; 2]))
+            .with_context(name)?;
         println!(
             "note {}: ready after {} ms, gone after {} ms",
             name(),
@@ -250,6 +256,9 @@ pub fn twenty_times() -> Result<()> {
         );
     }
     let counts = sleepers.end()?;
-    println!("note meanwhile {counts:?} unmounts by a shim, unmounts of a root folder, syncs");
+    ensure!(both >= 4, "only {both} rounds in which the second program was probed");
+    println!(
+        "note {both} rounds with both programs; {counts:?} unmounts by a shim, unmounts of a root folder, syncs"
+    );
     Ok(())
 }
