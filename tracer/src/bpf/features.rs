@@ -110,7 +110,10 @@ impl Features {
                 Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
                     Answer::No("this kernel has no BPF ring buffers; 5.8 or later is needed".into())
                 }
-                Err(error) => refused("creating a ring buffer", &error),
+                Err(error) => match (refused("creating a ring buffer", &error), sys::memory_limit_hint()) {
+                    (Answer::No(why), hint) if !hint.is_empty() => Answer::No(format!("{why}; {hint}")),
+                    (answer, _) => answer,
+                },
             },
             kernel_memory: kernel_memory(),
             syscall_tracepoints: syscall_tracepoints(),
