@@ -253,7 +253,7 @@ impl Attacher {
             if wrapper && probe.what == UNMOUNT_SIGHT && probe.how == Some(SeenBy::Tracepoint) {
                 probe.how = None;
                 probe.loss = plan::UNMOUNT_LOSS.into();
-                probe.note = format!("tracepoint: {TAXING}");
+                probe.note = format!("{}; tracepoint: {TAXING}", probe.note);
             }
         }
         self.attached_after = Some(clock::monotonic() - self.started);

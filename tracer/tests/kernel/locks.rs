@@ -1,7 +1,7 @@
 //! Contended locks of a Go program, against the program's own log; and programs that die with waits in flight.
 
 use super::{machine::now, watch::Watch};
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use std::{
     collections::BTreeSet,
     io::{BufRead as _, BufReader, Write as _},
@@ -47,7 +47,9 @@ impl Program {
         let mut all = Vec::new();
         loop {
             let mut line = String::new();
-            ensure!(self.lines.read_line(&mut line)? > 0, "the program ended before it said {word}: {all:?}");
+            if self.lines.read_line(&mut line)? == 0 {
+                bail!("the program ended before it said {word}: {all:?}, {:?}", self.child.wait());
+            }
             if line.starts_with(word) {
                 return Ok(all);
             }
