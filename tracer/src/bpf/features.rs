@@ -110,7 +110,10 @@ impl Features {
                 Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
                     Answer::No("this kernel has no BPF ring buffers; 5.8 or later is needed".into())
                 }
-                Err(error) => refused("creating a ring buffer", &error),
+                Err(error) => match (refused("creating a ring buffer", &error), sys::memory_limit_hint()) {
+                    (Answer::No(why), hint) if !hint.is_empty() => Answer::No(format!("{why}; {hint}")),
+                    (answer, _) => answer,
+                },
             },
             kernel_memory: kernel_memory(),
             syscall_tracepoints: syscall_tracepoints(),
@@ -130,17 +133,26 @@ fn refused(what: &str, error: &io::Error) -> Answer {
     }
 }
 
-/// `r0 = 0; exit`, optionally with a call of a helper first.
-fn trivial(helper: Option<i32>) -> Vec<sys::Instruction> {
-    let raw = |code: u8, imm: i32| sys::Instruction {
+/// One instruction: operation, destination register, source register, number.
+fn instruction(code: u8, to: u8, from: u8, imm: i32) -> sys::Instruction {
+    sys::Instruction {
         code,
         _bitfield_align_1: [],
-        _bitfield_1: sys::Instruction::new_bitfield_1(0, 0),
+        _bitfield_1: sys::Instruction::new_bitfield_1(to, from),
         off: 0,
         imm,
-    };
-    let call = helper.map(|helper| raw(0x85, helper));
-    call.into_iter().chain([raw(0xb7, 0), raw(0x95, 0)]).collect()
+    }
+}
+
+/// `call helper`, `r0 = number`, `exit`.
+const CALL: u8 = 0x85;
+const SET: u8 = 0xb7;
+const EXIT: u8 = 0x95;
+
+/// `r0 = 0; exit`, optionally with a call of a helper first.
+fn trivial(helper: Option<i32>) -> Vec<sys::Instruction> {
+    let call = helper.map(|helper| instruction(CALL, 0, 0, helper));
+    call.into_iter().chain([instruction(SET, 0, 0, 0), instruction(EXIT, 0, 0, 0)]).collect()
 }
 
 fn bpf_allowed() -> Answer {
@@ -219,12 +231,27 @@ fn uprobe_multi() -> Answer {
     }
 }
 
+/// Tried, too: the file that tells of lockdown may not be mounted, and other security modules can refuse as well.
 fn kernel_memory() -> Answer {
-    match std::fs::read_to_string("/sys/kernel/security/lockdown") {
-        Ok(text) if text.contains("[confidentiality]") => Answer::No(
-            "the kernel is locked down (lockdown=confidentiality): BPF may not read its memory".into(),
+    const PROBE_READ_KERNEL: i32 = 113;
+    const COPY: u8 = 0xbf;
+    const ADD: u8 = 0x07;
+    // r1 = r10 - 8; r2 = 8; r3 = 0: read eight bytes from address 0 to the stack.
+    let mut code = vec![
+        instruction(COPY, 1, 10, 0),
+        instruction(ADD, 1, 0, -8),
+        instruction(SET, 2, 0, 8),
+        instruction(SET, 3, 0, 0),
+    ];
+    code.extend(trivial(Some(PROBE_READ_KERNEL)));
+    match sys::load(&sys::Program { kind: sys::PROGRAM_KPROBE, attach: 0, code: &code, function: 0 }) {
+        Ok(_) => Answer::Yes,
+        // The verifier does not know the helper: it is taken away under lockdown.
+        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => Answer::No(
+            "BPF may not read the kernel's memory: the kernel is locked down (lockdown=confidentiality)"
+                .into(),
         ),
-        _ => Answer::Yes,
+        Err(error) => refused("loading a program that reads the kernel's memory", &error),
     }
 }
 
@@ -232,13 +259,32 @@ fn kernel_memory() -> Answer {
 const TRACEFS: [&str; 2] = ["/sys/kernel/tracing", "/sys/kernel/debug/tracing"];
 
 fn syscall_tracepoints() -> Answer {
-    if TRACEFS.iter().any(|root| Path::new(root).join("events/syscalls/sys_enter_umount/id").exists()) {
-        return Answer::Yes;
+    let mut no = "tracefs is not mounted; mount -t tracefs nodev /sys/kernel/tracing".to_owned();
+    for root in TRACEFS.map(Path::new) {
+        let id = root.join("events/syscalls/sys_enter_umount/id");
+        // Attaching reads this file; that it is there does not mean that it may be read.
+        let Err(error) = std::fs::read(&id) else { return Answer::Yes };
+        let id = id.display();
+        match error.raw_os_error() {
+            // The kernel refuses to open anything there, also to root.
+            Some(libc::EPERM) => {
+                no = format!(
+                    "{id} cannot be read ({error}): under lockdown=confidentiality tracefs is closed"
+                );
+                break;
+            }
+            Some(libc::EACCES) => {
+                no = format!("{id} cannot be read ({error}); run as root, or add CAP_DAC_READ_SEARCH");
+                break;
+            }
+            Some(libc::ENOENT) if !root.join("events").exists() => {}
+            Some(libc::ENOENT) => {
+                no = "this kernel has no tracepoints of system calls (CONFIG_FTRACE_SYSCALLS)".to_owned();
+            }
+            _ => return Answer::Unknown(format!("{id}: {error}")),
+        }
     }
-    if TRACEFS.iter().any(|root| Path::new(root).join("events").exists()) {
-        return Answer::No("this kernel has no tracepoints of system calls (CONFIG_FTRACE_SYSCALLS)".into());
-    }
-    Answer::No("tracefs is not mounted; mount -t tracefs nodev /sys/kernel/tracing".into())
+    Answer::No(no)
 }
 
 #[cfg(test)]

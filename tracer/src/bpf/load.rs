@@ -148,7 +148,12 @@ impl Kernel {
         for (name, value) in &values {
             loader.override_global(name, value.as_slice(), true);
         }
-        let ebpf = loader.load(&OBJECT.0).context("creating the maps of the kernel half")?;
+        let ebpf = loader.load(&OBJECT.0).map_err(|error| {
+            let hint = sys::memory_limit_hint();
+            anyhow!(error).context(
+                ["creating the maps of the kernel half", &hint].join("; ").trim_end_matches("; ").to_owned(),
+            )
+        })?;
         let mut kernel = Kernel {
             ebpf,
             multi: BTreeMap::new(),

@@ -57,6 +57,22 @@ pub fn lift_memory_limit() {
     let _ = unsafe { libc::setrlimit(libc::RLIMIT_MEMLOCK, &raw const limit) };
 }
 
+/// What else may be behind a refused map where programs are allowed: the limit could not be lifted. Empty when it is not
+/// limited.
+pub fn memory_limit_hint() -> String {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: one valid struct to write to.
+    let told = unsafe { libc::getrlimit(libc::RLIMIT_MEMLOCK, &raw mut limit) } == 0;
+    if !told || limit.rlim_cur == libc::RLIM_INFINITY {
+        return String::new();
+    }
+    format!(
+        "kernels before 5.11 count BPF memory against RLIMIT_MEMLOCK, which is {} kB here; set it to unlimited, or add \
+         CAP_SYS_RESOURCE",
+        limit.rlim_cur >> 10
+    )
+}
+
 /// A program to load.
 pub struct Program<'a> {
     /// `BPF_PROG_TYPE_*`.

@@ -35,7 +35,18 @@ const LARGEST: u64 = 1 << 20;
 pub fn open_exe(pid: u32) -> Result<File, ReadError> {
     let path = format!("/proc/{pid}/exe");
     let flags = libc::O_NOATIME | libc::O_NONBLOCK | libc::O_CLOEXEC;
-    File::options().read(true).custom_flags(flags).open(&path).map_err(|e| ReadError::new(path, e))
+    File::options().read(true).custom_flags(flags).open(&path).map_err(|error| {
+        let error = match error.raw_os_error() {
+            Some(libc::EPERM) => std::io::Error::new(
+                error.kind(),
+                format!(
+                    "{error}: to open another user's file without changing its access time needs CAP_FOWNER"
+                ),
+            ),
+            _ => error,
+        };
+        ReadError::new(path, error)
+    })
 }
 
 /// Whether the bytes from `offset` to `offset + len` of a file opened by [`open_exe`] are in memory. Reads nothing.

@@ -151,8 +151,7 @@ impl Attacher {
         }
         let mut kernel = Kernel::load(&features, self.settings.diagnostics)?;
         kernel.set_floors(thresholds::floor)?;
-        let reader = kernel.reader()?;
-        let without = &self.settings.without;
+        let (reader, without) = (kernel.reader()?, &self.settings.without);
         for sight in plan::kernel(&features) {
             let mut probe = kernel.attach_sight(&sight, |way| {
                 // The tracepoint of unmounts is attached last, and only if nothing else sees any.
@@ -221,9 +220,8 @@ impl Attacher {
             return;
         }
         let Some(kernel) = self.kernel.as_mut() else { return };
-        // Dropped at the end of this function: it detaches.
-        let mut done = Vec::new();
-        let price = price::measure(kernel, &mut done).unwrap_or_else(|error| {
+        let measured = self.shared.touch("itself".into(), || price::measure(kernel, &mut Vec::new()));
+        let price = measured.unwrap_or_else(|error| {
             self.outbox.log(
                 Level::Warning,
                 format!("what a probe costs could not be measured ({error:#}); the most that was seen elsewhere is assumed"),
@@ -266,7 +264,7 @@ impl Attacher {
             if wrapper && probe.what == UNMOUNT_SIGHT && probe.how == Some(SeenBy::Tracepoint) {
                 probe.how = None;
                 probe.loss = plan::UNMOUNT_LOSS.into();
-                probe.note = format!("tracepoint: {TAXING}");
+                probe.note = format!("{}; tracepoint: {TAXING}", probe.note);
             }
         }
         self.attached_after = Some(clock::monotonic() - self.started);
@@ -442,7 +440,7 @@ impl Attacher {
             self.outbox
                 .log(Level::Warning, format!("what was kept of {} is not true; it is read again", ours.comm));
             index.forget(identity);
-            drop(ours);
+            self.shared.touch(format!("detaching from {}", ours.comm), || ours.attached.clear());
             return self.examine(process, id, other);
         }
         Binary::Ours(ours)
@@ -520,6 +518,7 @@ impl Attacher {
                 Binary::Ours(ours)
                     if ours.pids.is_empty() && ours.idle >= DETACH_AFTER && ours.blown.is_empty() =>
                 {
+                    self.shared.touch(format!("detaching from {}", ours.comm), || ours.attached.clear());
                     continue;
                 }
                 Binary::Ours(ours) => {
@@ -560,9 +559,8 @@ impl Attacher {
         if on == wanted {
             return;
         }
-        let Some(sight) = plan::kernel(features).into_iter().find(|s| s.what == UNMOUNT_SIGHT) else {
-            return;
-        };
+        let sight = plan::kernel(features).into_iter().find(|s| s.what == UNMOUNT_SIGHT);
+        let Some(sight) = sight else { return };
         if wanted && self.kernel_probes[at].note.contains(TAXING) {
             let without = &self.settings.without;
             let may = |way: &Way| if without.contains(&way.how) { Err(WITHOUT.into()) } else { Ok(()) };
@@ -575,6 +573,7 @@ impl Attacher {
             kernel.detach_sight(&sight);
             self.kernel_probes[at] = kernel.attach_sight(&sight, |_| Err(TAXING.into()));
         }
+        kernel.forget_types();
     }
 
     /// Sends the survey if it has changed, and what became blind or seeing.

@@ -38,7 +38,7 @@ pub fn run(outbox: &Outbox, shared: &Shared) {
     let mut hierarchies = Arc::new(Hierarchies::default());
     let (mut found, mut counted) = (None, None);
     let due = |last: Option<Ns>, every| last.is_none_or(|at| clock::monotonic().saturating_sub(at) >= every);
-    loop {
+    while !shared.ending() {
         let now = clock::monotonic();
         if due(found, FIND_EVERY) {
             found = Some(now);

@@ -18,6 +18,7 @@ use std::{
         Arc, Mutex, PoisonError, RwLock,
         atomic::{AtomicBool, Ordering},
     },
+    time::{Duration, Instant},
 };
 
 /// Failed unmounts remembered at most; those beyond are told by the next failure, since unmounts are tried again.
@@ -56,8 +57,10 @@ pub struct Shared {
     pub known: RwLock<BTreeMap<u32, Known>>,
     /// Operations in flight above their floor, as of the last poll.
     pub in_flight: Mutex<Vec<crate::event::Operation>>,
-    /// What the attaching thread does in the kernel right now.
+    /// What the attaching thread does in the kernel right now; see [`Shared::touch`].
     pub attaching: Mutex<Option<Attaching>>,
+    /// Set when the process is about to end; changes only under the lock of `attaching`.
+    ending: AtomicBool,
     /// Executables whose hits are counted.
     pub metered: Mutex<Vec<Metered>>,
     /// What a hit costs, once it was measured.
@@ -84,6 +87,63 @@ impl Shared {
     pub fn get(&self, pid: u32) -> Option<Known> {
         self.known.read().unwrap_or_else(PoisonError::into_inner).get(&pid).cloned()
     }
+
+    /// Whether the process is about to end, and nobody listens any more.
+    pub fn ending(&self) -> bool {
+        self.ending.load(Ordering::Relaxed)
+    }
+
+    /// Puts breakpoints into programs or takes them out. All of that goes through here, so that the process does not end
+    /// meanwhile. Does not return when the process is about to end.
+    pub fn touch<T>(&self, what: String, change: impl FnOnce() -> T) -> T {
+        /// A panic must not keep the process from ending.
+        struct Done<'a>(&'a Shared);
+        impl Drop for Done<'_> {
+            fn drop(&mut self) {
+                *lock(&self.0.attaching) = None;
+            }
+        }
+        {
+            let mut attaching = lock(&self.attaching);
+            while self.ending() {
+                drop(attaching);
+                std::thread::park();
+                attaching = lock(&self.attaching);
+            }
+            *attaching = Some(Attaching { what, since: crate::node::clock::monotonic() });
+        }
+        let _done = Done(self);
+        change()
+    }
+
+    /// Waits until nothing is put in or taken out any more, and sees to it that nothing will be.
+    ///
+    /// A process that ends has its threads killed, and a thread that is being killed may not touch the memory of others:
+    /// the kernel gives up in the middle (`EINTR` in `__get_user_pages`), and leaves breakpoints in programs for good.
+    fn settle(&self) {
+        /// After this time what is attached goes; only what hangs in the kernel is waited for any longer.
+        const PATIENCE: Duration = Duration::from_secs(1);
+        let begin = Instant::now();
+        let mut attaching = lock(&self.attaching);
+        self.ending.store(true, Ordering::Relaxed);
+        let mut patient = true;
+        while attaching.is_some() {
+            drop(attaching);
+            if patient && begin.elapsed() > PATIENCE {
+                patient = false;
+                detach();
+            }
+            std::thread::sleep(Duration::from_millis(5));
+            attaching = lock(&self.attaching);
+        }
+    }
+}
+
+/// Closes everything, and so detaches what is attached: a thread that hangs in the kernel would keep the process, and its
+/// probes with it.
+fn detach() {
+    // SAFETY: nothing of this process uses a descriptor after this; a kernel before 5.9 refuses and changes nothing.
+    unsafe { libc::syscall(libc::SYS_close_range, 3, u32::MAX, 0) };
 }
 
 /// Runs the warden. Never returns.
@@ -92,9 +152,7 @@ pub fn run(socket: UnixStream, settings: Settings) -> ! {
         Ok(()) => 0,
         Err(_) => 1,
     };
-    // Detaches now. A thread that hangs in the kernel keeps the process, and would keep its probes with it.
-    // SAFETY: nothing of this process uses a descriptor after this; a kernel before 5.9 refuses and changes nothing.
-    unsafe { libc::syscall(libc::SYS_close_range, 3, u32::MAX, 0) };
+    detach();
     // SAFETY: ends this process without running exit handlers that belong to the parent's copy of memory.
     unsafe { libc::_exit(code) }
 }
@@ -124,7 +182,8 @@ fn start(socket: UnixStream, settings: Settings) -> std::io::Result<()> {
         std::thread::Builder::new()
             .name("look".into())
             .spawn(move || look::once(&wanted, &outbox, &shared))?;
-        return until_alone(socket);
+        until_alone(socket);
+        return Ok(());
     }
     {
         let (outbox, shared, survey_only) = (outbox.clone(), Arc::clone(&shared), settings.survey_only);
@@ -144,17 +203,20 @@ fn start(socket: UnixStream, settings: Settings) -> std::io::Result<()> {
             .name("look".into())
             .spawn(move || look::run(&settings, &outbox, &shared))?;
     }
-    std::thread::Builder::new().name("attach".into()).spawn(move || attach(settings, &outbox, &shared))?;
-    until_alone(socket)
+    let attaching = Arc::clone(&shared);
+    std::thread::Builder::new().name("attach".into()).spawn(move || attach(settings, &outbox, &attaching))?;
+    until_alone(socket);
+    shared.settle();
+    Ok(())
 }
 
 /// Waits until the parent is gone. It says nothing; a read that returns means just that.
-fn until_alone(mut socket: UnixStream) -> std::io::Result<()> {
+fn until_alone(mut socket: UnixStream) {
     let mut nothing = [0u8; 1];
     loop {
         match socket.read(&mut nothing) {
             Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
-            _ => return Ok(()),
+            _ => return,
         }
     }
 }

@@ -42,7 +42,7 @@ const MOST_LOOKS: usize = 32;
 pub fn run(outbox: &Outbox, shared: &Shared) {
     let mut teller = Teller { workers: Workers::new(WORKERS), ..Teller::default() };
     let mut looks = 0u32;
-    loop {
+    while !shared.ending() {
         let mut events = Vec::new();
         let mut blocked = lock(&shared.in_flight).clone();
         blocked.sort_by_key(|o| o.begin);

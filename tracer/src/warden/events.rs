@@ -39,7 +39,7 @@ pub fn run(mut reader: Reader, outbox: &Outbox, shared: &Shared, fuse: Fuse) {
     let mut next_poll = clock::monotonic();
     let mut polls = 0u32;
     let mut meters = Meters { fuse, ledger: Ledger::default(), read_at: next_poll, warned: 0 };
-    loop {
+    while !shared.ending() {
         let now = clock::monotonic();
         let wait = Duration::from_nanos(next_poll.saturating_sub(now));
         let waited = reader.wait(wait);

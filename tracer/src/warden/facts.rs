@@ -47,7 +47,7 @@ pub fn run(outbox: &Outbox, shared: &Shared) {
     let mut next_shims = clock::monotonic() + SHIMS_EVERY;
     let mut kubelets: BTreeMap<u32, (Ns, KubeletFacts)> = BTreeMap::new();
     let mut looked: BTreeMap<String, Ns> = BTreeMap::new();
-    loop {
+    while !shared.ending() {
         let now = clock::monotonic();
         let mut events = Vec::new();
         looked.retain(|_, at| now.saturating_sub(*at) < PINS_EVERY);

@@ -4,7 +4,7 @@ use super::{
     machine::now,
     watch::{Told, Watch},
 };
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use std::{
     collections::BTreeSet,
     io::{BufRead as _, BufReader, Write as _},
@@ -24,7 +24,11 @@ pub struct Program {
 impl Program {
     /// Starts it; it waits for commands.
     pub fn start() -> Result<Program> {
-        let mut child = Command::new("/locks")
+        Program::of("/locks")
+    }
+    /// Starts another one that talks like it.
+    pub fn of(path: &str) -> Result<Program> {
+        let mut child = Command::new(path)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::null())
@@ -46,7 +50,9 @@ impl Program {
         let mut all = Vec::new();
         loop {
             let mut line = String::new();
-            ensure!(self.lines.read_line(&mut line)? > 0, "the program ended before it said {word}: {all:?}");
+            if self.lines.read_line(&mut line)? == 0 {
+                bail!("the program ended before it said {word}: {all:?}, {:?}", self.child.wait());
+            }
             if line.starts_with(word) {
                 return Ok(all);
             }

@@ -6,7 +6,6 @@ use std::{
     fs::{self, File, OpenOptions},
     io::Write as _,
     os::{fd::AsRawFd as _, unix::fs::MetadataExt as _},
-    path::Path,
 };
 use tracer::event::Device;
 
@@ -172,29 +171,32 @@ pub fn sync(path: &str) {
     unsafe { libc::syncfs(file.as_raw_fd()) };
 }
 
-/// Ids of all BPF programs that are loaded.
-pub fn bpf_programs() -> Result<Vec<u32>> {
+/// `bpf(2)` commands that list all of a kind, and what they list.
+const PROGRAMS: (i64, &str) = (11, "BPF program");
+const MAPS: (i64, &str) = (12, "BPF map");
+const LINKS: (i64, &str) = (31, "BPF link");
+
+/// How many there are of a kind.
+fn count((command, what): (i64, &str)) -> Result<usize> {
     #[repr(C)]
     struct Attributes {
         start: u32,
         next: u32,
         flags: u32,
     }
-    const PROG_GET_NEXT_ID: i64 = 11;
-    let mut ids = Vec::new();
+    let mut count = 0;
     let mut attributes = Attributes { start: 0, next: 0, flags: 0 };
     loop {
         // SAFETY: a prefix of the kernel's `bpf_attr` of the size that is told.
-        let result = unsafe {
-            libc::syscall(libc::SYS_bpf, PROG_GET_NEXT_ID, &raw mut attributes, size_of::<Attributes>())
-        };
+        let result =
+            unsafe { libc::syscall(libc::SYS_bpf, command, &raw mut attributes, size_of::<Attributes>()) };
         if result != 0 {
             match std::io::Error::last_os_error().raw_os_error() {
-                Some(libc::ENOENT) => return Ok(ids),
-                error => bail!("listing BPF programs: {error:?}"),
+                Some(libc::ENOENT) => return Ok(count),
+                error => bail!("listing each {what}: {error:?}"),
             }
         }
-        ids.push(attributes.next);
+        count += 1;
         attributes.start = attributes.next;
     }
 }
@@ -209,18 +211,63 @@ pub fn until(what: &str, seconds: u64, mut is: impl FnMut() -> Result<bool>) -> 
     Ok(())
 }
 
+/// Where the kernel lists what is probed: kprobes, those made through tracefs, and functions that ftrace patches for
+/// anybody, trampolines among them.
+const LISTS: [&str; 4] = [
+    "/sys/kernel/debug/kprobes/list",
+    "/sys/kernel/tracing/kprobe_events",
+    "/sys/kernel/tracing/uprobe_events",
+    "/sys/kernel/tracing/enabled_functions",
+];
+
+/// The lines of a list; none where there is no such list, or where lockdown has closed it.
+fn lines(list: &str) -> Result<Vec<String>> {
+    match fs::read_to_string(list) {
+        Ok(text) => Ok(text.lines().map(str::to_owned).collect()),
+        Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::EPERM)) => Ok(Vec::new()),
+        Err(error) => Err(error).with_context(|| list.to_owned()),
+    }
+}
+
+/// What is in those lists, and how many BPF programs and links there are.
+pub fn probes() -> Result<(Vec<String>, usize)> {
+    let listed = LISTS.into_iter().map(lines).collect::<Result<Vec<_>>>()?.concat();
+    Ok((listed, count(PROGRAMS)? + count(LINKS)?))
+}
+
 /// Waits until no probe of anybody is left in the kernel.
 pub fn no_probe_is_left() -> Result<()> {
-    let empty = |path: &str| -> Result<bool> {
-        Ok(!Path::new(path).exists() || fs::read_to_string(path)?.trim().is_empty())
-    };
-    until("no BPF program is left", 60, || Ok(bpf_programs()?.is_empty()))?;
-    for list in [
-        "/sys/kernel/debug/kprobes/list",
-        "/sys/kernel/tracing/kprobe_events",
-        "/sys/kernel/tracing/uprobe_events",
-    ] {
-        until(&format!("{list} is empty"), 60, || empty(list))?;
+    for kind in [PROGRAMS, LINKS, MAPS] {
+        until(&format!("no {} is left", kind.1), 60, || Ok(count(kind)? == 0))?;
+    }
+    for list in LISTS {
+        until(&format!("{list} is empty"), 60, || Ok(lines(list)?.is_empty()))
+            .with_context(|| format!("{:?}", lines(list)))?;
     }
     Ok(())
+}
+
+/// Functions of the kernel in which threads of these processes are at this moment.
+pub fn functions(pids: &[u32]) -> Vec<String> {
+    let tasks =
+        pids.iter().filter_map(|pid| fs::read_dir(format!("/proc/{pid}/task")).ok()).flatten().flatten();
+    let stacks = tasks.filter_map(|task| fs::read_to_string(task.path().join("stack")).ok());
+    let function = |line: &str| Some(line.split_once("] ")?.1.split_once('+')?.0.to_owned());
+    stacks.flat_map(|stack| stack.lines().filter_map(function).collect::<Vec<_>>()).collect()
+}
+
+/// The calling thread gets a root folder of its own; the way back is the folder that is returned.
+pub fn enter_root(at: &str) -> Result<File> {
+    // SAFETY: takes flags only.
+    check(unsafe { libc::unshare(libc::CLONE_FS) }, "unshare")?;
+    let back = File::open("/")?;
+    std::os::unix::fs::chroot(at)?;
+    Ok(back)
+}
+
+/// Undoes that.
+pub fn leave_root(back: &File) -> Result<()> {
+    // SAFETY: a valid descriptor.
+    check(unsafe { libc::fchdir(back.as_raw_fd()) }, "fchdir")?;
+    Ok(std::os::unix::fs::chroot(".")?)
 }

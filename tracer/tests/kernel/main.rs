@@ -61,6 +61,10 @@ fn main() {
             unmounts::helper(role, &std::env::var(INSIDE).unwrap()).unwrap();
             return;
         }
+        if name == "attached" {
+            restarts::attached(&std::env::var(INSIDE).unwrap()).unwrap();
+            return;
+        }
         let (_, _, test) = TESTS.iter().chain(DEFECTS).find(|(known, ..)| *known == name).unwrap();
         if let Err(error) = test() {
             eprintln!("{error:#}");

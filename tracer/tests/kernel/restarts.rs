@@ -1,8 +1,10 @@
 //! plegscope started, stopped and killed while threads sleep inside what it probes.
 
 use super::{
+    INSIDE,
     locks::Program,
     machine::{self, Overlay, umount},
+    watch::Watch,
 };
 use anyhow::{Context, Result, bail, ensure};
 use std::{
@@ -10,12 +12,22 @@ use std::{
     io::{BufRead as _, BufReader},
     os::unix::fs::FileExt as _,
     process::{Child, Command, Stdio},
-    sync::Arc,
-    sync::atomic::{AtomicBool, Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread::JoinHandle,
 };
+use tracer::{event::SeenBy, warden::Settings};
 
-/// How often.
-const ROUNDS: u32 = 20;
+/// How often plegscope is started.
+const ROUNDS: usize = 1;
+/// How often a warden that is kept from using fentry is, and what it may use.
+const FALLBACKS: [&str; 6] = ["kprobe", "kprobe", "tracepoint", "kprobe", "kprobe", "tracepoint"];
+/// The kernel functions that are probed, and in all of which threads sleep.
+const PROBED: [&str; 4] = ["__x64_sys_umount", "cleanup_mnt", "generic_shutdown_super", "sync_filesystem"];
+/// What stands for a shim.
+pub const SHIM: &str = "/containerd-shim-runc-v2";
 
 /// plegscope, ready.
 pub struct Plegscope {
@@ -25,8 +37,9 @@ pub struct Plegscope {
 }
 
 impl Plegscope {
+    /// Starts it and waits until it says that it is attached.
     pub fn start(command: &mut Command) -> Result<Plegscope> {
-        let mut child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn()?;
+        let mut child = command.stdin(Stdio::null()).stderr(Stdio::piped()).spawn()?;
         let lines = BufReader::new(child.stderr.take().context("its messages")?).lines();
         let (send, messages) = std::sync::mpsc::channel();
         // Reads on, so that it never waits for us.
@@ -65,12 +78,25 @@ impl Plegscope {
     }
 }
 
+/// Attaches without fentry, and without kprobes where it is `tracepoint`, says so, and stays.
+pub fn attached(best: &str) -> Result<()> {
+    let mut without = vec![SeenBy::Fentry];
+    without.extend((best == "tracepoint").then_some(SeenBy::Kprobe));
+    let _watch = Watch::start(Settings { without, ..Settings::default() })?;
+    eprintln!("attached by {best}");
+    loop {
+        std::thread::park();
+    }
+}
+
 /// The executable part of a program's memory, and of its file.
 fn text(pid: u32) -> Result<(Vec<u8>, Vec<u8>)> {
     let maps = std::fs::read_to_string(format!("/proc/{pid}/maps"))?;
+    let exe = std::fs::read_link(format!("/proc/{pid}/exe"))?;
+    let exe = exe.to_str().context("its name")?;
     let line = maps
         .lines()
-        .find(|line| line.contains(" r-xp ") && line.ends_with("/locks"))
+        .find(|line| line.contains(" r-xp ") && line.ends_with(exe))
         .context("no text is mapped")?;
     let mut words = line.split_whitespace();
     let (from, to) = words.next().unwrap().split_once('-').unwrap();
@@ -81,67 +107,173 @@ fn text(pid: u32) -> Result<(Vec<u8>, Vec<u8>)> {
     File::open(format!("/proc/{pid}/mem"))?.read_exact_at(&mut memory, from)?;
     file.resize(memory.len(), 0);
     // The last page goes on behind the end of the segment.
-    let read = File::open("/locks")?.read_at(&mut file, offset)?;
+    let read = File::open(exe)?.read_at(&mut file, offset)?;
     memory.truncate(read);
     file.truncate(read);
     Ok((memory, file))
 }
 
-/// Threads sleep in unmounts, syncs and lock waits all the while; nothing of plegscope is left after any round.
+/// Threads that sleep in everything that is probed, one after the other and over and over.
+struct Sleepers {
+    over: Arc<AtomicBool>,
+    threads: Vec<JoinHandle<Result<u32>>>,
+    /// Programs that are probed: one that stands for a shim, and one in which goroutines wait for locks for good.
+    probed: [u32; 2],
+    parked: Program,
+}
+
+impl Sleepers {
+    fn start() -> Result<Sleepers> {
+        let mut parked = Program::start()?;
+        parked.tell("park")?;
+        parked.until("parked")?;
+        let mut shim = Program::of(SHIM)?;
+        let probed = [shim.pid(), parked.pid()];
+        let over = Arc::<AtomicBool>::default();
+        let again = |mut sleep: Box<dyn FnMut(u32) -> Result<()> + Send>| {
+            let over = Arc::clone(&over);
+            std::thread::spawn(move || {
+                let mut count = 0;
+                while !over.load(Ordering::Relaxed) {
+                    sleep(count)?;
+                    count += 1;
+                }
+                Ok(count)
+            })
+        };
+        // In an unmount of the last mount, and so in `cleanup_mnt`; with goroutines in all that is probed in a shim.
+        let deletes = again(Box::new(move |count| {
+            let overlay = Overlay::new("ext4", &format!("deleted-{count}"), "")?;
+            overlay.dirty(4_000_000)?;
+            shim.tell(&overlay.at)?;
+            shim.until("deleted").map(|_| ())
+        }));
+        // In the system call itself: who unmounts its own root folder makes it read-only, which syncs it.
+        let roots = again(Box::new(|count| {
+            let overlay = Overlay::new("xfs", &format!("root-{count}"), "")?;
+            overlay.dirty(4_000_000)?;
+            let back = machine::enter_root(&overlay.at)?;
+            let result = umount("/", 0);
+            machine::leave_root(&back)?;
+            ensure!(result == 0, "unmounting the root folder: {result}");
+            drop(back);
+            let result = umount(&overlay.at, 0);
+            ensure!(result == 0, "unmounting what was a root folder: {result}");
+            Ok(())
+        }));
+        let syncs = again(Box::new(|_| {
+            machine::dirty("/mnt/xfs", 4_000_000)?;
+            machine::sync("/mnt/xfs");
+            Ok(())
+        }));
+        Ok(Sleepers { over, threads: vec![deletes, roots, syncs], probed, parked })
+    }
+
+    /// Waits for a moment in which threads are in all these functions at once.
+    fn inside(&self, probed: &[&str]) -> Result<()> {
+        let pids = [std::process::id(), self.probed[0]];
+        let (mut missing, mut last) = (Vec::new(), Vec::new());
+        let all = machine::until("threads sleep in all that is probed", 30, || {
+            ensure!(self.threads.iter().all(|thread| !thread.is_finished()), "a thread has ended");
+            let found = machine::functions(&pids);
+            // Of a function that ends by jumping into its other half, only that half is on the stack.
+            let is = |f: &str, probed: &str| f.split('.').next() == Some(probed);
+            missing = probed.iter().filter(|probed| !found.iter().any(|f| is(f, probed))).collect();
+            last = found;
+            Ok(missing.is_empty())
+        });
+        all.with_context(|| format!("in none of {missing:?}, but in {last:?}"))
+    }
+
+    /// Whether the text of the programs is what their files have.
+    fn texts(&self) -> Result<[bool; 2]> {
+        let [shim, locks] = self.probed.map(|pid| text(pid).map(|(memory, file)| memory == file));
+        Ok([shim?, locks?])
+    }
+
+    /// What is wrong with them, if something is.
+    fn trouble(&mut self) -> Option<String> {
+        let at = self.threads.iter().position(JoinHandle::is_finished)?;
+        Some(format!("{:?}", self.threads.remove(at).join().unwrap()))
+    }
+
+    fn end(mut self) -> Result<Vec<u32>> {
+        self.over.store(true, Ordering::Relaxed);
+        let counts = self.threads.into_iter().map(|thread| thread.join().unwrap());
+        let counts = counts.collect::<Result<Vec<_>>>()?;
+        ensure!(self.parked.child.try_wait()?.is_none(), "the program has died");
+        Ok(counts)
+    }
+}
+
+/// Threads sleep in unmounts, syncs, shutdowns and lock waits when plegscope comes and when it goes, by whatever signal;
+/// nothing of it is left after any round.
 pub fn twenty_times() -> Result<()> {
-    let mut program = Program::start()?;
-    program.tell("park")?;
-    program.until("parked")?;
-    let pid = program.pid();
-    let over = Arc::new(AtomicBool::new(false));
-    // The disk drains for as long as the rounds last: an unmount, and somebody who syncs.
-    let unmounter = {
-        let over = Arc::clone(&over);
-        std::thread::spawn(move || -> Result<u32> {
-            let mut count = 0;
-            while !over.load(Ordering::Relaxed) {
-                let overlay = Overlay::new("ext4", &format!("restarts-{count}"), "")?;
-                overlay.dirty(6_000_000)?;
-                let result = umount(&overlay.at, 0);
-                ensure!(result == 0, "unmount {count}: {result}");
-                count += 1;
-            }
-            Ok(count)
-        })
-    };
-    let syncer = {
-        let over = Arc::clone(&over);
-        std::thread::spawn(move || {
-            while !over.load(Ordering::Relaxed) {
-                machine::dirty("/mnt/xfs", 4_000_000).unwrap();
-                machine::sync("/mnt/xfs");
-            }
-        })
-    };
-    for round in 0..ROUNDS {
-        let begin = machine::now();
-        let mut command = Command::new("/plegscope");
-        let plegscope = Plegscope::start(command.args(["live", "--json", "--also", &pid.to_string()]))?;
-        if round == 0 {
-            let (memory, file) = text(pid)?;
-            ensure!(memory != file, "no probe is in the program: this test sees nothing");
+    machine::no_probe_is_left()?;
+    let mut sleepers = Sleepers::start()?;
+    match rounds(&sleepers) {
+        Err(error) => Err(error.context(sleepers.trouble().unwrap_or_default())),
+        Ok(()) => {
+            println!(
+                "note {:?} unmounts by a shim, unmounts of a root folder, syncs meanwhile",
+                sleepers.end()?
+            );
+            Ok(())
         }
+    }
+}
+
+fn rounds(sleepers: &Sleepers) -> Result<()> {
+    // The second program is attached to later where attaching to the first was slow.
+    let mut both = 0;
+    let fallbacks = FALLBACKS.map(Some);
+    let rounds = std::iter::repeat_n(None, ROUNDS).chain(fallbacks);
+    for (round, fallback) in rounds.enumerate() {
+        let mut command = match fallback {
+            None => {
+                let mut command = Command::new("/plegscope");
+                command.args(["live", "--json", "--verbose", "--also", &sleepers.probed[1].to_string()]);
+                command
+            }
+            // It has no use for the signals of which plegscope makes a good end.
+            Some(best) => {
+                let mut command = Command::new("/init");
+                command.arg("attached").env(INSIDE, best);
+                command
+            }
+        };
+        let signal = match fallback {
+            None => [libc::SIGINT, libc::SIGKILL, libc::SIGTERM, libc::SIGKILL][round % 4],
+            Some(_) => libc::SIGKILL,
+        };
+        let name = || format!("round {round}, {}, signal {signal}", fallback.unwrap_or("fentry"));
+        sleepers.inside(&PROBED).with_context(name)?;
+        let begin = machine::now();
+        let plegscope = Plegscope::start(command.stdout(Stdio::null())).with_context(name)?;
         let ready = machine::now();
-        let signal = [libc::SIGINT, libc::SIGKILL, libc::SIGTERM, libc::SIGKILL][round as usize % 4];
-        plegscope.end(signal).with_context(|| format!("round {round}, signal {signal}"))?;
-        machine::no_probe_is_left().with_context(|| format!("round {round}, signal {signal}"))?;
-        let (memory, file) = text(pid)?;
-        ensure!(memory == file, "round {round}: the program's text is not what it was");
+        // What is looked at below is there to be seen.
+        let (listed, programs) = machine::probes()?;
+        let text = sleepers.texts()?;
+        let kprobes = listed.iter().filter(|line| PROBED.iter().any(|probed| line.contains(probed))).count();
+        ensure!(programs > 0 && (fallback != Some("kprobe") || kprobes >= 4), "{}: {listed:?}", name());
+        ensure!(!text[0], "{}: no probe is in the shim: {}", name(), plegscope.said);
+        both += u32::from(!text[1]);
+        // A kretprobe hides from the stack who called the function.
+        let visible = if fallback == Some("kprobe") { &PROBED[3..] } else { &PROBED };
+        sleepers.inside(visible).with_context(name)?;
+        let told = machine::now();
+        plegscope.end(signal).with_context(name)?;
+        machine::no_probe_is_left().with_context(name)?;
+        // The kernel lets go of a program a moment before it takes its breakpoints out.
+        machine::until("the text of the programs is what it was", 10, || Ok(sleepers.texts()? == [true; 2]))
+            .with_context(name)?;
         println!(
-            "note round {round}: ready after {} ms, gone after {} ms",
+            "note {}: ready after {} ms, gone after {} ms",
+            name(),
             (ready - begin) / 1_000_000,
-            (machine::now() - ready) / 1_000_000
+            (machine::now() - told) / 1_000_000
         );
     }
-    over.store(true, Ordering::Relaxed);
-    syncer.join().unwrap();
-    let unmounts = unmounter.join().unwrap()?;
-    ensure!(program.child.try_wait()?.is_none(), "the program has died");
-    println!("note {ROUNDS} rounds during {unmounts} unmounts");
+    ensure!(both >= 1, "only {both} rounds in which the second program was probed");
     Ok(())
 }

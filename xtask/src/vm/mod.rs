@@ -140,6 +140,7 @@ struct Programs {
     test: PathBuf,
     plegscope: PathBuf,
     locks: PathBuf,
+    shim: PathBuf,
 }
 
 impl Programs {
@@ -159,19 +160,25 @@ impl Programs {
             .filter(|message| message["target"]["name"] == "kernel")
             .find_map(|message| message["executable"].as_str().map(PathBuf::from))
             .context("cargo made no test called kernel")?;
-        let out = shell::root().join("target/vm/go");
-        fs::create_dir_all(&out)?;
-        let locks = out.join("locks");
-        let mut go = Command::new("go");
-        go.args(["build", "-ldflags", "-s -w", "-o"])
-            .arg(&locks)
-            .arg("main.go")
-            .current_dir(shell::root().join("xtask/vm/locks"))
-            .envs([("GOTOOLCHAIN", "local"), ("CGO_ENABLED", "0"), ("GO111MODULE", "off"), ("GOFLAGS", "")])
-            .env("GOCACHE", out.join("cache"));
-        shell::run(&mut go)?;
-        Ok(Programs { test, plegscope, locks })
+        Ok(Programs { test, plegscope, locks: go("locks")?, shim: go("shim")? })
     }
+}
+
+/// Builds one of our Go programs, which need nothing but Go.
+fn go(name: &str) -> Result<PathBuf> {
+    let out = shell::root().join("target/vm/go");
+    fs::create_dir_all(&out)?;
+    let program = out.join(name);
+    let mut go = Command::new("go");
+    go.args(["build", "-ldflags", "-s -w", "-o"])
+        .arg(&program)
+        .arg(".")
+        .current_dir(shell::root().join("xtask/vm").join(name))
+        .envs([("GOTOOLCHAIN", "local"), ("GOPROXY", "off"), ("GO111MODULE", "auto")])
+        .envs([("GOFLAGS", ""), ("CGO_ENABLED", "0")])
+        .env("GOCACHE", out.join("cache"));
+    shell::run(&mut go)?;
+    Ok(program)
 }
 
 fn boot(
@@ -190,6 +197,7 @@ fn boot(
     archive.program("init", &programs.test)?;
     archive.program("plegscope", &programs.plegscope)?;
     archive.program("locks", &programs.locks)?;
+    archive.program("containerd-shim-runc-v2", &programs.shim)?;
     for (at, (name, content)) in kernel.modules()?.into_iter().enumerate() {
         archive.file(&format!("modules/{at:02}-{name}.ko"), &content);
     }

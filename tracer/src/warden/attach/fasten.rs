@@ -6,19 +6,10 @@ use crate::{
     bpf::load::{Attached, SITE_BYTES, SiteRequest},
     event::{Kind, SeenBy},
     node::{
-        clock,
         procs::{Exe, FileId},
         residency::{Pinned, Residency, pin, residency},
     },
-    warden::{
-        Ladder,
-        binaries::Target,
-        child::{Attaching, lock},
-        cost::PAGE,
-        fuse::Blown,
-        guard,
-        protocol::Level,
-    },
+    warden::{Ladder, binaries::Target, cost::PAGE, fuse::Blown, guard, protocol::Level},
 };
 use std::{
     fs::File,
@@ -274,11 +265,10 @@ impl Attacher {
             batch.iter().flat_map(|target| target.sites.iter().flatten()).map(metered).collect();
         let path = format!("/proc/self/fd/{}", file.as_raw_fd());
         let what = format!("{} ({} sites, {:?})", ours.comm, sites.len(), first.kind);
-        *lock(&self.shared.attaching) = Some(Attaching { what: what.clone(), since: clock::monotonic() });
-        let begin = Instant::now();
-        let attached = kernel.attach_uprobes(&path, ours.number, &sites);
-        let end = Instant::now();
-        *lock(&self.shared.attaching) = None;
+        let (attached, begin, end) = self.shared.touch(what.clone(), || {
+            let begin = Instant::now();
+            (kernel.attach_uprobes(&path, ours.number, &sites), begin, Instant::now())
+        });
         self.pace.took(&what, end - begin, end);
         ours.attached.push(Fastened { kind: first.kind, _attached: attached? });
         Ok(())
@@ -301,9 +291,7 @@ impl Attacher {
             );
             let gone = |kind: &Kind| blown.kinds.contains(kind);
             let what = format!("detaching from {}", ours.comm);
-            *lock(&self.shared.attaching) = Some(Attaching { what, since: clock::monotonic() });
-            ours.attached.retain(|fastened| !gone(&fastened.kind));
-            *lock(&self.shared.attaching) = None;
+            self.shared.touch(what, || ours.attached.retain(|fastened| !gone(&fastened.kind)));
             ours.waiting.retain(|target| !gone(&target.kind));
             ours.blown.extend(blown.kinds.iter().map(|kind| (*kind, why.clone())));
             let mut names = Vec::new();
