@@ -88,9 +88,20 @@ impl Incidents {
                 of_found[i] = Some(id.clone());
             }
         }
+        // While things recover, part of a chain may lead nowhere for a moment: that is no incident of its own.
+        let shares = |f: &Found| {
+            let open = self.open.iter().find(|(_, open)| !open.members.is_disjoint(&f.members));
+            open.filter(|_| !explains(&f.diagnosis.ends_in)).map(|(id, _)| id.clone())
+        };
+        let parts: Vec<Option<String>> = found
+            .iter()
+            .zip(&of_found)
+            .map(|(f, own)| if own.is_none() { shares(f) } else { None })
+            .collect();
         for (i, f) in found.iter_mut().enumerate() {
             let id = match (&of_found[i], &f.worst) {
                 (Some(id), _) => id.clone(),
+                (None, _) if parts[i].is_some() => continue,
                 // A new attempt at an exit has begun, and what it waits for is not visible yet: the exit is known.
                 (None, Some(_)) if self.knows_exit(f) => continue,
                 (None, Some(crossing)) => match self.opened(f, crossing, now) {
@@ -104,6 +115,13 @@ impl Incidents {
                 open.update(f, scene);
                 f.diagnosis.consequences.clone_from(&open.incident.consequences);
                 out.insert(id, open.incident.clone());
+            }
+        }
+        for (f, part) in found.iter_mut().zip(&parts) {
+            if let Some(open) = part.as_ref().and_then(|id| self.open.get_mut(id)) {
+                let room = limits::INCIDENT_MEMBERS.saturating_sub(open.members.len());
+                open.members.extend(f.members.iter().take(room).cloned());
+                f.diagnosis.incident.clone_from(part);
             }
         }
         let unclaimed: Vec<String> = self.open.keys().filter(|id| !out.contains_key(*id)).cloned().collect();
