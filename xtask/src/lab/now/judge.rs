@@ -327,8 +327,16 @@ fn grounds(drawn: &Drawn<'_>, verdict: &mut Verdict) {
 /// Each age at the moment of the frame: what is exact is right, what is said with "at least" is not too much.
 fn ages(truth: &Truth, facts: &Facts, frame: &Value, drawn: &Drawn<'_>, verdict: &mut Verdict) {
     let now = frame["now"].as_u64().unwrap_or(0);
-    let list_call = truth.longest("ListContainers").map(|call| call.begin);
-    let update = truth.update().map(|call| call.begin);
+    // Of the calls that were in flight then; earlier ones may have taken longer than these had by then.
+    let in_flight = |method: &str, container: Option<&String>| {
+        let of = truth.calls.iter().filter(|call| call.method == method && call.begin <= now);
+        let then = of.filter(|call| call.end.is_none_or(|end| end > now));
+        then.filter(|call| container.is_none() || call.container.as_ref() == container)
+            .map(|call| call.begin)
+            .min()
+    };
+    let list_call = in_flight("ListContainers", None);
+    let update = in_flight("UpdateContainerResources", Some(&truth.container));
     let mut mutex = None;
     for (link, step) in &drawn.links {
         let (since, exact) = match step.since {
@@ -483,7 +491,12 @@ pub fn tracebacks(truth: &Truth, out: &str, verdict: &mut Verdict) {
                     let place =
                         |g: &Goroutine, name: &str| g.functions().iter().position(|f| f.ends_with(name));
                     delete = delete.or(all.iter().find_map(|g| {
-                        let way = ["unix.Unmount", "mount.UnmountAll", "process.(*Init).Delete", ").Delete"];
+                        let way = [
+                            "unix.Unmount",
+                            "mount.UnmountAll",
+                            "process.(*Init).Delete",
+                            "(*service).Delete",
+                        ];
                         let places: Vec<usize> = way.iter().filter_map(|name| place(g, name)).collect();
                         (places.len() == 4 && places.is_sorted()).then(|| g.functions().join(" < "))
                     }));
