@@ -21,7 +21,7 @@ use std::{
 use tracer::{event::SeenBy, warden::Settings};
 
 /// How often plegscope is started.
-const ROUNDS: usize = 1;
+const ROUNDS: usize = 20;
 /// How often a warden that is kept from using fentry is, and what it may use.
 const FALLBACKS: [&str; 6] = ["kprobe", "kprobe", "tracepoint", "kprobe", "kprobe", "tracepoint"];
 /// The kernel functions that are probed, and in all of which threads sleep.
@@ -274,6 +274,6 @@ fn rounds(sleepers: &Sleepers) -> Result<()> {
             (machine::now() - told) / 1_000_000
         );
     }
-    ensure!(both >= 1, "only {both} rounds in which the second program was probed");
+    ensure!(both >= 4, "only {both} rounds in which the second program was probed");
     Ok(())
 }
