@@ -94,13 +94,15 @@ struct Live {
 }
 
 impl Live {
-    /// Processes that have ended are forgotten.
+    /// Processes that have ended are forgotten; and all programs while there is nothing to look at: their tables are large,
+    /// and what is touched of them stays in memory, which is locked.
     fn forget(&mut self, known: &BTreeMap<u32, Known>) {
         self.found.retain(|pid| known.contains_key(&pid));
         self.looked.retain(|pid, _| known.contains_key(pid));
         self.queue.retain(|pid| known.contains_key(pid));
         let running: BTreeSet<_> = known.values().map(|known| known.exe).collect();
-        self.looks.lock().retain(|id, _| running.contains(id));
+        let watching = !self.queue.is_empty() || known.keys().any(|pid| self.found.has(*pid));
+        self.looks.lock().retain(|id, _| watching && running.contains(id));
     }
 
     /// Notes what is worth a look.
