@@ -11,6 +11,7 @@ use crate::{
     event::{Body, Event, LockName, Process, Role},
     look::{Count, Leaked, LeftOut, Look, LookedAt, Summary},
     node::{
+        alive,
         bundle::BundleId,
         clock, memory,
         procs::{Exe, FileId, ProcessFacts, Processes},
@@ -308,14 +309,22 @@ impl Node<'_> {
     }
 
     fn summary(&self, leaked_before: Vec<(u32, BundleId)>, began: Instant) -> Summary {
+        // One that could not be looked at because it has ended was none to be looked at.
+        let there = |pid: u32, seen: &Seen| seen.why.is_none() || alive::leader_lives(pid);
+        let seen: BTreeMap<u32, &Seen> = self
+            .seen
+            .iter()
+            .filter(|(pid, seen)| there(**pid, seen))
+            .map(|(pid, seen)| (*pid, seen))
+            .collect();
         let of_role = |role: Role| {
-            let all = || self.seen.values().filter(move |seen| seen.target.process.role == role);
+            let all = || seen.values().filter(move |seen| seen.target.process.role == role);
             let looked_at = all().filter(|seen| seen.goroutines).count() as u32;
             Count { role, there: all().count() as u32, looked_at }
         };
         let roles = [Role::Containerd, Role::Shim, Role::Kubelet, Role::Other].map(of_role);
         let mut left_out: BTreeMap<(String, String), Vec<u32>> = BTreeMap::new();
-        for (pid, seen) in &self.seen {
+        for (pid, seen) in &seen {
             if let Some(why) = &seen.why {
                 let comm = seen.target.process.comm.clone();
                 left_out.entry((comm, why.clone())).or_default().push(*pid);

@@ -393,7 +393,13 @@ pub fn stacks(truth: &Truth, facts: &Facts, report: &Value, verdict: &mut Verdic
         let (mut same, mut state, mut others) = (0, 0, Vec::new());
         for g in dump {
             let Some((one, functions)) = said.iter().find(|(one, _)| one["goid"] == g.id) else { continue };
-            if g.functions() == *functions {
+            // Go leaves out what the compiler wraps around the call of a `go` statement; here it is told.
+            let maker = one["created_by"][0]["function"].as_str().unwrap_or("-");
+            let unwrapped = functions
+                .split_last()
+                .filter(|(last, _)| last.strip_prefix(maker).is_some_and(|rest| rest.starts_with(".func")));
+            let wrapped = unwrapped.is_some_and(|(_, rest)| g.functions() == *rest);
+            if wrapped || g.functions() == *functions {
                 same += 1;
                 state += usize::from(one["state"] == g.state.as_str());
             } else if !g.cut {
