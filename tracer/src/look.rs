@@ -71,6 +71,8 @@ pub struct Wait {
     pub since: Option<Ns>,
     /// Base address of the lock and whose it is, where that could be told.
     pub lock: Option<(u64, LockName)>,
+    /// See [`Call::fingerprint`]; of the whole stack.
+    pub fingerprint: Option<u32>,
 }
 
 /// A place in a Go program.
@@ -103,6 +105,9 @@ pub struct Call {
     pub container: Option<String>,
     /// Path of the mount, for an unmount.
     pub path: Option<String>,
+    /// Stays the same for as long as it lasts and has not gone on; another call of the same function has another.
+    /// `None` when its stack was not kept: then it cannot be told from another.
+    pub fingerprint: Option<u32>,
 }
 
 /// A thread of which no goroutine is known, and where it sits in the kernel.
@@ -169,7 +174,8 @@ pub struct Leaked {
 /// Operations that are remembered from look to look, over all processes.
 const MOST: usize = 8_192;
 
-type Key = (u64, u64, Kind, String, u64);
+/// What tells an operation from all others of its process: goroutine or thread, goroutine number, what it is, fingerprint.
+type Key = (u64, u64, Kind, String, u64, u32);
 
 /// What the last look at a process has seen in progress.
 #[derive(Clone, Debug, Default)]
@@ -210,6 +216,7 @@ impl Looks {
         for sleeper in goroutines.chain(look.threads.iter().map(Sleeper::Thread)) {
             let mut blocked = false;
             for (key, operation) in sleeper.operations(looked, &before) {
+                let Some(key) = key else { continue };
                 let again = before.contains_key(&key);
                 if others + now.len() >= MOST {
                     self.refused = self.refused.saturating_add(1);
@@ -258,7 +265,7 @@ enum Sleeper<'l> {
 
 impl Sleeper<'_> {
     /// Its operations, outermost first, with what tells each from others of this process.
-    fn operations(self, looked: &LookedAt, before: &BTreeMap<Key, Ns>) -> Vec<(Key, Operation)> {
+    fn operations(self, looked: &LookedAt, before: &BTreeMap<Key, Ns>) -> Vec<(Option<Key>, Operation)> {
         let pid = looked.process.pid;
         let (actor, calls, waits, parked) = match self {
             Sleeper::Goroutine(g) => (g.actor(pid), &g.calls, g.waits.as_ref(), g.parked_since),
@@ -272,15 +279,20 @@ impl Sleeper<'_> {
         let mut inwards: Vec<(Call, Option<Ns>)> = calls.map(|c| (c.clone(), None)).collect();
         if let Some(wait) = waits {
             let (kind, method, object) = (Kind::LockWait, String::new(), wait.semaphore);
-            inwards.push((Call { kind, method, object, container: None, path: None }, wait.since));
+            let fingerprint = wait.fingerprint;
+            inwards
+                .push((Call { kind, method, object, container: None, path: None, fingerprint }, wait.since));
         }
         // It sits where it sits since then at the latest, and began what is further out before what is further in.
         let mut bound = parked.unwrap_or(looked.at).min(looked.at);
         let mut operations = Vec::with_capacity(inwards.len());
         let who = (actor.g.unwrap_or(u64::from(actor.tid)), actor.goid.unwrap_or(0));
         for (call, since) in inwards.into_iter().rev() {
-            let key = (who.0, who.1, call.kind, call.method.clone(), call.object);
-            let begin = since.unwrap_or_else(|| before.get(&key).map_or(bound, |known| bound.min(*known)));
+            // What keeps its own time needs no fingerprint.
+            let fingerprint = if since.is_some() { Some(0) } else { call.fingerprint };
+            let key = fingerprint.map(|f| (who.0, who.1, call.kind, call.method.clone(), call.object, f));
+            let known = || key.as_ref().and_then(|key| before.get(key));
+            let begin = since.unwrap_or_else(|| known().map_or(bound, |known| bound.min(*known)));
             bound = begin.saturating_sub(1);
             operations.push((
                 key,
@@ -330,7 +342,7 @@ mod tests {
     const SECOND: Ns = 1_000_000_000;
 
     fn call(kind: Kind, method: &str, object: u64) -> Call {
-        Call { kind, method: method.into(), object, container: None, path: None }
+        Call { kind, method: method.into(), object, container: None, path: None, fingerprint: Some(1) }
     }
 
     fn goroutine(goid: u64, calls: Vec<Call>, waits: Option<Wait>) -> Goroutine {
@@ -394,9 +406,28 @@ mod tests {
     }
 
     #[test]
+    fn another_call_of_the_same_function_by_the_same_goroutine_is_another() {
+        let mut looks = Looks::default();
+        let relist = |fingerprint| {
+            let mut call = call(Kind::Relist, "", 0);
+            call.fingerprint = fingerprint;
+            vec![goroutine(8, vec![call], None)]
+        };
+        looks.events(&looked(10 * SECOND, 1, relist(Some(1))));
+        let other = looks.events(&looked(20 * SECOND, 1, relist(Some(2))));
+        assert_eq!(in_flight(&other), [], "it may have begun a moment ago");
+        let again = in_flight(&looks.events(&looked(21 * SECOND, 1, relist(Some(2)))));
+        assert_eq!(again.iter().map(|o| o.begin).collect::<Vec<_>>(), [20 * SECOND]);
+        for at in [22, 23] {
+            let unknown = looks.events(&looked(at * SECOND, 1, relist(None)));
+            assert_eq!(in_flight(&unknown), [], "it cannot be told whether it is the same");
+        }
+    }
+
+    #[test]
     fn times_that_the_program_keeps_are_used() {
         let mut looks = Looks::default();
-        let wait = Wait { semaphore: 0x24, since: Some(3 * SECOND), lock: None };
+        let wait = Wait { semaphore: 0x24, since: Some(3 * SECOND), lock: None, fingerprint: Some(1) };
         let update = goroutine(7, vec![call(Kind::InitMethod, "Update", 0)], Some(wait));
         let look = looked(10 * SECOND, 1, vec![update]);
         let first = in_flight(&looks.events(&look));

@@ -14,7 +14,7 @@
 use super::graph::{Graph, Next};
 use super::ground::Ground;
 use super::limits;
-use super::operations::{Finished, Flight};
+use super::operations::{Finished, Flight, is_found};
 use crate::event::{Actor, Kind, Ns, Operation, OperationId, Outcome, Process};
 use crate::thresholds::{MILLISECOND, SECOND};
 use serde::{Deserialize, Serialize};
@@ -170,6 +170,22 @@ impl Exits {
             self.pending.insert(key.clone(), Exit { first, begun, now: None, last: None, waited: None });
         }
         let Some(exit) = self.pending.get_mut(&key) else { return };
+        match (&exit.now, is_found(op)) {
+            // What a look finds is the attempt that is in flight, or one that was over before it was told.
+            (Some(_), true) => return,
+            (None, true) if exit.last.as_ref().is_some_and(|last| last.at >= op.begin) => return,
+            // The one that a look has found, as a probe saw it begin.
+            (Some(now), false)
+                if is_found(now)
+                    && op.begin <= now.begin
+                    && exit.last.as_ref().is_none_or(|last| last.begin < op.begin) =>
+            {
+                exit.first = exit.first.min(op.begin);
+                exit.now = Some(op.clone());
+                return;
+            }
+            _ => {}
+        }
         let known = |begin: Option<Ns>| begin.is_some_and(|begin| begin >= op.begin);
         if known(exit.now.as_ref().map(|now| now.begin)) {
             return;

@@ -18,6 +18,8 @@ use crate::event::{Kind, Role};
 use crate::look::Call;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::ops::Range;
 use std::sync::LazyLock;
 
 /// How the functions of one program are told from its stacks.
@@ -76,7 +78,8 @@ impl Calls {
                 {
                     let window = Window { seen, index, exact: !function.inlined && self.abi == Abi::Stack };
                     let (object, container) = self.about(entry, form, &window, memory);
-                    let call = Call { kind: entry.kind, method, object, container, path: None };
+                    let fingerprint = fingerprint(seen, index.saturating_sub(1)..index + 1);
+                    let call = Call { kind: entry.kind, method, object, container, path: None, fingerprint };
                     // A wrapper has the name of what it wraps.
                     match calls.last_mut().filter(|c| (c.kind, &c.method) == (call.kind, &call.method)) {
                         Some(wrapper) if wrapper.container.is_none() => *wrapper = call,
@@ -126,6 +129,23 @@ impl Calls {
             _ => (0, None),
         }
     }
+}
+
+/// What the frames (numbers from the innermost on) of a goroutine that has not gone on come to: the same in each look, also
+/// when the runtime has moved the stack meanwhile. `None` where their words were not kept.
+pub fn fingerprint(seen: &Seen, frames: Range<usize>) -> Option<u32> {
+    let goroutine = &seen.goroutine;
+    let frame = |n: usize| seen.stack.frames.get(n).map(|frame| frame.sp);
+    let word = |at: u64| usize::try_from(at.checked_sub(goroutine.sp)? / 8).ok();
+    let from = word(frame(frames.start)?)?;
+    let to = frame(frames.end).map_or(Some(seen.words.len()), word)?;
+    let mut hasher = DefaultHasher::new();
+    for word in seen.words.get(from..to).filter(|words| !words.is_empty())? {
+        // A stack is moved by its upper end, and what points into it with it.
+        let own = (goroutine.sp..goroutine.stack_hi).contains(word);
+        (own, if own { goroutine.stack_hi - word } else { *word }).hash(&mut hasher);
+    }
+    Some(hasher.finish() as u32)
 }
 
 /// The method of an operation; that of a call to a shim is told by the client's function that makes it.
@@ -379,7 +399,8 @@ mod tests {
                 method: "UpdateSync".into(),
                 object: status,
                 container: Some(A.into()),
-                path: None
+                path: None,
+                fingerprint: found[0].fingerprint,
             }]
         );
         // What an earlier call has left there makes it ambiguous, and ambiguous is unknown.
@@ -391,6 +412,30 @@ mod tests {
         let seen = stack(&[("runtime.gopark", &[status]), (UPDATE_SYNC, &[other]), GOEXIT]);
         assert_eq!(of.of_stack(&seen, &mut heap)[0].container, None);
         assert!(calls(Role::Shim, Abi::Register, &[]).of_stack(&seen, &mut heap).is_empty());
+    }
+
+    #[test]
+    fn a_call_keeps_its_fingerprint_when_its_stack_is_moved_and_another_call_has_another() {
+        let gopark: (&str, &[u64]) = ("runtime.gopark", &[9]);
+        let of = |frame: &[u64]| stack(&[gopark, (UPDATE_SYNC, frame), GOEXIT]);
+        let fingerprint = |seen: &Seen| super::fingerprint(seen, 0..2);
+        let seen = of(&[1, SP + 8, 3]);
+        assert!(fingerprint(&seen).is_some());
+        assert_eq!(fingerprint(&seen), fingerprint(&of(&[1, SP + 8, 3])));
+        assert_ne!(fingerprint(&seen), fingerprint(&of(&[1, SP + 8, 4])), "another word");
+        assert_ne!(fingerprint(&seen), fingerprint(&of(&[1, SP + 16, 3])), "another place in the stack");
+        let mut moved = of(&[1, SP + 8, 3]);
+        let by = 0x1_0000;
+        moved.goroutine.sp += by;
+        moved.goroutine.stack_hi += by;
+        moved.stack.frames.iter_mut().for_each(|frame| frame.sp += by);
+        assert_ne!(fingerprint(&seen), fingerprint(&moved), "the word still points to where it was");
+        moved.words.iter_mut().filter(|word| **word == SP + 8).for_each(|word| *word += by);
+        assert_eq!(fingerprint(&seen), fingerprint(&moved));
+        let outer = of(&[1, SP + 8, 3]);
+        assert_eq!(super::fingerprint(&outer, 2..3).is_some(), true, "the outermost frame has an end too");
+        moved.words.clear();
+        assert_eq!(fingerprint(&moved), None);
     }
 
     #[test]

@@ -52,6 +52,11 @@ impl Operations {
         };
         let Some(flight) = self.flights.get_mut(&known) else { return false };
         match (is_found(&flight.op), is_found(op)) {
+            (true, true) if op.begin > flight.op.begin => {
+                // Another call of the same: the one that was found before is over.
+                self.drop_flight(&known, EndedBy::Absent, at);
+                false
+            }
             (_, true) => {
                 super::fill(&mut flight.op, op);
                 // What a probe saw begin is followed by its polls.

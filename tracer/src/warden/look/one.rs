@@ -5,7 +5,7 @@ use super::programs::Program;
 use crate::{
     event::{Kind, Process, Role, ThreadSite},
     golang::{
-        calls::Calls,
+        calls::{self, Calls},
         goroutines::{Limits, Looker, Seen},
         offsets::Offsets,
         pclntab, unwind,
@@ -18,7 +18,11 @@ use crate::{
     },
     warden::{binaries, protocol::MESSAGE_LIMIT},
 };
-use std::{collections::BTreeSet, sync::Arc};
+use std::{
+    collections::BTreeSet,
+    hash::{DefaultHasher, Hash, Hasher},
+    sync::Arc,
+};
 
 /// Threads looked at in one process.
 const MOST_THREADS: usize = 4_096;
@@ -134,6 +138,7 @@ impl Reader<'_> {
             semaphore: wait.semaphore,
             since: wait.since,
             lock: locks::of_semaphore(self.role, self.memory, wait.semaphore),
+            fingerprint: calls::fingerprint(seen, 0..usize::MAX),
         });
         // Names hold only if it has not gone on while they were read.
         let named = waits.is_some() || !calls.is_empty();
@@ -214,7 +219,14 @@ fn unmount(site: &ThreadSite, memory: &ProcessMemory, calls: &mut [Call]) -> Opt
             call.path = path;
             None
         }
-        None => Some(Call { kind: Kind::Unmount, method: String::new(), object: 0, container: None, path }),
+        None => {
+            // The path is another copy of it in each call.
+            let mut hasher = DefaultHasher::new();
+            site.arguments.hash(&mut hasher);
+            let fingerprint = Some(hasher.finish() as u32);
+            let (kind, method, object) = (Kind::Unmount, String::new(), 0);
+            Some(Call { kind, method, object, container: None, path, fingerprint })
+        }
     }
 }
 
@@ -311,7 +323,8 @@ mod tests {
 
     fn call() -> Call {
         let (container, path) = (Some("c0".repeat(32)), Some("/run/rootfs".repeat(9)));
-        Call { kind: Kind::Unmount, method: "Delete".into(), object: u64::MAX, container, path }
+        let (kind, method, object, fingerprint) = (Kind::Unmount, "Delete".into(), u64::MAX, Some(u32::MAX));
+        Call { kind, method, object, container, path, fingerprint }
     }
 
     #[test]
@@ -325,7 +338,12 @@ mod tests {
             kernel_stack: vec!["generic_shutdown_super".into(); 64],
         };
         let id = crate::event::LockName::Status("c0".repeat(32));
-        let wait = Wait { semaphore: u64::MAX, since: Some(u64::MAX), lock: Some((u64::MAX, id)) };
+        let wait = Wait {
+            semaphore: u64::MAX,
+            since: Some(u64::MAX),
+            lock: Some((u64::MAX, id)),
+            fingerprint: Some(u32::MAX),
+        };
         for frames in [0, 1, 128] {
             let full = Goroutine {
                 waits: Some(wait.clone()),
