@@ -46,6 +46,9 @@ impl Operations {
     /// do. A begin that a probe saw is worth more than one that was only found.
     pub(super) fn join(&mut self, op: &Operation, at: Ns) -> bool {
         let (pid, actor) = actor_key(&op.actor);
+        if is_found(op) && self.has_returned_since(op) {
+            return true; // The look was before that.
+        }
         let Some(known) = self.ids_of(pid, actor).find(|(_, f)| same(&f.op, op)).map(|(id, _)| id.clone())
         else {
             return false;
@@ -71,6 +74,17 @@ impl Operations {
             }
             (false, false) => false,
         }
+    }
+
+    /// Whether this actor was seen to come back from such an operation since it was found to be in it.
+    fn has_returned_since(&self, op: &Operation) -> bool {
+        let (pid, actor) = actor_key(&op.actor);
+        let of_actor = self.past.range(super::first_of(pid, actor)..);
+        of_actor.take_while(|(id, _)| id.pid == pid && id.actor == actor).any(|(id, past)| {
+            past.by == EndedBy::Returned
+                && (id.kind, &id.method) == (op.kind, &op.method)
+                && past.at >= op.begin
+        })
     }
 
     /// Remembers who released a semaphore last; of more than [`limits::RELEASES`], those of the longest ago are forgotten.
