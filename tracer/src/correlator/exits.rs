@@ -305,6 +305,12 @@ impl Exits {
             && self.pending.iter().any(|((_, pid), exit)| identity(*pid, exit.first) == *id)
     }
 
+    /// Whether the exit of this identity has been reported lately.
+    pub fn has_reported(&self, id: &OperationId) -> bool {
+        id.kind == Kind::ExitHandling
+            && self.reported.iter().any(|((_, pid), r)| identity(*pid, r.first) == *id)
+    }
+
     /// Exits of this container that are pending: begin of the first attempt, and how far containerd has got.
     pub fn pending_of(&self, id: &str) -> Option<(Ns, Attempts)> {
         let (_, exit) = self.pending.range(of_container(id)).next()?;

@@ -2,6 +2,7 @@
 
 use super::consequences::{Harms, News, Scene};
 use super::diagnosis::{Crossing, Found, Key, explains};
+use super::exits::Exits;
 use super::facts::{Facts, container_of_path};
 use super::frame::{Change, Diagnosis, EndsIn, Head, Incident};
 use super::limits;
@@ -141,7 +142,7 @@ impl Incidents {
                     Change::MergedInto(other)
                 }
                 None => {
-                    open.incident.uncertain_end = uncertainty(operations, &open.leaf);
+                    open.incident.uncertain_end = uncertainty(operations, scene.exits, &open.leaf);
                     if self.over.len() >= limits::AFTERMATHS {
                         self.over.pop_front();
                     }
@@ -323,7 +324,10 @@ fn id_of(id: &OperationId) -> String {
     format!("{kind}-{}-{:x}-{}", id.pid, id.actor, id.begin)
 }
 
-fn uncertainty(operations: &Operations, leaf: &OperationId) -> Option<String> {
+fn uncertainty(operations: &Operations, exits: &Exits, leaf: &OperationId) -> Option<String> {
+    if exits.has_reported(leaf) {
+        return None;
+    }
     match operations.ended_by(leaf) {
         Some(EndedBy::Returned) => None,
         Some(EndedBy::Absent) => Some("its end was not reported; it is not in flight any more".to_owned()),
