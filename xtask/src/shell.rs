@@ -1,8 +1,10 @@
 //! Running other programs, and the two folders everything here refers to: the source tree and the cache.
 
 use anyhow::{Context, Result, bail};
+use std::collections::VecDeque;
 use std::env;
 use std::ffi::OsStr;
+use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -30,6 +32,30 @@ pub fn run(command: &mut Command) -> Result<()> {
     let status = command.status().with_context(|| format!("cannot start `{}`", line(command)))?;
     if !status.success() {
         bail!("`{}` failed: {status}", line(command));
+    }
+    Ok(())
+}
+
+/// The same; the error holds the end of what it wrote to its standard error, which is passed on as it comes.
+pub fn run_hearing_errors(command: &mut Command) -> Result<()> {
+    /// Lines kept.
+    const LINES: usize = 100;
+    let mut child = command
+        .stderr(Stdio::piped())
+        .spawn()
+        .with_context(|| format!("cannot start `{}`", line(command)))?;
+    let mut said = VecDeque::new();
+    for text in child.stderr.take().into_iter().flat_map(|stream| BufReader::new(stream).split(b'\n')) {
+        let text = String::from_utf8_lossy(&text?).into_owned();
+        eprintln!("{text}");
+        said.push_back(text);
+        if said.len() > LINES {
+            said.pop_front();
+        }
+    }
+    let status = child.wait()?;
+    if !status.success() {
+        bail!("`{}` failed: {status}\n{}", line(command), said.make_contiguous().join("\n"));
     }
     Ok(())
 }

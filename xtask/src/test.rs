@@ -169,7 +169,7 @@ fn end_to_end(run: &mut Run) -> Result<Outcome> {
         return Ok(Outcome::Skipped("needs root: sudo -E env PATH=\"$PATH\" cargo xtask e2e".into()));
     }
     // Not the executable's path: an earlier step may have put a newer one there.
-    shell::run(Command::new(format!("/proc/{}/exe", process::id())).arg("e2e"))?;
+    shell::run_hearing_errors(Command::new(format!("/proc/{}/exe", process::id())).arg("e2e"))?;
     Ok(match kubelet::built()? {
         Some(_) => Outcome::Passed,
         None => Outcome::Skipped(format!("the story `kubelet` was not played: {}", kubelet::NOT_BUILT)),
@@ -189,7 +189,7 @@ fn other_kernels(run: &mut Run) -> Result<Outcome> {
     }
     let mut vm = Command::new(format!("/proc/{}/exe", process::id()));
     vm.args(["vm", "--only", TESTS]).args(KERNELS.iter().flat_map(|kernel| ["--kernel", kernel]));
-    shell::run(&mut vm).map(|()| Outcome::Passed)
+    shell::run_hearing_errors(&mut vm).map(|()| Outcome::Passed)
 }
 
 /// What the other steps run. The end-to-end test installs what it needs by itself.

@@ -126,67 +126,73 @@ pub fn run(args: Args) -> Result<()> {
     for story in stories {
         let name = story.name();
         println!("--- story: {name}");
-        if *story == Story::Kubelet && kubelet.is_none() {
-            println!("SKIPPED story {name}: {}", kubelet::NOT_BUILT);
-            continue;
-        }
-        let alone = matches!(story, Story::Commands | Story::Fuse | Story::Harmless | Story::Now);
-        if alone && binary.is_none() {
-            println!("SKIPPED story {name}: it is about plegscope alone");
-            continue;
-        }
-        if let Some(because) = story.sibling().map(siblings::cannot).transpose()?.flatten() {
+        if let Some(because) = cannot(*story, kubelet.as_deref(), binary.as_deref())? {
             println!("SKIPPED story {name}: {because}");
             continue;
         }
         played += 1;
-        if let (true, Some(binary)) = (alone, &binary) {
-            let keep = args.keep.as_ref().map(|folder| folder.join(&name));
-            let verdict = match story {
-                Story::Fuse => super::fuse::play(binary),
-                Story::Harmless => super::harmless::play(&programs, kubelet.as_deref(), binary, &args.parts),
-                Story::Now => super::now::play(&programs, binary, &args.now_parts, keep.as_deref()),
-                _ => super::commands::play(programs.clone(), binary, keep.as_deref()),
-            };
-            let verdict = verdict.with_context(|| format!("playing the story `{name}`"))?;
-            print!("{}", verdict.table());
-            if verdict.failures() > 0 {
-                failed.push(name);
+        // One that cannot be played keeps no other from being played.
+        match play_one(*story, &args, &programs, kubelet.as_deref(), binary.as_deref()) {
+            Ok(verdicts) => {
+                verdicts.iter().for_each(|verdict| print!("{}", verdict.table()));
+                let wrong = verdicts.iter().flat_map(Verdict::wrong);
+                failed.extend(wrong.map(|line| format!("{name}: {line}")));
             }
-            continue;
-        }
-        if let Some(sibling) = story.sibling() {
-            if sibling == Sibling::Stalled && kubelet.is_none() {
-                println!("a client stands for the kubelet in story {name}: {}", kubelet::NOT_BUILT);
-            }
-            let keep = args.keep.as_ref().map(|folder| folder.join(&name));
-            let verdicts =
-                siblings::play(sibling, &programs, kubelet.as_deref(), binary.as_deref(), keep.as_deref())
-                    .with_context(|| format!("playing the story `{name}`"))?;
-            verdicts.iter().for_each(|verdict| print!("{}", verdict.table()));
-            if verdicts.iter().any(|verdict| verdict.failures() > 0) {
-                failed.push(name);
-            }
-            continue;
-        }
-        let kubelet = kubelet.as_deref().filter(|_| *story == Story::Kubelet);
-        let (truth, output) = play(story.block(), kubelet, &args, &programs, binary.as_deref())
-            .with_context(|| format!("playing the story `{name}`"))?;
-        if let Some(folder) = &args.keep {
-            keep(&folder.join(&name), &truth, output.as_ref())?;
-        }
-        for verdict in judge(&truth, output.as_ref()) {
-            print!("{}", verdict.table());
-            if verdict.failures() > 0 && failed.last() != Some(&name) {
-                failed.push(name.clone());
+            Err(error) => {
+                println!("FAILED story {name}: {error:#}");
+                failed.push(format!("{name}: {error:#}"));
             }
         }
     }
     if !failed.is_empty() {
-        bail!("stories that failed: {} (see the lines marked WRONG)", failed.join(", "));
+        bail!("not as it should be:\n{}", failed.join("\n"));
     }
     println!("{played} of {} stories played, all agree with the ground truth", stories.len());
     Ok(())
+}
+
+/// Why a story cannot be played here, if it cannot.
+fn cannot(story: Story, kubelet: Option<&Path>, binary: Option<&Path>) -> Result<Option<String>> {
+    if story == Story::Kubelet && kubelet.is_none() {
+        return Ok(Some(kubelet::NOT_BUILT.to_owned()));
+    }
+    if matches!(story, Story::Commands | Story::Fuse | Story::Harmless | Story::Now) && binary.is_none() {
+        return Ok(Some("it is about plegscope alone".to_owned()));
+    }
+    Ok(story.sibling().map(siblings::cannot).transpose()?.flatten())
+}
+
+fn play_one(
+    story: Story,
+    args: &Args,
+    programs: &Programs,
+    kubelet: Option<&Path>,
+    binary: Option<&Path>,
+) -> Result<Vec<Verdict>> {
+    let keep_in = args.keep.as_ref().map(|folder| folder.join(story.name()));
+    let kept = keep_in.as_deref();
+    match (story, binary) {
+        (Story::Fuse, Some(binary)) => Ok(vec![super::fuse::play(binary)?]),
+        (Story::Harmless, Some(binary)) => {
+            Ok(vec![super::harmless::play(programs, kubelet, binary, &args.parts)?])
+        }
+        (Story::Now, Some(binary)) => Ok(vec![super::now::play(programs, binary, &args.now_parts, kept)?]),
+        (Story::Commands, Some(binary)) => Ok(vec![super::commands::play(programs.clone(), binary, kept)?]),
+        _ => {
+            if let Some(sibling) = story.sibling() {
+                if sibling == Sibling::Stalled && kubelet.is_none() {
+                    println!("a client stands for the kubelet: {}", kubelet::NOT_BUILT);
+                }
+                return siblings::play(sibling, programs, kubelet, binary, kept);
+            }
+            let kubelet = kubelet.filter(|_| story == Story::Kubelet);
+            let (truth, output) = play(story.block(), kubelet, args, programs, binary)?;
+            if let Some(folder) = kept {
+                keep(folder, &truth, output.as_ref())?;
+            }
+            Ok(judge(&truth, output.as_ref()))
+        }
+    }
 }
 
 /// What came out of plegscope.

@@ -72,8 +72,15 @@ impl Verdict {
     }
 
     /// The checks that failed.
+    #[cfg(test)]
     pub fn failures(&self) -> usize {
         self.0.iter().filter(|check| check.agree == Some(false)).count()
+    }
+
+    /// What does not agree, a line each.
+    pub fn wrong(&self) -> impl Iterator<Item = String> {
+        let wrong = self.0.iter().filter(|check| check.agree == Some(false));
+        wrong.map(|check| format!("{}: it is {}, said was {}", check.what, check.truth, check.said))
     }
 
     /// The table, for people.
