@@ -11,6 +11,7 @@
 //! `decode`, `look`, `order`, `correlator` and `golang` are pure: no I/O, no clock, no threads.
 
 pub mod bpf;
+pub mod capture;
 pub mod cli;
 pub mod commands;
 pub mod correlator;

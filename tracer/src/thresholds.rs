@@ -4,6 +4,7 @@
 //! nanoseconds of [`crate::event::Kind`]s.
 
 use crate::event::{Kind, Ns};
+use serde::{Deserialize, Serialize};
 
 /// One second in [`Ns`].
 pub const SECOND: Ns = 1_000_000_000;
@@ -23,7 +24,7 @@ pub const TICK_EVERY: Ns = 100 * MILLISECOND;
 pub const LATENESS: Ns = 200 * MILLISECOND;
 
 /// The limits in force.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Thresholds {
     /// A chain is shown once its stuck call is this old.
     pub shown: Ns,
