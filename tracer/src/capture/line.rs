@@ -11,7 +11,6 @@ use serde::{Deserialize, Serialize};
 pub const VERSION: u32 = 1;
 
 /// One line: a JSON object with one key, which says what it is.
-#[expect(clippy::large_enum_variant, reason = "a line lives for a moment, and most are events")]
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Line {

@@ -7,7 +7,6 @@ use crate::pipeline::Pipeline;
 use crate::thresholds::Thresholds;
 
 /// What a replay tells.
-#[expect(clippy::large_enum_variant, reason = "one lives for a moment")]
 pub enum Told {
     /// A frame, as it was on the node.
     Frame(Frame),

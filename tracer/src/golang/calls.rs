@@ -433,7 +433,7 @@ mod tests {
         moved.words.iter_mut().filter(|word| **word == SP + 8).for_each(|word| *word += by);
         assert_eq!(fingerprint(&seen), fingerprint(&moved));
         let outer = of(&[1, SP + 8, 3]);
-        assert_eq!(super::fingerprint(&outer, 2..3).is_some(), true, "the outermost frame has an end too");
+        assert!(super::fingerprint(&outer, 2..3).is_some(), "the outermost frame has an end too");
         moved.words.clear();
         assert_eq!(fingerprint(&moved), None);
     }

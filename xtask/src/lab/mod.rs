@@ -7,6 +7,7 @@
 //! drop           everything is taken away again
 //! ```
 
+pub mod checks;
 pub mod cleanup;
 pub mod commands;
 pub mod containerd;

@@ -3,110 +3,18 @@
 //! Pure: it reads [`Truth`] and the frames of `plegscope live --json` (one JSON object per line, the serde form of the
 //! correlator's `Frame`), so that it can be tested without a node.
 
+pub use super::checks::{Verdict, close};
+
+use super::checks::TOLERANCE;
 use super::story::{Block, Kubelet, Truth};
 use super::sys::seconds;
 use super::tracer::Line;
 use serde_json::Value;
-use std::fmt::Write as _;
 
 /// How late the chain may be shown.
 const SHOWN_WITHIN: u64 = 1_000_000_000;
 /// The runtime asks the shim for the state before it updates, and gives that two seconds.
 const STATE_TIMEOUT: u64 = 2_000_000_000;
-/// Durations agree within this part of the truth.
-const TOLERANCE: f64 = 0.05;
-
-/// One comparison.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Check {
-    /// What is compared.
-    pub what: String,
-    /// By the lab's own clocks.
-    pub truth: String,
-    /// What plegscope said.
-    pub said: String,
-    /// Whether they agree; `None` when the line is for information.
-    pub agree: Option<bool>,
-}
-
-/// All comparisons of one story.
-#[derive(Clone, Debug, Default)]
-pub struct Verdict(pub Vec<Check>);
-
-impl Verdict {
-    /// Adds a comparison that was made.
-    pub fn check(&mut self, what: &str, truth: impl Into<String>, said: impl Into<String>, agree: bool) {
-        self.0.push(Check {
-            what: what.to_owned(),
-            truth: truth.into(),
-            said: said.into(),
-            agree: Some(agree),
-        });
-    }
-
-    /// Adds a line for information.
-    pub fn note(&mut self, what: &str, truth: impl Into<String>, said: impl Into<String>) {
-        self.0.push(Check { what: what.to_owned(), truth: truth.into(), said: said.into(), agree: None });
-    }
-
-    /// Adds a comparison of two durations in ns.
-    pub fn duration(&mut self, what: &str, truth: Option<u64>, said: Option<u64>) {
-        let shown = |value: Option<u64>| value.map_or("-".to_owned(), seconds);
-        let agree = matches!((truth, said), (Some(truth), Some(said)) if close(truth, said));
-        self.check(what, shown(truth), shown(said), agree);
-    }
-
-    /// Adds how the tracer ended: exit code 0, and the prompt back in time.
-    pub fn ended(&mut self, exit: Option<i32>, took: u64, within: u64) {
-        let said = format!(
-            "exit code {} after {}",
-            exit.map_or("-".to_owned(), |code| code.to_string()),
-            seconds(took)
-        );
-        self.check(
-            "quit",
-            format!("exit code 0 within {}", seconds(within)),
-            said,
-            exit == Some(0) && took <= within,
-        );
-    }
-
-    /// The checks that failed.
-    #[cfg(test)]
-    pub fn failures(&self) -> usize {
-        self.0.iter().filter(|check| check.agree == Some(false)).count()
-    }
-
-    /// What does not agree, a line each.
-    pub fn wrong(&self) -> impl Iterator<Item = String> {
-        let wrong = self.0.iter().filter(|check| check.agree == Some(false));
-        wrong.map(|check| format!("{}: it is {}, said was {}", check.what, check.truth, check.said))
-    }
-
-    /// The table, for people.
-    pub fn table(&self) -> String {
-        let width = |of: fn(&Check) -> &str, title: &str| {
-            let longest = self.0.iter().map(|check| of(check).chars().count()).max().unwrap_or(0);
-            longest.max(title.chars().count())
-        };
-        let (what, truth) = (width(|check| &check.what, ""), width(|check| &check.truth, "ground truth"));
-        let mut table = format!("{:what$}  {:truth$}  plegscope\n", "", "ground truth");
-        for check in &self.0 {
-            let mark = match check.agree {
-                Some(true) => "  ok",
-                Some(false) => "  WRONG",
-                None => "",
-            };
-            let _ = writeln!(table, "{:what$}  {:truth$}  {}{mark}", check.what, check.truth, check.said);
-        }
-        table
-    }
-}
-
-/// Whether two durations are the same, as far as clocks of different processes can tell.
-pub fn close(truth: u64, said: u64) -> bool {
-    truth.abs_diff(said) as f64 <= truth as f64 * TOLERANCE
-}
 
 /// A frame of plegscope and when its line came.
 #[derive(Clone, Debug)]
