@@ -19,6 +19,8 @@ use std::time::Duration;
 
 /// How soon after its start the chain is shown, and how soon after the end of the stall it is gone, ns.
 const SOON: u64 = 3_000_000_000;
+/// What the lab sees of an end, it sees up to this late, ns.
+const LAG: u64 = 500_000_000;
 /// How long they watch the stall before a second list call comes.
 const ALONE: Duration = Duration::from_secs(4);
 
@@ -105,8 +107,7 @@ fn shown(truth: &Truth, facts: &Facts, started: u64, frames: &[Seen], verdict: &
         return verdict.note("live: shown instead", "", told.unwrap_or_default());
     };
     // From then on it goes on being shown.
-    // What the lab sees of the end, it sees up to half a second late.
-    let (from, to) = (now(first), over.saturating_sub(500_000_000));
+    let (from, to) = (now(first), over.saturating_sub(LAG));
     let since = frames.iter().filter(|seen| (from..to).contains(&now(seen))).count();
     let shown = all.iter().filter(|seen| (from..to).contains(&now(seen))).count();
     verdict.check(
@@ -140,7 +141,8 @@ fn shown(truth: &Truth, facts: &Facts, started: u64, frames: &[Seen], verdict: &
 
 /// A list call that came later is known exactly.
 fn later(call: &Call, frames: &[Seen], verdict: &mut Verdict) {
-    let end = call.end.unwrap_or(call.begin);
+    // The client hears of its end later than that is.
+    let end = call.end.unwrap_or(call.begin).saturating_sub(LAG);
     let during = frames.iter().rev().find(|seen| (call.begin..end).contains(&now(seen)));
     let age = during.map(|seen| now(seen) - call.begin);
     let list_calls: Vec<&Value> = during.map_or(Vec::new(), |seen| {
@@ -253,7 +255,7 @@ mod tests {
             method: "ListContainers".into(),
             container: None,
             begin: 1_000,
-            end: Some(9_000),
+            end: Some(9_000 + LAG),
             error: None,
         };
         let stuck = |age: u64, least: bool| {

@@ -105,7 +105,9 @@ async fn healthy(lab: &Lab<'_>, own: &Own, verdict: &mut Verdict) -> Result<()> 
     };
     let ((), runs) = tokio::try_join!(churn, ask)?;
     let reports: Vec<_> = runs.iter().map(Ran::report).collect();
-    let codes: Vec<_> = runs.iter().filter(|ran| ran.code != Some(0)).map(Ran::ended).collect();
+    let failed = runs.iter().filter(|ran| ran.code != Some(0));
+    let codes: Vec<_> =
+        failed.map(|ran| format!("{}: {}", ran.ended(), ran.report()["summary"]["left_out"])).collect();
     verdict.check(
         "healthy node: exit code",
         format!("0, {TIMES} times"),
