@@ -81,13 +81,20 @@ pub fn other_tracers(ours: &[u32]) -> bool {
     })
 }
 
+/// Memory that is there because of a process, kB: pages that it shares count as its share of them.
+pub fn share_of_memory(pid: u32) -> u64 {
+    field_of(&format!("/proc/{pid}/smaps_rollup"), "Pss")
+}
+
 /// Field of `/proc/PID/status` in kB.
 pub fn kilobytes(pid: u32, field: &str) -> u64 {
-    let text = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    field_of(&format!("/proc/{pid}/status"), field)
+}
+
+fn field_of(file: &str, field: &str) -> u64 {
+    let text = fs::read_to_string(file).unwrap_or_default();
     text.lines()
-        .find_map(|line| {
-            line.strip_prefix(field)?.trim_start_matches(':').split_whitespace().next()?.parse().ok()
-        })
+        .find_map(|line| line.strip_prefix(field)?.strip_prefix(':')?.split_whitespace().next()?.parse().ok())
         .unwrap_or(0)
 }
 

@@ -257,7 +257,7 @@ pub async fn leaves_nothing(lab: &Lab<'_>, binary: &Path, verdict: &mut Verdict)
 
 /// Memory and CPU time with three pods and nothing to do.
 pub async fn at_rest(live: &Tracer, verdict: &mut Verdict) -> Result<()> {
-    /// Goal for both processes together, kB.
+    /// Goal for both processes together, kB. They run the same program: what they share is there once.
     const MOST: u64 = 24 << 10;
     const MOST_AT_PEAK: u64 = 48 << 10;
     const TIME: Duration = Duration::from_secs(20);
@@ -269,6 +269,7 @@ pub async fn at_rest(live: &Tracer, verdict: &mut Verdict) -> Result<()> {
     let (after, took) = (cpu(), sys::monotonic() - begin);
     let percent = |at: usize| (after[at] - before[at]) as f64 * 100.0 / took as f64;
     let rss = pids.map(|pid| look::kilobytes(pid, "VmRSS"));
+    let together: u64 = pids.iter().map(|pid| look::share_of_memory(*pid)).sum();
     let peak = pids.map(|pid| look::kilobytes(pid, "VmHWM"));
     let kinds = pids.map(|pid| {
         ["RssAnon", "RssFile", "RssShmem"]
@@ -280,13 +281,12 @@ pub async fn at_rest(live: &Tracer, verdict: &mut Verdict) -> Result<()> {
         "memory",
         format!("at most {MOST} kB, at the peak {MOST_AT_PEAK} kB"),
         format!(
-            "{} kB ({} + {}; anonymous/file/shared {kinds:?}), peak {}",
-            rss[0] + rss[1],
+            "{together} kB (resident {} + {}; anonymous/file/shared {kinds:?}), peak {}",
             rss[0],
             rss[1],
             peak[0] + peak[1]
         ),
-        rss[0] + rss[1] <= MOST && peak[0] + peak[1] <= MOST_AT_PEAK,
+        (1..=MOST).contains(&together) && peak[0] + peak[1] <= MOST_AT_PEAK,
     );
     // Other work on the machine makes CPU time vary: it is told, and not judged here.
     verdict.note(
