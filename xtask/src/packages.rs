@@ -2,14 +2,21 @@
 //!
 //! The work is apt's own: each suite gets a private apt root in the cache, with nothing in it but the mirror this
 //! machine is set up with. So downloads are checked as apt checks them (signature of the suite, then SHA-256 of the
-//! index and of the file), and the system's sources and state stay as they are. Root is not needed.
+//! index and of the file), and the system's sources and state stay as they are. Root is not needed. What is unpacked is
+//! checked whenever it is used, by the package's own list of sums.
 
 use crate::shell;
 use anyhow::{Context, Result, bail};
 use std::cmp::Reverse;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::{env, fs};
+use std::{
+    env,
+    fs::{self, File},
+};
+
+/// The package's list of sums, in the folder it is unpacked to.
+const SUMS: &str = ".md5sums";
 
 /// A suite of the machine's Debian mirror, its index freshly read.
 pub struct Suite {
@@ -32,6 +39,7 @@ impl Suite {
         let mirror = Mirror::of_this_machine()?;
         let suffix = if index == Index::Sources { "-sources" } else { "" };
         let folder = shell::cache()?.join(format!("apt/{name}{suffix}"));
+        let _alone = alone()?;
         for part in ["state/lists/partial", "cache/archives/partial"] {
             fs::create_dir_all(folder.join(part))
                 .with_context(|| format!("cannot create {}", folder.join(part).display()))?;
@@ -67,11 +75,12 @@ impl Suite {
     }
 
     /// Fetches one version of a built package and unpacks it (nothing of it is run) into a folder of the cache, which is
-    /// returned. What is there already is not fetched again.
+    /// returned. What is there already, and whole, is not fetched again.
     pub fn unpack(&self, package: &str, version: &str) -> Result<PathBuf> {
         let name = format!("{package}_{version}").replace(':', "%3a");
         let unpacked = shell::cache()?.join("packages").join(name);
-        if unpacked.is_dir() {
+        let _alone = alone()?;
+        if is_whole(&unpacked) {
             return Ok(unpacked);
         }
         let download = fresh_folder(&unpacked.with_added_extension("download"))?;
@@ -81,7 +90,16 @@ impl Suite {
             .with_context(|| format!("{package} {version} of {} cannot be fetched", self.name))?;
         let deb = only_file(&download, "deb")?;
         let partial = fresh_folder(&unpacked.with_added_extension("partial"))?;
-        shell::capture(Command::new("dpkg-deb").arg("--extract").arg(deb).arg(&partial))?;
+        shell::capture(Command::new("dpkg-deb").arg("--extract").arg(&deb).arg(&partial))?;
+        let sums = shell::capture(Command::new("dpkg-deb").arg("--info").arg(&deb).arg("md5sums"))?;
+        fs::write(partial.join(SUMS), sums)?;
+        if !is_whole(&partial) {
+            bail!("{package} {version} is not what its own list of sums says: {}", partial.display());
+        }
+        if unpacked.exists() {
+            println!("{} is not whole, and fetched anew", unpacked.display());
+            fs::remove_dir_all(&unpacked)?;
+        }
         fs::rename(&partial, &unpacked).with_context(|| format!("cannot create {}", unpacked.display()))?;
         fs::remove_dir_all(download)?;
         Ok(unpacked)
@@ -133,6 +151,22 @@ pub fn newest<'a>(versions: &'a [String], wanted: &str) -> Option<&'a str> {
             .is_some_and(|rest| !rest.starts_with(|next: char| next.is_ascii_digit()))
     };
     versions.iter().find(fits).map(String::as_str)
+}
+
+/// Whether all files of an unpacked package are there and have the sums that the package lists.
+fn is_whole(unpacked: &Path) -> bool {
+    let lists = fs::metadata(unpacked.join(SUMS)).is_ok_and(|sums| sums.len() > 0);
+    let mut check = Command::new("md5sum");
+    check.args(["--check", "--quiet", "--strict", SUMS]).current_dir(unpacked);
+    lists && shell::capture(&mut check).is_ok()
+}
+
+/// Waits until no other run of ours changes what is in the cache; the value keeps the others waiting.
+fn alone() -> Result<File> {
+    let path = shell::cache()?.join("packages.lock");
+    let file = File::create(&path).with_context(|| format!("cannot create {}", path.display()))?;
+    file.lock().with_context(|| format!("waiting for {}", path.display()))?;
+    Ok(file)
 }
 
 /// An empty folder of this path; what was there before is removed.
@@ -269,6 +303,24 @@ mod tests {
         );
         let plain = "deb   http://mirror.example/debian   bookworm main";
         assert_eq!(Mirror::find(plain, "bookworm"), mirror("http://mirror.example/debian", None));
+    }
+
+    #[test]
+    fn only_what_is_as_the_package_lists_it_is_whole() {
+        let folder =
+            fresh_folder(&env::temp_dir().join(format!("plegscope-whole-{}", std::process::id()))).unwrap();
+        let put = |name: &str, content: &str| fs::write(folder.join(name), content).unwrap();
+        put("a", "one\n");
+        assert!(!is_whole(&folder), "without a list");
+        put(SUMS, "");
+        assert!(!is_whole(&folder), "with an empty one");
+        put(SUMS, "5bbf5a52328e7439ae6e719dfe712200  a\n");
+        assert!(is_whole(&folder));
+        put("a", "one");
+        assert!(!is_whole(&folder), "cut off");
+        fs::remove_file(folder.join("a")).unwrap();
+        assert!(!is_whole(&folder), "not there");
+        fs::remove_dir_all(folder).unwrap();
     }
 
     #[test]

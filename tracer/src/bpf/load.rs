@@ -11,10 +11,7 @@ use anyhow::{Context, anyhow, bail};
 use aya::{
     Btf, Ebpf, EbpfLoader,
     maps::{Array, HashMap, MapData},
-    programs::{
-        FEntry, FExit, KProbe, Program, ProgramError, RawTracePoint, TracePoint, UProbe,
-        uprobe::{UProbeAttachLocation, UProbeAttachPoint, UProbeScope},
-    },
+    programs::{FEntry, FExit, KProbe, Program, ProgramError, RawTracePoint, TracePoint},
 };
 use aya_obj::{ProgramSection, generated::bpf_insn};
 use serde::{Deserialize, Serialize};
@@ -97,18 +94,17 @@ pub struct SiteRequest {
 /// Bytes of the file that the kernel reads for a site (`MAX_UINSN_BYTES`).
 pub const SITE_BYTES: usize = 16;
 
-/// Attached to one executable; dropping it detaches.
-pub enum Attached {
-    /// One link per program.
-    Multi(Vec<OwnedFd>),
-    /// One link per site.
-    Single(Vec<aya::programs::uprobe::UProbeLink>),
-}
+/// Attached to one executable, by one link for each program or for each site; dropping it detaches.
+pub struct Attached(pub Vec<OwnedFd>);
 
 /// The loaded kernel half.
 pub struct Kernel {
     ebpf: Ebpf,
-    multi: BTreeMap<GoProgram, OwnedFd>,
+    /// Loaded as they are. Where aya finds that the kernel's memory may not be read (lockdown=confidentiality) it takes
+    /// the kernel for one that knows only one helper for all memory, and that one is refused there, too.
+    golang: BTreeMap<GoProgram, anyhow::Result<OwnedFd>>,
+    /// Whether they are for links of many sites.
+    multi: bool,
     cookies: bool,
     trampolines: bool,
     /// The kernel's types, from the first fentry program until [`Kernel::forget_types`]: they are read for all of them once.
@@ -156,21 +152,22 @@ impl Kernel {
         })?;
         let mut kernel = Kernel {
             ebpf,
-            multi: BTreeMap::new(),
+            golang: BTreeMap::new(),
+            multi: features.uprobe_multi.yes(),
             cookies: features.cookies.yes(),
             trampolines: features.trampolines.yes(),
             types: None,
         };
-        if features.uprobe_multi.yes() {
-            match kernel.load_multi(&values).context("loading the uprobe programs for links of many") {
-                Ok(multi) => kernel.multi = multi,
-                // With maps of its own: a map of programs takes those of one attach type only, and some may be loaded.
-                Err(error) => {
-                    log::warn!("{error:#}; uprobes are attached one by one");
-                    let uprobe_multi = Answer::No(format!("{error:#}"));
-                    return Kernel::load(&Features { uprobe_multi, ..features.clone() }, diagnostics);
-                }
-            }
+        kernel.golang = kernel.load_golang(&values)?;
+        let refused = kernel.golang.values().find_map(|program| program.as_ref().err());
+        if let (true, Some(error)) = (kernel.multi, refused) {
+            // With maps of its own: a map of programs takes those of one attach type only, and some may be loaded.
+            let why = format!("loading the uprobe programs for links of many: {error:#}");
+            log::warn!("{why}; uprobes are attached one by one");
+            return Kernel::load(
+                &Features { uprobe_multi: Answer::No(why), ..features.clone() },
+                diagnostics,
+            );
         }
         Ok(kernel)
     }
@@ -229,30 +226,21 @@ impl Kernel {
         Ok(object.programs.iter().filter_map(|(name, p)| Some((name.clone(), cost(name, p)?))).collect())
     }
 
-    /// The uprobe programs once more, loaded for uprobe-multi links, sharing the maps that aya made.
-    fn load_multi(&self, values: &[(&'static str, Vec<u8>)]) -> anyhow::Result<BTreeMap<GoProgram, OwnedFd>> {
+    /// Loads the programs for Go, sharing the maps that aya made; each may be refused for itself.
+    fn load_golang(
+        &self,
+        values: &[(&'static str, Vec<u8>)],
+    ) -> anyhow::Result<BTreeMap<GoProgram, anyhow::Result<OwnedFd>>> {
         let object = self.relocated(values)?;
-        GoProgram::ALL
-            .iter()
-            .map(|program| {
-                let name = program.name();
-                let key =
-                    object.programs.get(name).ok_or_else(|| anyhow!("the object has no program {name}"))?;
-                let code: &[bpf_insn] = &object
-                    .functions
-                    .get(&key.function_key())
-                    .ok_or_else(|| anyhow!("the object has no code for {name}"))?
-                    .instructions;
-                let fd = sys::load(&sys::Program {
-                    kind: sys::PROGRAM_KPROBE,
-                    attach: sys::ATTACH_UPROBE_MULTI,
-                    code,
-                    function: 0,
-                })
-                .with_context(|| format!("loading {name}"))?;
-                Ok((*program, fd))
-            })
-            .collect()
+        let attach = if self.multi { sys::ATTACH_UPROBE_MULTI } else { 0 };
+        let load = |name: &str| {
+            let function = object.programs.get(name).and_then(|p| object.functions.get(&p.function_key()));
+            let code: &[bpf_insn] =
+                &function.ok_or_else(|| anyhow!("the object has no program {name}"))?.instructions;
+            sys::load(&sys::Program { kind: sys::PROGRAM_KPROBE, attach, code, function: 0 })
+                .with_context(|| format!("loading {name}"))
+        };
+        Ok(GoProgram::ALL.into_iter().map(|program| (program, load(program.name()))).collect())
     }
 
     /// Attaches the best way that works and tells how it went. `allow` can refuse a way with a reason.
@@ -372,17 +360,20 @@ impl Kernel {
         for site in sites {
             by_program.entry((!site.program.ends(), site.program)).or_default().push(*site);
         }
-        if !self.multi.is_empty() {
-            let path = CString::new(path)?;
+        let path = CString::new(path)?;
+        let loaded = |program: &GoProgram| match self.golang.get(program) {
+            Some(Ok(program)) => Ok(program.as_fd()),
+            Some(Err(error)) => Err(anyhow!("{error:#}")),
+            None => Err(anyhow!("{} is not loaded", program.name())),
+        };
+        if self.multi {
             let links = by_program.iter().map(|((_, program), sites)| {
-                let fd =
-                    self.multi.get(program).ok_or_else(|| anyhow!("{} is not loaded", program.name()))?;
                 let offsets: Vec<u64> = sites.iter().map(|s| s.offset).collect();
                 let cookies: Vec<u64> = sites.iter().map(|s| s.cookie).collect();
-                sys::link_uprobe_multi(fd.as_fd(), &path, &offsets, &cookies)
+                sys::link_uprobe_multi(loaded(program)?, &path, &offsets, &cookies)
                     .with_context(|| format!("attaching {} at {} sites", program.name(), sites.len()))
             });
-            return Ok(Attached::Multi(links.collect::<anyhow::Result<_>>()?));
+            return links.collect::<anyhow::Result<_>>().map(Attached);
         }
         if !self.cookies {
             let map = self.ebpf.map_mut("SITES").ok_or_else(|| anyhow!("the object has no map SITES"))?;
@@ -393,28 +384,18 @@ impl Kernel {
                 map.insert(SiteKey(key), site.cookie, 0)?;
             }
         }
+        let events = sys::uprobe_events().context("asking for uprobes as events")?;
         let mut links = Vec::with_capacity(sites.len());
         for ((_, program), sites) in &by_program {
-            let name = program.name();
-            let cookies = self.cookies;
-            let loaded: &mut UProbe =
-                self.ebpf.program_mut(name).ok_or_else(|| anyhow!("no program {name}"))?.try_into()?;
-            match loaded.load() {
-                Ok(()) | Err(ProgramError::AlreadyLoaded) => {}
-                Err(error) => return Err(error).with_context(|| format!("loading {name}")),
-            }
             for site in sites {
-                let point = UProbeAttachPoint {
-                    location: UProbeAttachLocation::AbsoluteOffset(site.offset),
-                    cookie: cookies.then_some(site.cookie),
-                };
-                let id = loaded
-                    .attach(point, path, UProbeScope::AllProcesses)
-                    .with_context(|| format!("attaching {name} at file offset {:#x}", site.offset))?;
-                links.push(loaded.take_link(id)?);
+                let cookie = self.cookies.then_some(site.cookie);
+                let link = sys::link_uprobe(events, loaded(program)?, &path, site.offset, cookie);
+                links.push(link.with_context(|| {
+                    format!("attaching {} at file offset {:#x}", program.name(), site.offset)
+                })?);
             }
         }
-        Ok(Attached::Single(links))
+        Ok(Attached(links))
     }
 
     /// Registers a Go process: its exit is told, and its goroutines are known to kernel probes.
@@ -538,9 +519,9 @@ mod tests {
             return;
         }
         let kernel = Kernel::load(&features, false).unwrap();
-        assert_eq!(kernel.multi.len(), GoProgram::ALL.len());
-        for (program, fd) in &kernel.multi {
-            assert_ne!(has_private_stack(fd), Some(true), "{program:?}");
+        assert_eq!(kernel.golang.len(), GoProgram::ALL.len());
+        for (program, fd) in &kernel.golang {
+            assert_ne!(has_private_stack(fd.as_ref().unwrap()), Some(true), "{program:?}");
         }
         // The control: on such a kernel the look at the machine code does find one.
         let release: Vec<u32> = features.kernel.split('.').map_while(|part| part.parse().ok()).collect();

@@ -1,6 +1,6 @@
 //! The few calls of bpf(2) that aya 0.14 does not offer: batch reads of a hash map (its iteration shows entries twice
-//! under churn), uprobe-multi links (one call and one detach for all sites of a binary), and bare program loads for
-//! finding out what the kernel allows.
+//! under churn), uprobe-multi links (one call and one detach for all sites of a binary), single uprobes for programs that
+//! aya has not loaded, and bare program loads.
 
 use std::{
     ffi::CStr,
@@ -23,6 +23,8 @@ pub const ATTACH_FENTRY: u32 = 24;
 pub const ATTACH_FEXIT: u32 = 25;
 /// `BPF_TRACE_UPROBE_MULTI` (kernel 6.6).
 pub const ATTACH_UPROBE_MULTI: u32 = 48;
+/// `BPF_PERF_EVENT` (kernel 5.15).
+const ATTACH_PERF_EVENT: u32 = 41;
 /// `BPF_MAP_TYPE_RINGBUF` (kernel 5.8).
 pub const MAP_RINGBUF: u32 = 27;
 
@@ -216,6 +218,79 @@ pub fn link_uprobe_multi(
         ..LinkUprobeMulti::default()
     };
     owned(bpf(LINK_CREATE, &mut attributes)?)
+}
+
+/// `struct perf_event_attr` in its second version; most of it is of no use here.
+#[repr(C)]
+#[derive(Default)]
+struct PerfEvent {
+    kind: u32,
+    size: u32,
+    unused: [u64; 6],
+    config1: u64,
+    config2: u64,
+}
+
+#[repr(C)]
+#[derive(Default)]
+struct LinkPerfEvent {
+    prog_fd: u32,
+    target_fd: u32,
+    attach_type: u32,
+    flags: u32,
+    cookie: u64,
+}
+
+/// The number by which this kernel knows uprobes as events.
+pub fn uprobe_events() -> io::Result<u32> {
+    let text = std::fs::read_to_string("/sys/bus/event_source/devices/uprobe/type")?;
+    text.trim().parse().map_err(io::Error::other)
+}
+
+/// Attaches a program at one file offset of an executable, for all processes; with a cookie where the kernel has those.
+pub fn link_uprobe(
+    events: u32,
+    program: BorrowedFd<'_>,
+    path: &CStr,
+    offset: u64,
+    cookie: Option<u64>,
+) -> io::Result<OwnedFd> {
+    const CLOSE_ON_EXEC: u64 = 8;
+    const SET_BPF: u64 = 0x4004_2408;
+    const ENABLE: u64 = 0x2400;
+    let event = PerfEvent {
+        kind: events,
+        size: size_of::<PerfEvent>() as u32,
+        config1: path.as_ptr() as u64,
+        config2: offset,
+        ..PerfEvent::default()
+    };
+    // SAFETY: the struct tells its size and lives through the call, as does the path. All processes (-1) on processor 0:
+    // the program runs wherever the probe is hit.
+    let event =
+        unsafe { libc::syscall(libc::SYS_perf_event_open, &raw const event, -1, 0, -1, CLOSE_ON_EXEC) };
+    if event < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    let event = owned(event)?;
+    if let Some(cookie) = cookie {
+        // The link keeps the event.
+        let mut attributes = LinkPerfEvent {
+            prog_fd: program.as_raw_fd() as u32,
+            target_fd: event.as_raw_fd() as u32,
+            attach_type: ATTACH_PERF_EVENT,
+            cookie,
+            ..LinkPerfEvent::default()
+        };
+        return owned(bpf(LINK_CREATE, &mut attributes)?);
+    }
+    for (request, argument) in [(SET_BPF, program.as_raw_fd()), (ENABLE, 0)] {
+        // SAFETY: takes numbers only.
+        if unsafe { libc::ioctl(event.as_raw_fd(), request, argument) } < 0 {
+            return Err(io::Error::last_os_error());
+        }
+    }
+    Ok(event)
 }
 
 #[repr(C)]

@@ -220,7 +220,9 @@ impl Attacher {
             return;
         }
         let Some(kernel) = self.kernel.as_mut() else { return };
-        let measured = self.shared.touch("itself".into(), || price::measure(kernel, &mut Vec::new()));
+        let mut attached = Vec::new();
+        let measured = self.shared.touch("itself".into(), || price::measure(kernel, &mut attached));
+        self.shared.let_go("detaching from itself".into(), || attached.clear());
         let price = measured.unwrap_or_else(|error| {
             self.outbox.log(
                 Level::Warning,
@@ -440,7 +442,7 @@ impl Attacher {
             self.outbox
                 .log(Level::Warning, format!("what was kept of {} is not true; it is read again", ours.comm));
             index.forget(identity);
-            self.shared.touch(format!("detaching from {}", ours.comm), || ours.attached.clear());
+            self.shared.let_go(format!("detaching from {}", ours.comm), || ours.attached.clear());
             return self.examine(process, id, other);
         }
         Binary::Ours(ours)
@@ -518,7 +520,7 @@ impl Attacher {
                 Binary::Ours(ours)
                     if ours.pids.is_empty() && ours.idle >= DETACH_AFTER && ours.blown.is_empty() =>
                 {
-                    self.shared.touch(format!("detaching from {}", ours.comm), || ours.attached.clear());
+                    self.shared.let_go(format!("detaching from {}", ours.comm), || ours.attached.clear());
                     continue;
                 }
                 Binary::Ours(ours) => {

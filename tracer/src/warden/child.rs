@@ -10,10 +10,11 @@ use super::{
     protocol::{Level, Message},
     return_memory_early,
 };
+use crate::bpf::heir::{Heir, close_by_heir};
 use std::{
     collections::BTreeMap,
     io::Read,
-    os::unix::net::UnixStream,
+    os::{fd::AsRawFd, unix::net::UnixStream},
     sync::{
         Arc, Mutex, PoisonError, RwLock,
         atomic::{AtomicBool, Ordering},
@@ -53,6 +54,8 @@ pub struct Attaching {
 /// What the threads share. Every lock is held for moments only, never across a read or a system call that can hang.
 #[derive(Default)]
 pub struct Shared {
+    /// To the parent, which takes its end for ours.
+    parent: Option<Arc<UnixStream>>,
     /// Go processes that take part, by pid.
     pub known: RwLock<BTreeMap<u32, Known>>,
     /// Operations in flight above their floor, as of the last poll.
@@ -93,8 +96,8 @@ impl Shared {
         self.ending.load(Ordering::Relaxed)
     }
 
-    /// Puts breakpoints into programs or takes them out. All of that goes through here, so that the process does not end
-    /// meanwhile. Does not return when the process is about to end.
+    /// Puts breakpoints into programs. All of that goes through here, so that the process does not end meanwhile. Does not
+    /// return when the process is about to end.
     pub fn touch<T>(&self, what: String, change: impl FnOnce() -> T) -> T {
         /// A panic must not keep the process from ending.
         struct Done<'a>(&'a Shared);
@@ -116,6 +119,16 @@ impl Shared {
         change()
     }
 
+    /// Takes breakpoints out of programs, which `close` lets go of; when this returns, they are out. Like
+    /// [`Shared::touch`], but what a kill of this process in the middle of it leaves to be done is done all the same.
+    pub fn let_go(&self, what: String, close: impl FnOnce()) {
+        self.touch(what, || self.by_heir(close).wait());
+    }
+
+    fn by_heir(&self, close: impl FnOnce()) -> Heir {
+        close_by_heir(self.parent.as_ref().map(|socket| socket.as_raw_fd()), close).1
+    }
+
     /// Waits until nothing is put in or taken out any more, and sees to it that nothing will be.
     ///
     /// A process that ends has its threads killed, and a thread that is being killed may not touch the memory of others:
@@ -131,19 +144,31 @@ impl Shared {
             drop(attaching);
             if patient && begin.elapsed() > PATIENCE {
                 patient = false;
-                detach();
+                self.detach();
             }
             std::thread::sleep(Duration::from_millis(5));
             attaching = lock(&self.attaching);
         }
     }
-}
 
-/// Closes everything, and so detaches what is attached: a thread that hangs in the kernel would keep the process, and its
-/// probes with it.
-fn detach() {
-    // SAFETY: nothing of this process uses a descriptor after this; a kernel before 5.9 refuses and changes nothing.
-    unsafe { libc::syscall(libc::SYS_close_range, 3, u32::MAX, 0) };
+    /// Closes everything, and so detaches what is attached: a thread that hangs in the kernel would keep the process, and
+    /// its probes with it. Who has used a descriptor finds `/dev/null` in its place, and closes that.
+    fn detach(&self) {
+        let Ok(folder) = std::fs::read_dir("/proc/self/fd") else { return };
+        let number = |entry: std::fs::DirEntry| entry.file_name().to_str()?.parse().ok();
+        let mut open: Vec<i32> = folder.flatten().filter_map(number).collect();
+        // Without the folder's own, which is free again.
+        // SAFETY: takes numbers only.
+        open.retain(|fd| *fd > 2 && unsafe { libc::fcntl(*fd, libc::F_GETFD) } >= 0);
+        // Not waited for: it goes on when this process has ended.
+        let _ = self.by_heir(|| {
+            for fd in open {
+                // One by one, so that a kill finds at most one being closed.
+                // SAFETY: standard input is `/dev/null`; nothing of what is open is wanted any more.
+                unsafe { libc::dup2(0, fd) };
+            }
+        });
+    }
 }
 
 /// Runs the warden. Never returns.
@@ -152,7 +177,6 @@ pub fn run(socket: UnixStream, settings: Settings) -> ! {
         Ok(()) => 0,
         Err(_) => 1,
     };
-    detach();
     // SAFETY: ends this process without running exit handlers that belong to the parent's copy of memory.
     unsafe { libc::_exit(code) }
 }
@@ -160,9 +184,15 @@ pub fn run(socket: UnixStream, settings: Settings) -> ! {
 fn start(socket: UnixStream, settings: Settings) -> std::io::Result<()> {
     // SAFETY: takes no arguments. A session of its own: Ctrl-C on the terminal is for the parent.
     unsafe { libc::setsid() };
+    // Also what is sent to all processes of a service is for the parent, whose end is ours.
+    for signal in [libc::SIGTERM, libc::SIGINT, libc::SIGHUP] {
+        // SAFETY: no function of ours is installed.
+        unsafe { libc::signal(signal, libc::SIG_IGN) };
+    }
     leave_all_but(&socket)?;
     return_memory_early();
-    let outbox = Outbox::new(socket.try_clone()?);
+    let socket = Arc::new(socket);
+    let outbox = Outbox::new(Arc::clone(&socket));
     let on_panic = outbox.clone();
     std::panic::set_hook(Box::new(move |info| {
         on_panic.log(Level::Error, format!("the warden has a defect, please report it: {info}"));
@@ -176,13 +206,13 @@ fn start(socket: UnixStream, settings: Settings) -> std::io::Result<()> {
             ),
         );
     }
-    let shared = Arc::new(Shared::default());
+    let shared = Arc::new(Shared { parent: Some(Arc::clone(&socket)), ..Shared::default() });
     if let Some(wanted) = settings.look.clone() {
         let (outbox, shared) = (outbox.clone(), Arc::clone(&shared));
         std::thread::Builder::new()
             .name("look".into())
             .spawn(move || look::once(&wanted, &outbox, &shared))?;
-        until_alone(socket);
+        until_alone(&socket);
         return Ok(());
     }
     {
@@ -205,13 +235,14 @@ fn start(socket: UnixStream, settings: Settings) -> std::io::Result<()> {
     }
     let attaching = Arc::clone(&shared);
     std::thread::Builder::new().name("attach".into()).spawn(move || attach(settings, &outbox, &attaching))?;
-    until_alone(socket);
+    until_alone(&socket);
     shared.settle();
+    shared.detach();
     Ok(())
 }
 
 /// Waits until the parent is gone. It says nothing; a read that returns means just that.
-fn until_alone(mut socket: UnixStream) {
+fn until_alone(mut socket: &UnixStream) {
     let mut nothing = [0u8; 1];
     loop {
         match socket.read(&mut nothing) {

@@ -26,11 +26,11 @@ pub struct Outbox {
 
 impl Outbox {
     /// Starts the writing thread.
-    pub fn new(mut socket: UnixStream) -> Outbox {
+    pub fn new(socket: Arc<UnixStream>) -> Outbox {
         let (queue, messages) = sync_channel::<Vec<u8>>(QUEUE);
         std::thread::spawn(move || {
             for message in messages {
-                if socket.write_all(&message).is_err() {
+                if (&*socket).write_all(&message).is_err() {
                     // The parent is gone; the main thread sees that too and exits.
                     return;
                 }

@@ -2,10 +2,11 @@
 
 use super::{machine, watch::Watch};
 use anyhow::{Context as _, Result, ensure};
+use std::os::fd::AsRawFd as _;
 use tracer::{
     bpf::{
         features::{Answer, Features},
-        load::{Attached, GoProgram, Kernel, SITE_BYTES, SiteRequest},
+        load::{GoProgram, Kernel, SITE_BYTES, SiteRequest},
         plan,
     },
     event::SeenBy,
@@ -82,7 +83,9 @@ pub fn both_kinds_of_links() -> Result<()> {
                 stepped: false,
             });
             let attached = kernel.attach_uprobes("/proc/self/exe", 1, &sites)?;
-            let many = matches!(attached, Attached::Multi(_));
+            let link = attached.0.first().context("no link")?;
+            let link = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", link.as_raw_fd()))?;
+            let many = link.contains("uprobe_multi");
             ensure!(many == features.uprobe_multi.yes(), "links of many: {many}");
             kernels.push((kernel, attached));
         }

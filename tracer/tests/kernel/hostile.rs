@@ -98,10 +98,13 @@ fn expect(prepare: impl Fn() -> Command, machine: &Machine) -> Result<()> {
     overlay.dirty(4_000_000)?;
     shim.tell(&overlay.at)?;
     shim.until("deleted")?;
+    let said = plegscope.said.clone();
     plegscope.end(libc::SIGINT)?;
     let mut links = BTreeSet::new();
+    let mut blind = String::new();
     for line in fs::read_to_string(told)?.lines() {
         let frame: serde_json::Value = serde_json::from_str(line)?;
+        blind = frame["blind_spots"].to_string();
         let diagnoses = frame["diagnoses"].as_array().context("a frame without diagnoses")?;
         for link in diagnoses.iter().filter_map(|d| d["chain"]["links"].as_array()).flatten() {
             let word = |name: &str| link["operation"][name].as_str().unwrap_or_default().to_owned();
@@ -109,7 +112,11 @@ fn expect(prepare: impl Fn() -> Command, machine: &Machine) -> Result<()> {
         }
     }
     let has = |(kind, how): &(&str, &str)| links.contains(&((*kind).to_owned(), (*how).to_owned()));
-    ensure!(machine.told.iter().all(has), "told was {links:?}, not all of {:?}; {ready}", machine.told);
+    ensure!(
+        machine.told.iter().all(has),
+        "told was {links:?}, not all of {:?}; {said} {blind}",
+        machine.told
+    );
     let lost = |(kind, _): &(String, String)| machine.untold.contains(&kind.as_str());
     ensure!(!links.iter().any(lost), "told was {links:?}, which cannot be told: {:?}", machine.untold);
     println!("note {ready}; told {links:?}");

@@ -130,6 +130,8 @@ pub struct Overlay {
     pub at: String,
     /// Its own device number.
     pub device: Device,
+    /// Where its folders lie.
+    below: String,
 }
 
 impl Overlay {
@@ -145,12 +147,17 @@ impl Overlay {
         sync(&below);
         let data = format!("lowerdir={below}/lower,upperdir={below}/upper,workdir={below}/work{options}");
         mount("overlay", &at, "overlay", 0, &data)?;
-        Ok(Overlay { device: device(&at), at })
+        Ok(Overlay { device: device(&at), at, below })
     }
 
     /// Writes so many bytes, which stay in memory.
     pub fn dirty(&self, bytes: usize) -> Result<()> {
         dirty(&self.at, bytes)
+    }
+
+    /// Gives its room on the disk back, once it is unmounted.
+    pub fn delete(self) -> Result<()> {
+        fs::remove_dir_all(&self.below).with_context(|| format!("deleting {}", self.below))
     }
 }
 

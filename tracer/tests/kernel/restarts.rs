@@ -146,7 +146,8 @@ impl Sleepers {
             let overlay = Overlay::new("ext4", &format!("deleted-{count}"), "")?;
             overlay.dirty(4_000_000)?;
             shim.tell(&overlay.at)?;
-            shim.until("deleted").map(|_| ())
+            shim.until("deleted")?;
+            overlay.delete()
         }));
         // In the system call itself: who unmounts its own root folder makes it read-only, which syncs it.
         let roots = again(Box::new(|count| {
@@ -159,7 +160,7 @@ impl Sleepers {
             drop(back);
             let result = umount(&overlay.at, 0);
             ensure!(result == 0, "unmounting what was a root folder: {result}");
-            Ok(())
+            overlay.delete()
         }));
         let syncs = again(Box::new(|_| {
             machine::dirty("/mnt/xfs", 4_000_000)?;

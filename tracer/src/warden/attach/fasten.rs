@@ -291,7 +291,7 @@ impl Attacher {
             );
             let gone = |kind: &Kind| blown.kinds.contains(kind);
             let what = format!("detaching from {}", ours.comm);
-            self.shared.touch(what, || ours.attached.retain(|fastened| !gone(&fastened.kind)));
+            self.shared.let_go(what, || ours.attached.retain(|fastened| !gone(&fastened.kind)));
             ours.waiting.retain(|target| !gone(&target.kind));
             ours.blown.extend(blown.kinds.iter().map(|kind| (*kind, why.clone())));
             let mut names = Vec::new();

@@ -18,12 +18,17 @@ use std::time::Duration;
 /// The breakpoint instruction of x86.
 const BREAKPOINT: u8 = 0xcc;
 
+/// Plegscopes that end while they attach.
+const EARLY: usize = 4;
+
 /// How a plegscope ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum End {
     Interrupt,
     KillParent,
     KillWarden,
+    /// As a container or a service is ended: what has not gone by itself is killed.
+    InterruptAndKill,
 }
 
 /// Plays the part.
@@ -64,9 +69,10 @@ pub async fn play(
         let (code, took, ..) = tracer.quit().await?;
         verdict.ended(code, took, crate::lab::e2e::QUIT_WITHIN);
     }
-    for end in [End::Interrupt, End::KillParent, End::KillWarden] {
+    for end in [End::Interrupt, End::KillParent, End::KillWarden, End::InterruptAndKill] {
         ends(ledger, &lab, binary, end, &mut verdict).await?;
     }
+    ends_while_attaching(ledger, &lab, binary, &mut verdict).await?;
     // A shim that comes while the probes are there gets them too, and must lose them too.
     if kubelet.is_none() {
         let mut tracer = Tracer::start(ledger, binary, &["live", "--plain"], |_, _| {})?;
@@ -120,6 +126,10 @@ fn same(what: &str, lab: &Lab<'_>, verdict: &mut Verdict) -> Result<()> {
         if !changes.is_empty() {
             changed.push(format!("{} bytes of {pid}, the first at {:#x}", changes.len(), changes[0].0));
         }
+    }
+    // It may have come in the meantime, and would put in breakpoints of its own.
+    if !changed.is_empty() && look::other_tracers(&[]) {
+        changed.push("while some plegscope runs".to_owned());
     }
     let said = if changed.is_empty() { "equal".to_owned() } else { changed.join(", ") };
     verdict.check(
@@ -187,6 +197,12 @@ async fn ends(ledger: &Ledger, lab: &Lab<'_>, binary: &Path, end: End, verdict: 
             );
             ("kill -9 of the warden", ended)
         }
+        End::InterruptAndKill => {
+            tracer.quit().await?;
+            let killed = kill_rest(warden).await;
+            verdict.note("kill -9 of what is left after Ctrl-C", "", format!("{killed} signals"));
+            ("Ctrl-C, then kill -9", killed > 0)
+        }
     };
     let took = gone(warden, &links).await;
     verdict.check(
@@ -196,6 +212,61 @@ async fn ends(ledger: &Ledger, lab: &Lab<'_>, binary: &Path, end: End, verdict: 
         took.is_some() && well && !links.is_empty(),
     );
     same(&format!("{name}: code afterwards"), lab, verdict)
+}
+
+/// Processes of a warden's session: itself, and whoever takes its probes off.
+fn session(warden: u32) -> Vec<u32> {
+    let of = |pid: u32| -> Option<u32> {
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+        stat.rsplit_once(')')?.1.split_whitespace().nth(3)?.parse().ok()
+    };
+    let lives = |pid: &u32| !matches!(sys::state(*pid), None | Some('Z'));
+    sys::pids().into_iter().filter(lives).filter(|pid| of(*pid) == Some(warden)).collect()
+}
+
+/// Kills whatever there is of a warden's session until nothing is; returns how many signals that took.
+async fn kill_rest(warden: u32) -> usize {
+    let mut killed = 0;
+    sys::until(Duration::from_secs(20), || {
+        let left = session(warden);
+        left.iter().for_each(|pid| sys::signal(*pid, libc::SIGKILL));
+        killed += left.len();
+        left.is_empty()
+    })
+    .await;
+    killed
+}
+
+/// Plegscopes that are told to end right after the first of their probes is attached.
+async fn ends_while_attaching(
+    ledger: &Ledger,
+    lab: &Lab<'_>,
+    binary: &Path,
+    verdict: &mut Verdict,
+) -> Result<()> {
+    let (mut early, mut over) = (0, true);
+    for _ in 0..EARLY {
+        let tracer = Tracer::start(ledger, binary, &["live", "--plain"], |_, _| {})?;
+        let parent = tracer.pid();
+        let mut some = BTreeSet::new();
+        sys::until(Duration::from_secs(20), || {
+            some = look::warden(parent).map(look::links).unwrap_or_default();
+            !some.is_empty()
+        })
+        .await;
+        let warden = look::warden(parent).context("plegscope has no child")?;
+        early += usize::from(!tracer.messages().iter().any(|line| line.text.starts_with("attached ")));
+        tracer.quit().await?;
+        over &= sys::until(Duration::from_secs(20), || session(warden).is_empty()).await;
+        over &= look::left(&some) == 0;
+    }
+    verdict.check(
+        "Ctrl-C while it attaches",
+        format!("{EARLY} times, and nothing of it is left"),
+        format!("{early} times, and {}", if over { "nothing is left" } else { "something is left" }),
+        over && early > 0,
+    );
+    same("Ctrl-C while it attaches: code afterwards", lab, verdict)
 }
 
 /// What a plegscope said of its warden.
