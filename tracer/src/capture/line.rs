@@ -1,7 +1,7 @@
 //! What a line of a capture can be. The schema: a change that an older reader would misread needs another [`VERSION`];
 //! new kinds of lines and new fields do not, since readers pass over what they do not know.
 
-use crate::correlator::Incident;
+use super::Record;
 use crate::event::{Event, Ns};
 use crate::thresholds::Thresholds;
 use crate::warden::protocol::{Level, Survey};
@@ -13,6 +13,7 @@ pub const VERSION: u32 = 1;
 /// One line: a JSON object with one key, which says what it is.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[expect(clippy::large_enum_variant, reason = "nearly every line is an event, and one is kept at a time")]
 pub enum Line {
     /// What was captured, where and when; the first line of every capture.
     Header(Header),
@@ -32,7 +33,7 @@ pub enum Line {
         text: String,
     },
     /// What was known of an incident when it changed: enough by itself, without the rest of the file.
-    Incident(Incident),
+    Incident(Box<Record>),
     /// Something is missing here.
     Loss(Loss),
     /// The capture has ended by itself: the last line of a whole one.
@@ -52,7 +53,7 @@ pub struct Header {
     pub kernel: String,
     /// Id of the boot (`/proc/sys/kernel/random/boot_id`): times of `CLOCK_MONOTONIC` compare within one.
     pub boot_id: String,
-    /// A moment by both clocks, to tell the time of day of every other.
+    /// A moment by all clocks, to tell the time of day of every other.
     pub clock: Clock,
     /// The node's zone, for instance `Europe/Berlin`; empty when it is not known.
     pub zone: String,
@@ -62,15 +63,33 @@ pub struct Header {
     pub redacted: bool,
 }
 
-/// A moment by two clocks.
+/// A moment by all clocks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Clock {
-    /// `CLOCK_MONOTONIC`.
+    /// `CLOCK_MONOTONIC`, which all times in a capture are of.
     pub monotonic: Ns,
+    /// `CLOCK_BOOTTIME`, which goes on while the machine is suspended.
+    pub boottime: Ns,
     /// Nanoseconds since 1970-01-01T00:00:00Z (`CLOCK_REALTIME`).
     pub realtime: i64,
     /// What the node's clock on the wall was ahead of UTC, in seconds.
     pub offset: i32,
+}
+
+impl Clock {
+    /// The time of day at `at`, in nanoseconds since 1970-01-01T00:00:00Z, as the node's clock told it when this was read.
+    pub fn realtime_of(&self, at: Ns) -> i64 {
+        let after = i128::from(at) - i128::from(self.monotonic);
+        i64::try_from(i128::from(self.realtime) + after).unwrap_or(i64::MAX)
+    }
+
+    /// The time of day at `at` with the node's offset, to the millisecond: `2024-02-29T12:00:00.250+01:00`.
+    pub fn rfc3339(&self, at: Ns) -> String {
+        use jiff::{Timestamp, tz::Offset};
+        let time = Timestamp::from_nanosecond(i128::from(self.realtime_of(at))).unwrap_or_default();
+        let offset = Offset::from_seconds(self.offset).unwrap_or(Offset::UTC);
+        time.to_zoned(offset.to_time_zone()).strftime("%Y-%m-%dT%H:%M:%S%.3f%:z").to_string()
+    }
 }
 
 /// Something is missing, and why.
@@ -95,4 +114,21 @@ pub struct End {
     pub events: u64,
     /// Lines that were lost on the way to the file; each is also told by a [`Line::Loss`] where the file allowed it.
     pub lost: u64,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_of_day_follow_from_the_clock() {
+        let clock =
+            Clock { monotonic: 5_000, boottime: 7_000, realtime: 1_709_204_400_000_000_000, offset: 3_600 };
+        assert_eq!(clock.rfc3339(5_000), "2024-02-29T12:00:00.000+01:00");
+        assert_eq!(clock.rfc3339(5_000 + 90_250_000_000), "2024-02-29T12:01:30.250+01:00");
+        assert_eq!(clock.rfc3339(0), "2024-02-29T11:59:59.999+01:00");
+        assert_eq!(Clock { offset: -19_800, ..clock }.rfc3339(5_000), "2024-02-29T05:30:00.000-05:30");
+        let hostile = Clock { realtime: i64::MAX, offset: i32::MAX, ..clock };
+        assert!(!hostile.rfc3339(u64::MAX).is_empty());
+    }
 }

@@ -11,7 +11,9 @@
 
 pub mod line;
 pub mod reader;
+pub mod record;
 pub mod replay;
 pub mod writer;
 
 pub use line::{End, Header, Line, Loss, VERSION};
+pub use record::Record;

@@ -81,7 +81,7 @@ mod tests {
             host: "node".into(),
             kernel: "6.12".into(),
             boot_id: "b".into(),
-            clock: Clock { monotonic: 1, realtime: 2, offset: 3600 },
+            clock: Clock { monotonic: 1, boottime: 1, realtime: 2, offset: 3600 },
             zone: "Europe/Berlin".into(),
             thresholds: Thresholds::DEFAULT,
             redacted: false,

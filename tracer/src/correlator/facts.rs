@@ -1,6 +1,6 @@
 //! What is known of the node beside operations: processes, containers, locks, threads, devices, blind spots, losses.
 
-use super::frame::{BlindSpot, DeviceName, DeviceState, LockKind, Loss, Memory, Subject, Who};
+use super::frame::{BlindSpot, DeviceName, DeviceState, LockKind, Loss, Memory, Program, Subject, Who};
 use super::limits;
 use crate::event::{
     Actor, Container, Device, DeviceFacts, GoroutineSite, KubeletFacts, LockName, LossPoint, Ns, OTHERS_ONLY,
@@ -12,6 +12,8 @@ use std::collections::{BTreeMap, VecDeque};
 #[derive(Clone, Debug, Default)]
 pub struct Facts {
     processes: BTreeMap<u32, Process>,
+    /// The programs that they run, counted again when it is asked for after a change.
+    programs: Option<Vec<Program>>,
     /// Processes that are gone: pid, and when.
     gone: BTreeMap<u32, Ns>,
     containers: BTreeMap<String, (u64, Container)>,
@@ -90,6 +92,7 @@ impl Facts {
             return reused;
         }
         self.processes.insert(process.pid, process.clone());
+        self.programs = None;
         reused
     }
 
@@ -99,6 +102,7 @@ impl Facts {
             return; // Another process has that pid by now.
         }
         self.processes.remove(&pid);
+        self.programs = None;
         self.leaked.remove(&pid);
         self.kubelets.remove(&pid);
         let locks: Vec<(u32, u64)> = self.locks.range((pid, 0)..=(pid, u64::MAX)).map(|(k, _)| *k).collect();
@@ -416,6 +420,12 @@ impl Facts {
         versions.all(|other| other == first).then_some(first)
     }
 
+    /// The programs that take part, by role and version.
+    pub fn programs(&mut self) -> Vec<Program> {
+        let processes = &self.processes;
+        self.programs.get_or_insert_with(|| programs(processes.values())).clone()
+    }
+
     /// Processes of this role.
     pub fn pids_of(&self, role: Role) -> impl Iterator<Item = u32> {
         self.processes.values().filter(move |p| p.role == role).map(|p| p.pid)
@@ -487,6 +497,23 @@ impl Facts {
             (self.pins.len(), limits::FAILED_UNMOUNTS),
         ]
     }
+}
+
+/// The programs of these processes; those of the user's own choice last.
+fn programs<'a>(processes: impl Iterator<Item = &'a Process>) -> Vec<Program> {
+    let mut all: BTreeMap<(Role, Option<&str>, &str), u32> = BTreeMap::new();
+    for p in processes {
+        *all.entry((p.role, p.version.as_deref(), &p.go_version)).or_default() += 1;
+    }
+    all.into_iter()
+        .take(limits::PROGRAMS_SHOWN)
+        .map(|((role, version, go_version), processes)| Program {
+            role,
+            version: version.map(str::to_owned),
+            go_version: go_version.to_owned(),
+            processes,
+        })
+        .collect()
 }
 
 /// The version of a process's program, else that of the Go that built it.

@@ -46,6 +46,22 @@ pub struct Frame {
     /// Shims that are left over: process, and the container it was started for; bounded by
     /// [`super::limits::SUBJECTS_SHOWN`].
     pub leaked_shims: Vec<(u32, Subject)>,
+    /// The programs that take part, by role and version; at most [`super::limits::PROGRAMS_SHOWN`].
+    #[serde(default)]
+    pub programs: Vec<Program>,
+}
+
+/// A program that takes part, in one version.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Program {
+    /// What it is.
+    pub role: Role,
+    /// Its version, where it can be told, for instance `1.6.20`.
+    pub version: Option<String>,
+    /// Version of the Go that built it, for instance `go1.19.8`.
+    pub go_version: String,
+    /// How many processes run it.
+    pub processes: u32,
 }
 
 /// Why stuck calls are stuck: what they all end in, and the way there.

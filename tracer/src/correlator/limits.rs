@@ -50,6 +50,8 @@ pub const CONSEQUENCES_SHOWN: usize = 16;
 pub const GROWTH_OVER: Ns = 5 * SECOND;
 /// Programs whose cost is known.
 pub const COSTS: usize = 64;
+/// Programs listed in a frame.
+pub const PROGRAMS_SHOWN: usize = 16;
 /// Processes listed that keep a mount busy.
 pub const PINS_SHOWN: usize = 8;
 /// Exits that containerd has not handled yet.

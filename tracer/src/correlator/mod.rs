@@ -324,6 +324,7 @@ impl Correlator {
             devices: self.facts.device_states(),
             costs: self.facts.costs(),
             leaked_shims: self.facts.leaked_shims(),
+            programs: self.facts.programs(),
         }
     }
 

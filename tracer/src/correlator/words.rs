@@ -156,6 +156,18 @@ pub fn operation(op: &Operation, device_name: Option<&DeviceName>) -> String {
     }
 }
 
+/// What a link is about: the operation, and whose lock or container it is.
+pub fn link(l: &Link) -> String {
+    let of = l.subject.as_ref().map(|s| format!(" of {}", subject_with_id(s))).unwrap_or_default();
+    match (l.operation.kind, &l.lock) {
+        (Kind::LockWait, Some(of)) => format!("wait for {}", lock(of)),
+        (Kind::ExitHandling, _) if l.subject.is_some() => format!("handling of the exit{of}"),
+        (Kind::Unmount, _) if l.subject.is_some() => format!("unmount{of}"),
+        (Kind::Sync | Kind::Relist | Kind::LockWait, _) => operation(&l.operation, l.device.as_ref()),
+        _ => operation(&l.operation, None) + &of,
+    }
+}
+
 /// How far containerd has got with an exit at `now`; `None` while it is at its first attempt.
 pub fn attempts(exit: &Attempts, now: Ns) -> Option<String> {
     let failed = exit.failed.as_ref()?;

@@ -24,6 +24,15 @@ pub fn pretty(value: &impl Serialize) -> io::Result<Vec<u8>> {
     Ok(out)
 }
 
+/// Bytes that a character takes within a string.
+pub fn width(c: char) -> usize {
+    match c {
+        '\n' | '\r' | '\t' | '\u{8}' | '\u{c}' | '"' | '\\' => 2,
+        c if c.is_ascii_control() || unsafe_to_print(c) => 6 * c.len_utf16(),
+        c => c.len_utf8(),
+    }
+}
+
 /// Writes like the formatter inside, but for strings.
 struct Safe<F>(F);
 
@@ -104,6 +113,10 @@ mod tests {
                 prop_assert!(text.chars().all(|c| c == '\n' || !unsafe_to_print(c)), "{text:?}");
                 let back: BTreeMap<String, Vec<String>> = serde_json::from_slice(&bytes).unwrap();
                 prop_assert_eq!(&back, &map);
+            }
+            for text in map.keys() {
+                let length: usize = text.chars().map(width).sum();
+                prop_assert_eq!(line(text).unwrap().len(), length + "\"\"\n".len(), "{:?}", text);
             }
             prop_assert_eq!(line(&map).unwrap().iter().filter(|b| **b == b'\n').count(), 1);
         }
