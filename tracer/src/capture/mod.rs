@@ -9,6 +9,7 @@
 //! attached are in it as they were found out on the node: another machine needs nothing else. The schema for people who
 //! write other programs is docs/capture-format.md.
 
+mod frames;
 pub mod line;
 pub mod reader;
 pub mod record;
@@ -16,4 +17,5 @@ pub mod replay;
 pub mod writer;
 
 pub use line::{End, Header, Line, Loss, VERSION};
+pub use reader::{ReadError, Reader, Unread, open};
 pub use record::Record;
