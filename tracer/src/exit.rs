@@ -14,6 +14,9 @@ pub enum Exit {
     NotAllowed,
     /// 4: `doctor` and `now`: something that matters cannot be seen on this node; the output says what and why.
     PartlyBlind,
+    /// 5: the file cannot be used: `capture` would write where a chain ends, or what is to be read is damaged, foreign or
+    /// newer; standard error says which and what to do.
+    File,
 }
 
 impl Exit {
@@ -24,6 +27,7 @@ impl Exit {
             Exit::Failed => 1,
             Exit::NotAllowed => 3,
             Exit::PartlyBlind => 4,
+            Exit::File => 5,
         }
     }
 }

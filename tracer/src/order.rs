@@ -120,6 +120,11 @@ impl<K: Ord + Clone, T> Orderer<K, T> {
         self.early
     }
 
+    /// What is held, in order.
+    pub fn held(&self) -> impl Iterator<Item = &T> {
+        self.held.values()
+    }
+
     /// How many items are held.
     pub fn len(&self) -> usize {
         self.held.len()

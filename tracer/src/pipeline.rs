@@ -42,6 +42,21 @@ impl Pipeline {
         }
     }
 
+    /// Takes something that was known before: it is no news, so it need not come in order.
+    pub fn known(&mut self, event: &Event) {
+        self.stirred = true;
+        self.correlator.apply(event);
+    }
+
+    /// All that is known by now, as events that make another pipeline know it too.
+    pub fn all_known(&self) -> Vec<Event> {
+        self.correlator
+            .all_known(self.order.watermark())
+            .into_iter()
+            .chain(self.order.held().cloned())
+            .collect()
+    }
+
     fn apply(&mut self, released: Released<Event>) {
         if let Released::Late(at, _) = &released {
             self.correlator.apply(&Event { at: *at, body: Body::Lost { at: LossPoint::Late, count: 1 } });

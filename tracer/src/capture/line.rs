@@ -14,10 +14,14 @@ pub const VERSION: u32 = 1;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Line {
-    /// What was captured, where and when; the first line of every capture.
+    /// What was captured, where and when; the first line of every capture. Repeated now and then and before the end, for
+    /// the case that the first is damaged.
     Header(Header),
     /// Something that happened, in the order in which it was heard of.
     Event(Event),
+    /// Something that was known before what stands below: written where a capture, or what follows on a gap in it,
+    /// begins in the middle, so that every name in it is known. Its time is that of the knowledge.
+    Known(Event),
     /// All that was heard until this time stands above: a replay lets its clock go on to here.
     Heard(Ns),
     /// What is attached, and what is not and why; replaces the one before.
@@ -40,7 +44,7 @@ pub enum Line {
 }
 
 /// What was captured, where and when.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Header {
     /// [`VERSION`] of the schema.
     pub version: u32,
@@ -63,7 +67,7 @@ pub struct Header {
 }
 
 /// A moment by two clocks.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Clock {
     /// `CLOCK_MONOTONIC`.
     pub monotonic: Ns,

@@ -9,9 +9,11 @@
 //! attached are in it as they were found out on the node: another machine needs nothing else. The schema for people who
 //! write other programs is docs/capture-format.md.
 
+mod frames;
 pub mod line;
 pub mod reader;
 pub mod replay;
 pub mod writer;
 
 pub use line::{End, Header, Line, Loss, VERSION};
+pub use reader::{ReadError, Reader, Unread, open};

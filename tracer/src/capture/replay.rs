@@ -30,6 +30,7 @@ impl Replay {
     pub fn line(&mut self, line: Line, mut each: impl FnMut(Told)) {
         match line {
             Line::Event(event) => self.heard.push(event),
+            Line::Known(event) => self.pipeline.known(&event),
             Line::Heard(now) => {
                 self.pipeline.push(std::mem::take(&mut self.heard));
                 self.pipeline.advance(now, |frame| each(Told::Frame(frame)));
@@ -105,7 +106,7 @@ mod tests {
         let mut live = Vec::new();
         let mut pipeline = Pipeline::new(Thresholds::DEFAULT);
         let mut file = Vec::new();
-        let mut writer = Writer::new(&mut file);
+        let mut writer = Writer::new(&mut file).unwrap();
         writer.line(&Line::Header(header())).unwrap();
         for line in &lines {
             match line {

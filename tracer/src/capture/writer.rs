@@ -3,38 +3,85 @@
 use super::Line;
 use crate::sinks::json;
 use std::io::{self, Write};
+use zstd::{bulk::Compressor, zstd_safe::CParameter};
 
 /// A frame is closed once it has this many bytes of lines.
 pub const FRAME: usize = 256 << 10;
 /// Compression level: the last one of zstd's quick ones.
 const LEVEL: i32 = 3;
 
-/// Collects lines into frames. Nothing reaches the file but whole frames, each in one piece.
+/// Whole lines, compressed: can be read by itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Frame {
+    /// What goes into the file.
+    pub bytes: Vec<u8>,
+    /// Lines in it.
+    pub lines: u64,
+}
+
+/// Collects lines into frames.
+pub struct Framer {
+    compressor: Compressor<'static>,
+    text: Vec<u8>,
+    lines: u64,
+}
+
+impl Framer {
+    /// Nothing is collected yet.
+    pub fn new() -> io::Result<Framer> {
+        let mut compressor = Compressor::new(LEVEL)?;
+        // What was damaged is known as such, and never taken for something else that happened.
+        compressor.set_parameter(CParameter::ChecksumFlag(true))?;
+        Ok(Framer { compressor, text: Vec::with_capacity(FRAME + (16 << 10)), lines: 0 })
+    }
+
+    /// Adds a line; gives the frame that is full by it.
+    pub fn line(&mut self, line: &Line) -> io::Result<Option<Frame>> {
+        json::append(&mut self.text, line)?;
+        self.lines += 1;
+        if self.text.len() >= FRAME { self.close() } else { Ok(None) }
+    }
+
+    /// Closes the frame; `None` when it is empty.
+    pub fn close(&mut self) -> io::Result<Option<Frame>> {
+        if self.text.is_empty() {
+            return Ok(None);
+        }
+        let bytes = self.compressor.compress(&self.text)?;
+        self.text.clear();
+        // A line that was much longer than a frame is no reason to keep its room.
+        self.text.shrink_to(2 * FRAME);
+        Ok(Some(Frame { bytes, lines: std::mem::take(&mut self.lines) }))
+    }
+}
+
+/// Writes frames as they close. Nothing reaches the file but whole frames, each in one piece.
 pub struct Writer<W> {
     to: W,
-    lines: Vec<u8>,
+    framer: Framer,
 }
 
 impl<W: Write> Writer<W> {
     /// An empty capture.
-    pub fn new(to: W) -> Writer<W> {
-        Writer { to, lines: Vec::with_capacity(FRAME + (16 << 10)) }
+    pub fn new(to: W) -> io::Result<Writer<W>> {
+        Ok(Writer { to, framer: Framer::new()? })
     }
 
     /// Adds a line. An error is one of the file.
     pub fn line(&mut self, line: &Line) -> io::Result<()> {
-        self.lines.extend(json::line(line)?);
-        if self.lines.len() >= FRAME { self.flush() } else { Ok(()) }
+        let full = self.framer.line(line)?;
+        self.write(full)
     }
 
     /// Closes the frame: what was added so far can be read afterwards, whatever happens.
     pub fn flush(&mut self) -> io::Result<()> {
-        if self.lines.is_empty() {
-            return Ok(());
-        }
-        let frame = zstd::bulk::compress(&self.lines, LEVEL)?;
-        self.lines.clear();
-        self.to.write_all(&frame)?;
+        let rest = self.framer.close()?;
+        self.write(rest)
+    }
+
+    fn write(&mut self, frame: Option<Frame>) -> io::Result<()> {
+        let Some(frame) = frame else { return Ok(()) };
+        self.to.write_all(&frame.bytes)?;
         self.to.flush()
     }
 }

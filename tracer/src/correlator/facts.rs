@@ -3,8 +3,8 @@
 use super::frame::{BlindSpot, DeviceName, DeviceState, LockKind, Loss, Memory, Subject, Who};
 use super::limits;
 use crate::event::{
-    Actor, Container, Device, DeviceFacts, GoroutineSite, KubeletFacts, LockName, LossPoint, Ns, OTHERS_ONLY,
-    Operation, Pins, Process, ProgramCost, Role, ThreadSite, Writers,
+    Actor, Body, Container, Device, DeviceFacts, Event, GoroutineSite, KubeletFacts, LockName, LossPoint, Ns,
+    OTHERS_ONLY, Operation, Pins, Process, ProgramCost, Role, ThreadSite, Writers,
 };
 use std::collections::{BTreeMap, VecDeque};
 
@@ -70,6 +70,44 @@ impl Sampled {
 }
 
 impl Facts {
+    /// All of it as events that make others know it too; what has no time of its own is told as of `now`. Losses are not
+    /// told: they were before.
+    pub fn all_known(&self, now: Ns) -> Vec<Event> {
+        let told = |body| Event { at: now, body };
+        let then = |at: Ns, body| Event { at, body };
+        let mut all: Vec<Event> = Vec::new();
+        all.extend(self.gone.iter().map(|(&pid, &at)| then(at, Body::ProcessGone { pid })));
+        all.extend(self.processes.values().map(|p| told(Body::Process(p.clone()))));
+        let mut containers: Vec<&(u64, Container)> = self.containers.values().collect();
+        containers.sort_by_key(|(sequence, _)| *sequence);
+        all.extend(containers.into_iter().map(|(_, c)| told(Body::Container(c.clone()))));
+        all.extend(self.locks.iter().map(|(&(pid, base), (lock, at))| {
+            then(*at, Body::LockIdentity { pid, base, lock: lock.clone() })
+        }));
+        all.extend(self.sites.values().map(|(at, site)| then(*at, Body::ThreadSite(site.clone()))));
+        all.extend(self.goroutines.values().map(|(at, site)| then(*at, Body::GoroutineSite(site.clone()))));
+        for Sampled { facts, written } in self.devices.values() {
+            all.extend(written.iter().map(|&(at, sectors_written)| {
+                then(at, Body::Device(DeviceFacts { sectors_written, ..facts.clone() }))
+            }));
+        }
+        all.extend(self.memory.map(|Memory { dirty, writeback }| told(Body::Memory { dirty, writeback })));
+        all.extend(
+            self.blind
+                .iter()
+                .map(|(what, reason)| told(Body::BlindSpot { what: what.clone(), reason: reason.clone() })),
+        );
+        all.extend(self.costs.values().map(|cost| told(Body::Cost(cost.clone()))));
+        all.extend(
+            self.leaked.iter().map(|(&pid, (at, id))| then(*at, Body::LeakedShim { pid, id: id.clone() })),
+        );
+        all.extend(self.kubelets.values().map(|k| told(Body::Kubelet(k.clone()))));
+        let writers = self.writers.iter().rev().flatten();
+        all.extend(writers.map(|(at, writers)| then(*at, Body::Writers(writers.clone()))));
+        all.extend(self.pins.values().map(|(at, pins)| then(*at, Body::Pins(pins.clone()))));
+        all
+    }
+
     fn drop_one(&mut self, what: &'static str, limit: usize) {
         let count = self.dropped.entry((what, limit)).or_insert(0);
         *count = count.saturating_add(1);

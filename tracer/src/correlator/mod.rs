@@ -175,6 +175,17 @@ impl Correlator {
         }
     }
 
+    /// What is known at `now` of the node and of what is in flight, as events, oldest first: another correlator that they
+    /// are applied to knows it too. Not told is what is over.
+    pub fn all_known(&self, now: Ns) -> Vec<Event> {
+        let mut events = self.facts.all_known(now);
+        let in_flight = self.operations.iter();
+        events.extend(in_flight.map(|f| Event { at: f.reported_at, body: Body::InFlight(f.op.clone()) }));
+        // Stable: a process comes before its locks, of which it is told at the same time.
+        events.sort_by_key(|event| event.at);
+        events
+    }
+
     /// An operation has ended.
     fn finished(&mut self, f: &Finished) {
         let took = f.at.saturating_sub(f.op.begin);

@@ -12,9 +12,19 @@ use std::io::{self, Write};
 /// One line, with its end.
 pub fn line(value: &impl Serialize) -> io::Result<Vec<u8>> {
     let mut out = Vec::new();
-    value.serialize(&mut Serializer::with_formatter(&mut out, Safe(CompactFormatter)))?;
-    out.push(b'\n');
+    append(&mut out, value)?;
     Ok(out)
+}
+
+/// The same behind what stands in `out` already. After an error `out` is as it was.
+pub fn append(out: &mut Vec<u8>, value: &impl Serialize) -> io::Result<()> {
+    let before = out.len();
+    let done = value.serialize(&mut Serializer::with_formatter(&mut *out, Safe(CompactFormatter)));
+    match done {
+        Ok(()) => out.push(b'\n'),
+        Err(_) => out.truncate(before),
+    }
+    Ok(done?)
 }
 
 /// Indented, without a last line end.
