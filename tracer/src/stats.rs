@@ -40,6 +40,8 @@ impl Stats {
             Kind::LockWait => (2, "lock wait"),
             Kind::CriCall => (3, "CRI call"),
             Kind::Relist => (5, "relist"),
+            // One attempt: a late exit is many of them, or a long one.
+            Kind::ExitHandling => (6, "exit handling"),
             _ => return,
         };
         self.add(name.0, name.1, floor(op.kind), took);

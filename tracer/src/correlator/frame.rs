@@ -599,7 +599,7 @@ pub struct BlindSpot {
 /// How long things took.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Distribution {
-    /// Of what: `unmount`, `sync`, `lock wait`, `CRI call`, `relist`, or a CRI method.
+    /// Of what: `unmount`, `sync`, `lock wait`, `CRI call`, `relist`, `exit handling` (one attempt), or a CRI method.
     pub of: String,
     /// Shorter ones are not in it: 'of at least this'.
     pub at_least: Ns,

@@ -44,7 +44,7 @@ pub fn diagnosis(d: &Diagnosis, now: Ns) -> Vec<String> {
 }
 
 /// The chain in at most `lines` lines; what does not fit is told in one.
-fn tree(d: &Diagnosis, lines: usize) -> Vec<String> {
+pub fn tree(d: &Diagnosis, lines: usize) -> Vec<String> {
     let mut out = Vec::new();
     let mut told = told(d, false);
     if told.len() > lines {
@@ -76,10 +76,7 @@ fn below(d: &Diagnosis, now: Ns) -> Vec<String> {
     if !d.consequences.is_empty() {
         out.push(format!("  so far: {}", harms(&d.consequences)));
     }
-    out.extend(d.not_this_chain.as_ref().map(|why| match why.strip_prefix("it cannot be excluded: ") {
-        Some(reason) => format!("  the unmount chain cannot be excluded: {reason}"),
-        None => format!("  not the unmount chain, because {why}"),
-    }));
+    out.extend(not_this_chain(d).map(|why| format!("  {why}")));
     if !d.blind_spots.is_empty() {
         let shown: Vec<&str> = d.blind_spots.iter().take(2).map(String::as_str).collect();
         let more = match d.blind_spots.len() {
@@ -101,8 +98,16 @@ fn below(d: &Diagnosis, now: Ns) -> Vec<String> {
     out
 }
 
+/// Why it is another chain than that of an unmount, where it is.
+pub fn not_this_chain(d: &Diagnosis) -> Option<String> {
+    d.not_this_chain.as_ref().map(|why| match why.strip_prefix("it cannot be excluded: ") {
+        Some(reason) => format!("the unmount chain cannot be excluded: {reason}"),
+        None => format!("not the unmount chain, because {why}"),
+    })
+}
+
 /// What has come of it, the gravest first.
-fn harms(consequences: &[Consequence]) -> String {
+pub fn harms(consequences: &[Consequence]) -> String {
     let told: Vec<String> = consequences.iter().take(4).map(words::harm).collect();
     let more = match consequences.len().saturating_sub(4) {
         0 => String::new(),
@@ -149,36 +154,84 @@ fn told(d: &Diagnosis, dense: bool) -> Vec<Told<'_>> {
     out
 }
 
-fn link_line(d: &Diagnosis, told: &[Told<'_>], index: usize, depth: usize) -> String {
+/// A link of the drawn chain as it is told: in parts, for those who draw it otherwise than as a line.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Step {
+    /// How the way comes here from the link before: `waits for`, `held by`, …; empty when the same actor just does it.
+    pub way: &'static str,
+    /// The operation.
+    pub what: String,
+    /// What kind it is.
+    pub kind: Kind,
+    /// Who does it, where the way comes to somebody else.
+    pub who: Option<String>,
+    /// What that process is.
+    pub role: Option<Role>,
+    /// How long it has lasted.
+    pub age: Ns,
+    /// Whether it may have lasted longer.
+    pub at_least: bool,
+    /// The part of the stuck call's age that was spent here.
+    pub critical: Ns,
+    /// How sure the way here is, and what that rests on.
+    pub sure: Option<(Confidence, String)>,
+}
+
+/// The whole drawn chain, from the symptom to what it ends in.
+pub fn steps(d: &Diagnosis) -> Vec<Step> {
+    let told = told(d, false);
+    (0..told.len()).map(|i| step(d, &told, i, i)).collect()
+}
+
+fn step(d: &Diagnosis, told: &[Told<'_>], index: usize, depth: usize) -> Step {
     let t = &told[index];
     let l = t.main;
-    let mut line = "  ".repeat(depth + 1);
     let edge = t.links.first().and_then(|l| l.edge.as_ref());
-    if let Some(edge) = edge {
-        line.push_str("└ ");
-        line.push_str(match edge.kind {
-            EdgeKind::Contains if l.operation.kind == Kind::LockWait => "waits for ",
-            EdgeKind::Contains => "",
-            EdgeKind::WaitsForHolder => "held by ",
-            EdgeKind::Calls | EdgeKind::SameSuperBlock | EdgeKind::SameDevice => "waits for ",
-            EdgeKind::Behind => "waits its turn behind ",
-            EdgeKind::RunsIn => "is done by ",
-        });
-    }
+    let way = edge.map_or("", |edge| match edge.kind {
+        EdgeKind::Contains if l.operation.kind == Kind::LockWait => "waits for",
+        EdgeKind::Contains => "",
+        EdgeKind::WaitsForHolder => "held by",
+        EdgeKind::Calls | EdgeKind::SameSuperBlock | EdgeKind::SameDevice => "waits for",
+        EdgeKind::Behind => "waits its turn behind",
+        EdgeKind::RunsIn => "is done by",
+    });
     // The id is said once; after that the name will do.
     let mentioned = told[..index].iter().any(|t| t.main.subject == l.subject && names_subject(t.main));
-    line.push_str(&what(d, l, depth, mentioned));
-    // The same actor is named once, where the way comes to it.
-    if edge.is_none_or(|e| e.kind != EdgeKind::Contains) {
-        line.push_str(" · ");
-        line.push_str(&who(&l.who));
-    }
-    let least = words::least(l.at_least());
-    line.push_str(&format!(" · {least}{} ({} here)", words::duration(l.age), words::duration(t.critical())));
     // The weakest edge of those told in this line; the one by which the way comes here when they are equal.
     let weakest = t.links.iter().filter_map(|l| l.edge.as_ref()).rev().max_by_key(|e| e.confidence);
-    if let Some(edge) = weakest.filter(|e| l.edge.is_some() || e.confidence != Confidence::Proven) {
-        line.push_str(&format!(" · {}: {}", confidence_word(edge.confidence), edge.evidence));
+    let sure = weakest.filter(|e| l.edge.is_some() || e.confidence != Confidence::Proven);
+    Step {
+        way,
+        what: what(d, l, depth, mentioned),
+        kind: l.operation.kind,
+        // The same actor is named once, where the way comes to it.
+        who: edge.is_none_or(|e| e.kind != EdgeKind::Contains).then(|| who(&l.who)),
+        role: l.who.role,
+        age: l.age,
+        at_least: l.at_least(),
+        critical: t.critical(),
+        sure: sure.map(|edge| (edge.confidence, edge.evidence.clone())),
+    }
+}
+
+fn link_line(d: &Diagnosis, told: &[Told<'_>], index: usize, depth: usize) -> String {
+    let s = step(d, told, index, depth);
+    let mut line = "  ".repeat(depth + 1);
+    if told[index].links.first().is_some_and(|l| l.edge.is_some()) {
+        line.push_str("└ ");
+    }
+    if !s.way.is_empty() {
+        line.push_str(s.way);
+        line.push(' ');
+    }
+    line.push_str(&s.what);
+    if let Some(who) = s.who {
+        line.push_str(&format!(" · {who}"));
+    }
+    let least = words::least(s.at_least);
+    line.push_str(&format!(" · {least}{} ({} here)", words::duration(s.age), words::duration(s.critical)));
+    if let Some((confidence, evidence)) = s.sure {
+        line.push_str(&format!(" · {}: {evidence}", confidence_word(confidence)));
     }
     line
 }
@@ -239,7 +292,8 @@ fn who(w: &Who) -> String {
     }
 }
 
-fn also_stuck(d: &Diagnosis) -> Option<String> {
+/// Which other calls are stuck in the same.
+pub fn also_stuck(d: &Diagnosis) -> Option<String> {
     let others = d.stuck_calls.get(1..).filter(|o| !o.is_empty())?;
     // A kubelet asks for the same list every other second: once with the oldest age says as much as twenty times.
     let mut kinds: Vec<(String, u64, Ns, bool)> = Vec::new();
@@ -285,7 +339,8 @@ fn also_stuck(d: &Diagnosis) -> Option<String> {
     Some(format!("  also stuck: {}{more}", named.join(between)))
 }
 
-fn ends_in_line(d: &Diagnosis) -> String {
+/// What the chain ends in, and how sure that is.
+pub fn ends_in_line(d: &Diagnosis) -> String {
     let mut line = if explains(&d.ends_in) {
         format!("  ends in: {}", words::ends_in(&d.ends_in))
     } else {
@@ -309,7 +364,8 @@ fn ends_in_line(d: &Diagnosis) -> String {
     line
 }
 
-fn fix(f: &Fix) -> String {
+/// A fix in one line.
+pub fn fix(f: &Fix) -> String {
     // What it changes and what it costs is in the frame: here the line must stay one that is read.
     let mut text = f.what.clone();
     if let Some(saves) = f.saves {
@@ -326,28 +382,28 @@ fn fix(f: &Fix) -> String {
     text
 }
 
+/// How many calls waited in an incident, as the end of a sentence.
+pub fn waited(i: &Incident) -> String {
+    match i.stuck_calls {
+        0 => String::new(),
+        1 => " · 1 call waited".to_owned(),
+        n => format!(" · up to {n} calls waited"),
+    }
+}
+
 /// What changed about an incident, in one line; `None` when nothing did.
 pub fn change(i: &Incident) -> Option<String> {
     let line = match i.change.as_ref()? {
         Change::Crossed => format!("CROSSED {} ({}): {}", i.id, i.crossed_by, i.summary),
         Change::Grew => format!("GROWS {} (longest {}): {}", i.id, words::duration(i.longest), i.summary),
         Change::Ended => {
-            let waited = match i.stuck_calls {
-                0 => String::new(),
-                1 => " · 1 call waited".to_owned(),
-                n => format!(" · up to {n} calls waited"),
-            };
             let uncertain = i.uncertain_end.as_ref().map(|u| format!(" · {u}")).unwrap_or_default();
             let harms = match i.consequences.is_empty() {
                 true => String::new(),
                 false => format!(" · {}", harms(&i.consequences)),
             };
-            format!(
-                "ENDED {} after {}: {}{waited}{harms}{uncertain}",
-                i.id,
-                words::duration(i.longest),
-                i.cause
-            )
+            let (longest, waited) = (words::duration(i.longest), waited(i));
+            format!("ENDED {} after {longest}: {}{waited}{harms}{uncertain}", i.id, i.cause)
         }
         Change::Aftermath => {
             format!("AFTER {}: {}", i.id, harms(&i.consequences))
@@ -387,10 +443,15 @@ pub fn healthy(f: &Frame) -> String {
 
 /// What is lost or cannot be seen, a line each; empty when all is seen.
 pub fn notes(f: &Frame) -> Vec<String> {
+    let mut out: Vec<String> =
+        f.blind_spots.iter().map(|b| format!("blind spot: {}: {}", b.what, b.reason)).collect();
+    out.extend(losses(f));
+    out.into_iter().map(|line| sanitise(&line).into_owned()).collect()
+}
+
+/// What is lost, a line each.
+pub fn losses(f: &Frame) -> Vec<String> {
     let mut out = Vec::new();
-    for b in &f.blind_spots {
-        out.push(format!("blind spot: {}: {}", b.what, b.reason));
-    }
     for l in &f.losses {
         let place = match l.at {
             LossPoint::Ring => "the ring was full",
@@ -406,7 +467,7 @@ pub fn notes(f: &Frame) -> Vec<String> {
     if f.uncertain_ends > 0 {
         out.push(format!("ends not reported: {}", f.uncertain_ends));
     }
-    out.into_iter().map(|line| sanitise(&line).into_owned()).collect()
+    out
 }
 
 /// How the relists fared, in one line; `None` while none was slow.
