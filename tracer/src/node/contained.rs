@@ -53,8 +53,20 @@ impl Outside {
         Ok(!WANTED.iter().any(|wanted| comm.contains(wanted) || program.contains(wanted)))
     }
 
-    /// Opens a program that is not excluded; to a caller who wants no other, an excluded one is gone. May hang.
-    pub fn open(&self, pid: u32, comm: &str) -> Result<File, ReadError> {
+    /// Opens the program that these processes (pid and name) run, by the first of them that has not gone. To a caller who
+    /// wants no other, one that is excluded is gone. May hang.
+    pub fn open(&self, processes: &[(u32, String)]) -> Result<File, ReadError> {
+        let mut gone = ReadError::new("/proc", std::io::ErrorKind::NotFound);
+        for (pid, comm) in processes {
+            match self.open_by(*pid, comm) {
+                Err(error) if error.is_gone() => gone = error,
+                opened => return opened,
+            }
+        }
+        Err(gone)
+    }
+
+    fn open_by(&self, pid: u32, comm: &str) -> Result<File, ReadError> {
         match self.excludes(pid, proc_folder(pid)?.as_fd(), comm) {
             Ok(false) => open_exe(pid),
             Ok(true) => Err(ReadError::new(format!("/proc/{pid}/exe"), std::io::ErrorKind::NotFound)),
@@ -104,7 +116,9 @@ mod tests {
         let (mut processes, workers) = (Processes::new(), Workers::new(1));
         processes.recheck(child.id(), &workers);
         assert!(matches!(processes.get(child.id()).unwrap().exe, Exe::File(_)));
-        let (early, late) = (processes.opener(child.id()), processes.opener(child.id()));
+        let (early, late) = (processes.opener(&[child.id()]), processes.opener(&[child.id()]));
+        // Before it: one that has gone, by a number that no process has.
+        assert!(processes.opener(&[u32::MAX, child.id()])().is_ok());
         assert!(early().is_ok());
         let mut stdin = child.stdin.take().unwrap();
         stdin.write_all(b"go\nback\n").unwrap();

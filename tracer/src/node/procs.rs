@@ -292,11 +292,11 @@ impl Processes {
         })
     }
 
-    /// Opens the program of a process, unless it has gone into a container since it was looked at. May hang.
-    pub fn opener(&self, pid: u32) -> impl FnOnce() -> Result<File, ReadError> + Send + 'static {
-        let (outside, comm) =
-            (self.outside.clone(), self.get(pid).map(|p| p.comm.clone()).unwrap_or_default());
-        move || outside.open(pid, &comm)
+    /// Opens the program that these processes run, by one that has not gone, nor into a container, meanwhile. May hang.
+    pub fn opener(&self, pids: &[u32]) -> impl FnOnce() -> Result<File, ReadError> + Send + 'static {
+        let named = |pid: &u32| (*pid, self.get(*pid).map(|p| p.comm.clone()).unwrap_or_default());
+        let (outside, processes) = (self.outside.clone(), pids.iter().map(named).collect::<Vec<_>>());
+        move || outside.open(&processes)
     }
 
     /// What the process whose folder this is runs.

@@ -451,7 +451,7 @@ impl Attacher {
     /// Opens a program file and tells its length; no words when the process is gone. A network file system is asked for
     /// both, so a reader does it.
     fn open(&self, pid: u32, asked: &Arc<()>) -> Result<(File, u64), String> {
-        let (asked, opener) = (Arc::clone(asked), self.processes.opener(pid));
+        let (asked, opener) = (Arc::clone(asked), self.processes.opener(&[pid]));
         let opened = self.readers.run(OPEN_PATIENCE, move || {
             let _asked = asked;
             let file = opener()?;

@@ -29,9 +29,12 @@ fn the_command_tells_of_the_same_waits() {
         same(wrong, "processes there and looked at", seen, (Some(2), Some(2)));
         for (one, pid) in running.iter().zip(&pids) {
             let processes = report["processes"].as_array().unwrap();
-            let process =
-                processes.iter().find(|p| p["process"]["pid"].as_u64() == Some(u64::from(*pid))).unwrap();
-            let goroutines = process["look"]["Ok"]["goroutines"].as_array().unwrap();
+            let process = processes.iter().find(|p| p["process"]["pid"].as_u64() == Some(u64::from(*pid)));
+            let goroutines = process.and_then(|process| process["look"]["Ok"]["goroutines"].as_array());
+            let Some(goroutines) = goroutines else {
+                wrong.push(format!("{pid} was not looked at: {process:?}; {}", report["summary"]));
+                continue;
+            };
             let waits: Vec<&Value> = goroutines.iter().filter(|g| g["waits"].is_object()).collect();
             for wait in one.said("WAIT") {
                 let (name, lock) = (wait.word(1), wait.number(2));

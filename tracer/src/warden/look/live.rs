@@ -143,12 +143,17 @@ impl Live {
         let mut processes: Vec<Known> = pids.iter().filter_map(|pid| shared.get(*pid)).collect();
         // Daemons first; otherwise in the order they were asked for.
         processes.sort_by_key(|known| known.process.role == Role::Shim);
-        let mut openers: BTreeMap<_, Opener> = BTreeMap::new();
+        let mut running: BTreeMap<_, Vec<(u32, String)>> = BTreeMap::new();
         for known in &processes {
-            let (outside, pid, comm) = (self.outside.clone(), known.process.pid, known.process.comm.clone());
-            openers.entry(known.exe).or_insert_with(|| Box::new(move || outside.open(pid, &comm)));
+            let process = (known.process.pid, known.process.comm.clone());
+            running.entry(known.exe).or_default().push(process);
         }
-        self.looks.read(openers.into_iter().collect(), !self.also.is_empty(), end);
+        let opener = |processes: Vec<(u32, String)>| -> Opener {
+            let outside = self.outside.clone();
+            Box::new(move || outside.open(&processes))
+        };
+        let openers = running.into_iter().map(|(id, processes)| (id, opener(processes))).collect();
+        self.looks.read(openers, !self.also.is_empty(), end);
         let target = |known: Known| {
             let program = match self.looks.program(known.exe) {
                 Some(Ok(Some(program))) => Ok(program),

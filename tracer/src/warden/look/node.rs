@@ -41,6 +41,8 @@ const HANDOVER: Duration = Duration::from_millis(200);
 const MOST_THREADS: usize = 1_024;
 /// Programs of other names that are looked into; a node has some tens of them.
 const MOST_OTHERS: usize = 256;
+/// Processes of one program that are tried, in the order of their pids, until one has not gone.
+const MOST_OPENED_BY: usize = 8;
 
 /// Looks at the node once and tells.
 pub fn once(wanted: &LookOnce, outbox: &Outbox, shared: &Arc<Shared>) {
@@ -144,15 +146,20 @@ impl Node<'_> {
 
     /// Reads the programs of these processes, and takes up those that take part.
     fn take_up(&mut self, processes: Vec<ProcessFacts>, other: bool, end: Instant) {
-        let mut openers: BTreeMap<FileId, Opener> = BTreeMap::new();
+        let mut running: BTreeMap<FileId, Vec<u32>> = BTreeMap::new();
         for process in &processes {
             if let Exe::File(id) = process.exe
-                && openers.len() < MOST_OTHERS
+                && (running.len() < MOST_OTHERS || running.contains_key(&id))
             {
-                openers.entry(id).or_insert_with(|| Box::new(self.processes.opener(process.pid)));
+                let pids = running.entry(id).or_default();
+                if pids.len() < MOST_OPENED_BY {
+                    pids.push(process.pid);
+                }
             }
         }
-        self.looks.read(openers.into_iter().collect(), other, end.min(self.end));
+        let opener = |pids: Vec<u32>| -> Opener { Box::new(self.processes.opener(&pids)) };
+        let openers = running.into_iter().map(|(id, pids)| (id, opener(pids))).collect();
+        self.looks.read(openers, other, end.min(self.end));
         let mut events = Vec::new();
         for facts in processes {
             let program = match &facts.exe {
