@@ -40,7 +40,7 @@ use std::{
 const WORKERS: (usize, usize) = (4, 6);
 /// Processes looked at at the same time.
 const LANES: usize = 3;
-/// How long one process may take. A containerd with 10 000 goroutines takes about this long.
+/// How long one process may take where nothing else is asked for. A containerd with 10 000 goroutines takes about this long.
 const PATIENCE: Duration = Duration::from_millis(400);
 /// A program that could not be read is tried again after this time.
 const RETRY_AFTER: Duration = Duration::from_secs(10);
@@ -61,16 +61,19 @@ struct Looks {
     programs: Arc<Mutex<BTreeMap<FileId, (Found, Instant)>>>,
     /// CPU time of all looks at processes, ns.
     spent: Arc<AtomicU64>,
+    /// How long one process may take.
+    patience: Duration,
 }
 
 impl Looks {
-    fn new() -> Looks {
+    fn new(patience: Duration) -> Looks {
         Looks {
             readers: Workers::new(WORKERS.0),
             workers: Workers::new(WORKERS.1),
             copies: Arc::new(Copies::open().ok()),
             programs: Arc::default(),
             spent: Arc::default(),
+            patience,
         }
     }
 
@@ -131,7 +134,7 @@ impl Looks {
 
     /// Looks at these processes, in this order.
     fn look(&self, targets: Vec<Target>, end: Instant, done: impl FnMut(Target, Result<LookedAt, String>)) {
-        let bounds = Bounds { lanes: LANES, patience: PATIENCE, end };
+        let bounds = Bounds { lanes: LANES, patience: self.patience, end };
         let spent = Arc::clone(&self.spent);
         let work = move |turns: &Lane<Target, LookedAt>| {
             let before = clock::of_thread();

@@ -1,7 +1,7 @@
 //! Looks while probes are attached: at everything once at the start, since waits that began before were seen by no probe;
 //! then at those processes in which an operation has lasted long, or something found earlier is still in progress.
 
-use super::{Looks, Opener, one::Target};
+use super::{Looks, Opener, PATIENCE, one::Target};
 use crate::{
     event::{Event, Kind, Ns, Operation, OperationId, Role},
     look,
@@ -41,7 +41,7 @@ pub fn run(settings: &Settings, outbox: &Outbox, shared: &Shared) {
         outside: Outside::find(settings.also.clone()),
         also: settings.also.clone(),
         outbox: outbox.clone(),
-        looks: Looks::new(),
+        looks: Looks::new(PATIENCE),
         found: look::Looks::default(),
         looked: BTreeMap::new(),
         ages: BTreeMap::new(),

@@ -2,7 +2,7 @@
 //! something was in progress, since one look sees a moment only.
 
 use super::{
-    Looks, Opener, lanes,
+    Looks, Opener, PATIENCE, lanes,
     one::{self, Target},
     order::{self, Suspicion},
     programs::Program,
@@ -50,7 +50,8 @@ pub fn once(wanted: &LookOnce, outbox: &Outbox, shared: &Arc<Shared>) {
     let mut node = Node {
         outbox,
         shared,
-        looks: Looks::new(),
+        // Who gives it more time waits longer for each.
+        looks: Looks::new(PATIENCE.max(wanted.within * 2 / 5)),
         processes: Processes::with(wanted.pids.clone()),
         end: began + wanted.within,
         seen: BTreeMap::new(),
