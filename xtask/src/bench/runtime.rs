@@ -55,7 +55,8 @@ pub async fn measure(
     containers: usize,
 ) -> Result<Table> {
     let mut lab =
-        Lab::without_pods(ledger, programs, &Settings::default(), &mut |text: &str| println!("{text}")).await?;
+        Lab::without_pods(ledger, programs, &Settings::default(), &mut |text: &str| println!("{text}"))
+            .await?;
     let begin = sys::monotonic();
     fill(&mut lab, ledger, containers).await?;
     println!("{containers} pods after {}", sys::seconds(sys::monotonic() - begin));

@@ -181,7 +181,8 @@ impl<'a> Lab<'a> {
             &["-t", "tmpfs", "-o", "mode=711,size=256m", "plegscope-lab", &run.to_string_lossy()],
         )?;
 
-        let disk = disk::SlowDisk::create(ledger, &scratch, &run.join("disk"), &cgroup, settings.file_system)?;
+        let disk =
+            disk::SlowDisk::create(ledger, &scratch, &run.join("disk"), &cgroup, settings.file_system)?;
         say(&format!("a disk of its own, device {}, mounted at {}", disk.device, disk.mounted.display()));
         let snapshots = disk.mounted.join("snapshots");
         ledger.record(Leftover::Cgroup { path: cgroup.clone() })?;

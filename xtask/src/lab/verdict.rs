@@ -447,7 +447,13 @@ mod tests {
                 call("UpdateContainerResources", Some("c1"), 12, 30),
                 call("ListContainers", None, 13, 30),
             ],
-            unmounts: vec![Stay { tid: 71, call: 166, begin: 10 * SECOND, end: Some(30 * SECOND), ..Stay::default() }],
+            unmounts: vec![Stay {
+                tid: 71,
+                call: 166,
+                begin: 10 * SECOND,
+                end: Some(30 * SECOND),
+                ..Stay::default()
+            }],
             traced: Vec::new(),
         }
     }
@@ -559,7 +565,10 @@ mod tests {
         let other = json!([{"id": "i9", "containers": [{"id": "c9"}], "ended": 20 * SECOND}]);
         let ours = json!([{"id": "i1", "containers": [{"id": "c9"}, {"id": "c1"}]}, {"id": "i2"}]);
         assert_eq!(
-            own_incidents(&story().own, &[frame(14, "Update", 1, other.clone()), frame(15, "Update", 1, ours)]),
+            own_incidents(
+                &story().own,
+                &[frame(14, "Update", 1, other.clone()), frame(15, "Update", 1, ours)]
+            ),
             ["i1", "i2"]
         );
         assert_eq!(healthy(&story(), &[frame(14, "Update", 1, other)]).failures(), 0);

@@ -3,9 +3,9 @@
 use super::judge::{self, Facts};
 use super::stall::Stall;
 use super::store;
+use crate::lab;
 use crate::lab::cleanup::Ledger;
 use crate::lab::cri::{self, Client};
-use crate::lab;
 use crate::lab::kubelet_like::{Call, KubeletLike};
 use crate::lab::stories::checks::said::{kind, list, now};
 use crate::lab::story::Truth;

@@ -195,8 +195,9 @@ impl Stage<'_> {
                     if pod.syncs { pods::script_that_syncs(pod.writes) } else { pods::script(pod.writes) };
                 let cgroup = Path::new(&self.ledger.name);
                 let started = pods::start(&self.lab.client, &pod.name, &script, cgroup, &self.lab.run).await;
-                let started = started
-                    .with_context(|| format!("containerd's log ends:\n{}", self.lab.containerd.log_tail(8)))?;
+                let started = started.with_context(|| {
+                    format!("containerd's log ends:\n{}", self.lab.containerd.log_tail(8))
+                })?;
                 self.lab.add(started, &mut self.say);
             }
         }
@@ -520,7 +521,8 @@ impl Stage<'_> {
 
     fn hangs(&self) -> bool {
         let now = sys::monotonic();
-        let hangs = |call: &Call| call.method == "ListContainers" && call.end.is_none() && call.age(now) > HANGS;
+        let hangs =
+            |call: &Call| call.method == "ListContainers" && call.end.is_none() && call.age(now) > HANGS;
         self.calls().iter().any(hangs)
     }
 
@@ -610,7 +612,8 @@ impl Stage<'_> {
                 Some(story::Kubelet { pid: kubelet.pid, longest_relist: kubelet.longest_relist() });
             record.unhealthy = kubelet.unhealthy();
         }
-        record.others_list = self.states.is_some() || self.story.steps.iter().any(|step| matches!(step, Step::Ask(_)));
+        record.others_list =
+            self.states.is_some() || self.story.steps.iter().any(|step| matches!(step, Step::Ask(_)));
         record.states = self.states.as_ref().map(states::Watch::states).unwrap_or_default();
         record.daemon = watch::of_daemon(self.daemons.iter().flat_map(|(_, watch)| watch.stays()));
         record.traced = self.strace.take().map(Strace::finish).unwrap_or_default();

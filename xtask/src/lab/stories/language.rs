@@ -483,7 +483,9 @@ impl Story {
 
     fn sound(&self, step: &Step) -> Result<()> {
         match step {
-            Step::Write(pod) | Step::Unpin(pod) | Step::UnmountLazily(pod) | Step::Forget(pod) => self.knows(pod),
+            Step::Write(pod) | Step::Unpin(pod) | Step::UnmountLazily(pod) | Step::Forget(pod) => {
+                self.knows(pod)
+            }
             Step::Strace { of: pod, .. } | Step::Pin { pod, .. } => self.knows(pod),
             Step::Exit(pods) => pods.iter().try_for_each(|pod| self.knows(pod)),
             Step::Freeze(who) | Step::Thaw(who) | Step::Starve(who) | Step::Feed(who) | Step::Kill(who) => {
@@ -497,7 +499,10 @@ impl Story {
                 Ok(())
             }
             Step::Hold(command) | Step::Release(command) => {
-                ensure!(["update", "delete", "kill"].contains(&command.as_str()), "runc {command} is not held");
+                ensure!(
+                    ["update", "delete", "kill"].contains(&command.as_str()),
+                    "runc {command} is not held"
+                );
                 Ok(())
             }
             Step::Until(Until::Reported) if !self.node.watch_states => bail!("`reported` needs watch-states"),

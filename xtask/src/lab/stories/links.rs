@@ -60,7 +60,8 @@ impl Pattern {
             None => (words, None),
         };
         let (what, names) = before.split_once(' ').unwrap_or((before, ""));
-        let names: Vec<String> = names.split('|').filter(|name| !name.is_empty()).map(str::to_owned).collect();
+        let names: Vec<String> =
+            names.split('|').filter(|name| !name.is_empty()).map(str::to_owned).collect();
         let (kind, named) = match what {
             "relist" => (What::Relist, false),
             "client" => (What::Client, true),
@@ -167,9 +168,7 @@ mod tests {
 
     #[test]
     fn an_unmount_is_held_to_the_shims_pid() {
-        let of = |pid: u32| {
-            json!({"operation": {"kind": "Unmount"}, "subject": {"id": "id-of-victim"}, "who": {"pid": pid}})
-        };
+        let of = |pid: u32| json!({"operation": {"kind": "Unmount"}, "subject": {"id": "id-of-victim"}, "who": {"pid": pid}});
         assert!(is("unmount of victim", &of(7)));
         assert!(!is("unmount of victim", &of(8)));
         assert!(is("daemon-unmount", &of(1)));
@@ -185,8 +184,10 @@ mod tests {
 
     #[test]
     fn the_order_counts() {
-        let chain = [json!({"operation": {"kind": "Relist"}}), json!({"operation": {"kind": "ExitHandling"}})];
-        let patterns = |words: [&str; 2]| words.map(|one| Pattern::parse(one).unwrap_or_else(|e| panic!("{e}")));
+        let chain =
+            [json!({"operation": {"kind": "Relist"}}), json!({"operation": {"kind": "ExitHandling"}})];
+        let patterns =
+            |words: [&str; 2]| words.map(|one| Pattern::parse(one).unwrap_or_else(|e| panic!("{e}")));
         assert!(along(&patterns(["relist", "exit"]), &chain, &Lab).is_some());
         assert!(along(&patterns(["exit", "relist"]), &chain, &Lab).is_none());
         assert_eq!(reached(&patterns(["exit", "relist"]), &chain, &Lab), 1);

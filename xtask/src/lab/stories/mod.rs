@@ -151,7 +151,8 @@ impl Stock {
             return Programs::find(None);
         }
         let folder = binaries::containerd(version)?;
-        let missing = || format!("no containerd {version} is in the cache; `cargo xtask binaries` fetches one");
+        let missing =
+            || format!("no containerd {version} is in the cache; `cargo xtask binaries` fetches one");
         Programs::find(Some(&folder.with_context(missing)?))
     }
 
@@ -178,7 +179,10 @@ impl Stock {
             return;
         }
         for time in 1..=times {
-            println!("--- story: {title}{}", if times > 1 { format!(", {time} of {times}") } else { String::new() });
+            println!(
+                "--- story: {title}{}",
+                if times > 1 { format!(", {time} of {times}") } else { String::new() }
+            );
             results.played += 1;
             let name = title.replace(' ', "-");
             let name = if times > 1 { format!("{name}-{time}") } else { name };

@@ -125,7 +125,8 @@ pub fn record(rows: &[Row]) -> Result<()> {
     let text = fs::read_to_string(&file).unwrap_or_default();
     let key = |line: &str| -> Option<String> {
         let cells: Vec<&str> = line.split('|').map(str::trim).collect();
-        (cells.len() > 10 && !cells[1].starts_with("---") && cells[1] != "story").then(|| cells[1..3].join(" "))
+        (cells.len() > 10 && !cells[1].starts_with("---") && cells[1] != "story")
+            .then(|| cells[1..3].join(" "))
     };
     let mut lines: BTreeMap<String, String> =
         text.lines().filter_map(|line| Some((key(line)?, line.to_owned()))).collect();

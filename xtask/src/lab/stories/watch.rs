@@ -28,9 +28,8 @@ pub const DAEMON: &[libc::c_long] = &[
 
 /// The stays of a daemon that tell something.
 pub fn of_daemon(stays: impl Iterator<Item = Stay>) -> Vec<Stay> {
-    let tells = |stay: &Stay| {
-        stay.call == libc::SYS_umount2 || stay.end.is_none_or(|end| end - stay.begin > LONG)
-    };
+    let tells =
+        |stay: &Stay| stay.call == libc::SYS_umount2 || stay.end.is_none_or(|end| end - stay.begin > LONG);
     stays.filter(tells).collect()
 }
 

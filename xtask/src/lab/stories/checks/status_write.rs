@@ -27,12 +27,8 @@ impl Truth {
     /// What the record has of it.
     pub fn of(record: &Record) -> Result<Truth> {
         let long = |stay: &&Stay| stay.end.is_some_and(|end| end - stay.begin > SECOND / 10);
-        let (unmounts, writes) = record
-            .daemon
-            .iter()
-            .filter(long)
-            .cloned()
-            .partition(|stay| stay.call == libc::SYS_umount2);
+        let (unmounts, writes) =
+            record.daemon.iter().filter(long).cloned().partition(|stay| stay.call == libc::SYS_umount2);
         let containerd = *record.containerd.last().context("no daemon")?;
         Ok(Truth { containerd, calls: record.calls.clone(), writes, unmounts })
     }
