@@ -22,6 +22,8 @@ use tokio::task::JoinSet;
 
 /// A list call that lasts as long as this hangs, ns.
 const HANGS: u64 = 1_000_000_000;
+/// What is so for as long as this stays so, ns.
+const LASTING: u64 = 1_000_000_000;
 /// What a starved process gets of a CPU, in thousandths.
 const SHARE: u64 = 2;
 /// MB that a pod writes that comes and goes.
@@ -341,9 +343,10 @@ impl Stage<'_> {
                 self.say(&format!("{clients} clients ask all the time"));
             }
             Step::AskNoMore => self.asking.abort_all(),
-            Step::Hold(command) => {
-                hold::hold(&self.lab.run, command)?;
-                self.say(&format!("`runc {command}` hangs from now on"));
+            Step::Hold { runc, of } => {
+                let container = self.pod(of)?.pod.container.clone();
+                hold::hold(&self.lab.run, runc, &container)?;
+                self.say(&format!("`runc {runc}` hangs for {of} from now on"));
             }
             Step::Release(command) => {
                 hold::release(&self.lab.run, command)?;
@@ -543,9 +546,9 @@ impl Stage<'_> {
         });
         let came = match what {
             Until::ListHangs => sys::until(limit, || self.hangs()).await,
-            Until::Unmounted => sys::until(limit, || self.unmounted()).await,
+            Until::Unmounted => sys::until(limit, lasting(|| self.unmounted())).await,
             Until::Quiet => {
-                let over = sys::until(limit, || !self.hangs() && self.unmounted()).await;
+                let over = sys::until(limit, lasting(|| !self.hangs() && self.unmounted())).await;
                 let relists = self.relists();
                 let calls = self.client.is_some() || self.lab.kubelet.is_some();
                 let again = || !calls || self.relists() >= relists + 2;
@@ -640,5 +643,14 @@ impl Stage<'_> {
         }
         // Shims of pods that are about to go are remembered by the clean-up.
         self.ledger.record(Leftover::ShimSockets { state: self.lab.containerd.state.clone() })
+    }
+}
+
+/// Whether something has been so for a while: an unmount does not begin in the moment of the exit.
+fn lasting(mut is: impl FnMut() -> bool) -> impl FnMut() -> bool {
+    let mut since = None;
+    move || {
+        since = if is() { since.or(Some(sys::monotonic())) } else { None };
+        since.is_some_and(|since| sys::monotonic() - since > LASTING)
     }
 }

@@ -251,8 +251,13 @@ pub enum Step {
     Ask(u64),
     /// They stop.
     AskNoMore,
-    /// From now on this command of runc hangs before it does anything: `update`, `delete`, `kill`.
-    Hold(String),
+    /// From now on a command of runc hangs for a pod's container before it does anything.
+    Hold {
+        /// `update`, `delete` or `kill`.
+        runc: String,
+        /// Whose.
+        of: String,
+    },
     /// What hangs so goes on.
     Release(String),
     /// Something keeps a pod's root file system busy.
@@ -498,11 +503,10 @@ impl Story {
                 ensure!(["containerd", "plegscope"].contains(&who.as_str()), "{who} cannot be started");
                 Ok(())
             }
-            Step::Hold(command) | Step::Release(command) => {
-                ensure!(
-                    ["update", "delete", "kill"].contains(&command.as_str()),
-                    "runc {command} is not held"
-                );
+            Step::Hold { of, .. } => self.knows(of),
+            Step::Release(command) => {
+                let held = |step: &Step| matches!(step, Step::Hold { runc, .. } if runc == command);
+                ensure!(self.steps.iter().any(held), "runc {command} is not held");
                 Ok(())
             }
             Step::Until(Until::Reported) if !self.node.watch_states => bail!("`reported` needs watch-states"),
@@ -521,7 +525,7 @@ impl Story {
 
     /// The commands of runc that are held in it.
     pub fn holds_runc(&self) -> bool {
-        self.steps.iter().any(|step| matches!(step, Step::Hold(_)))
+        self.steps.iter().any(|step| matches!(step, Step::Hold { .. }))
     }
 }
 
