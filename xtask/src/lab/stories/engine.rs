@@ -16,6 +16,7 @@ use crate::lab::{Lab, Settings, containerd_log, hold, image, states, story, sys}
 use anyhow::{Context as _, Result, bail, ensure};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 use tokio::task::JoinSet;
@@ -44,6 +45,7 @@ struct Running {
     exited: Option<u64>,
     unwritten: u64,
     pins: Vec<(Pin, Option<u32>)>,
+    unpinned: Vec<(u64, u64)>,
 }
 
 /// A story while it is played.
@@ -63,6 +65,8 @@ struct Stage<'a> {
     throttled: (u64, u64),
     strace: Option<Strace>,
     asking: JoinSet<()>,
+    /// What the clients that are not like a kubelet have updated.
+    updates: Arc<Mutex<Vec<Call>>>,
     scope: Option<Scope>,
     record: Record,
 }
@@ -114,6 +118,7 @@ pub async fn play(ledger: &Ledger, story: &Story, with: With<'_>, say: impl FnMu
         throttled: (0, 0),
         strace: None,
         asking: JoinSet::new(),
+        updates: Arc::default(),
         scope: None,
         record: Record::default(),
     };
@@ -250,6 +255,7 @@ impl Stage<'_> {
             exited: None,
             unwritten: 0,
             pins: Vec::new(),
+            unpinned: Vec::new(),
             pod,
         });
         Ok(())
@@ -352,8 +358,15 @@ impl Stage<'_> {
                 hold::release(&self.lab.run, command)?;
                 self.say(&format!("`runc {command}` goes on"));
             }
+            Step::Update(name) => {
+                let container = self.pod(name)?.pod.container.clone();
+                let client = Client::connect(&self.lab.containerd.socket, cri::SHORT).await?;
+                let calls = self.updates.clone();
+                self.asking.spawn(update(client, container, calls));
+                self.say(&format!("one more client updates {name}"));
+            }
             Step::Pin { pod, how } => self.pin(pod, *how)?,
-            Step::Unpin(pod) => self.unpin(pod)?,
+            Step::Unpin(pod) => self.unpin(pod).await?,
             Step::UnmountLazily(pod) => {
                 let rootfs = self.rootfs(pod)?;
                 sys::run("umount", &["-l", &rootfs.to_string_lossy()])?;
@@ -459,11 +472,18 @@ impl Stage<'_> {
         Ok(())
     }
 
-    fn unpin(&mut self, name: &str) -> Result<()> {
+    async fn unpin(&mut self, name: &str) -> Result<()> {
         let rootfs = self.rootfs(name)?;
         for (_, by) in self.pod(name)?.pins.clone() {
             match by {
-                Some(pid) => sys::signal(pid, libc::SIGKILL),
+                Some(pid) => {
+                    let begin = sys::monotonic();
+                    let gone = watch::exit_of(pid);
+                    sys::signal(pid, libc::SIGKILL);
+                    // Its exit may be what puts the last reference to the mounts.
+                    let gone = watch::noted(gone, Duration::from_secs(60)).await?;
+                    self.pod(name)?.unpinned.push((begin, gone));
+                }
                 None => drop(sys::run("umount", &[&rootfs.join("lab").to_string_lossy()])?),
             }
         }
@@ -610,6 +630,7 @@ impl Stage<'_> {
             (None, Some(kubelet)) => kubelet.calls(),
             (None, None) => Vec::new(),
         };
+        record.calls.append(&mut self.updates.lock().unwrap_or_else(PoisonError::into_inner));
         if let Some(kubelet) = &self.lab.kubelet {
             record.kubelet =
                 Some(story::Kubelet { pid: kubelet.pid, longest_relist: kubelet.longest_relist() });
@@ -639,11 +660,31 @@ impl Stage<'_> {
                 unmounts: pod.unmounts.stays(),
                 attempts: attempts.iter().filter(|one| one.container == pod.pod.container).cloned().collect(),
                 pins: pod.pins.clone(),
+                unpinned: pod.unpinned.clone(),
             });
         }
         // Shims of pods that are about to go are remembered by the clean-up.
         self.ledger.record(Leftover::ShimSockets { state: self.lab.containerd.state.clone() })
     }
+}
+
+/// Updates a container once; the call is written down at its begin and at its end.
+async fn update(client: Client, container: String, calls: Arc<Mutex<Vec<Call>>>) {
+    let lock = || calls.lock().unwrap_or_else(PoisonError::into_inner);
+    let index = lock().len();
+    lock().push(Call {
+        method: "UpdateContainerResources".to_owned(),
+        container: Some(container.clone()),
+        begin: sys::monotonic(),
+        end: None,
+        error: None,
+    });
+    let request =
+        cri::UpdateContainerResourcesRequest { container_id: container, linux: Some(pods::resources()) };
+    let answer: Result<cri::Empty, _> = client.call("UpdateContainerResources", request, cri::LONG).await;
+    let mut calls = lock();
+    calls[index].end = Some(sys::monotonic());
+    calls[index].error = answer.err().map(|status| format!("{:?}: {}", status.code(), status.message()));
 }
 
 /// Whether something has been so for a while: an unmount does not begin in the moment of the exit.

@@ -97,6 +97,14 @@ impl Judge<'_> {
             let Some(exited) = pod.exited else { continue };
             let unmount = record.blocked_unmount(pod);
             let said = record.states.first(&pod.container, "EXITED");
+            for (begin, gone) in &pod.unpinned {
+                let took = seconds(gone - begin);
+                self.truth.note(
+                    &format!("what kept {} busy", pod.name),
+                    format!("was gone {took} after its kill"),
+                    "",
+                );
+            }
             let stuck = pod.unmounts.iter().max_by_key(|stay| stay.waits_in.len());
             self.truth.note(
                 &format!("{} exits", pod.name),
@@ -327,6 +335,8 @@ impl Judge<'_> {
                 Value::Null => &link["lock"]["subject"]["id"],
                 id => id,
             });
+            // What is not visible is blamed on nobody.
+            let at_end = at_end.filter(|_| variant(&diagnosis["ends_in"]).0 != "NotVisible");
             if let Some(id) = at_end.and_then(Value::as_str).filter(|id| !blame.iter().any(|one| one == id)) {
                 containers.insert(format!("{} at the end of {}", self.name_of(id), words(diagnosis)));
             }

@@ -260,6 +260,8 @@ pub enum Step {
     },
     /// What hangs so goes on.
     Release(String),
+    /// One more client updates a pod's container, and is not waited for.
+    Update(String),
     /// Something keeps a pod's root file system busy.
     Pin {
         /// Whose.
@@ -431,20 +433,24 @@ pub fn folder() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("stories")
 }
 
-/// All stories, by name.
-pub fn all() -> Result<Vec<Story>> {
+/// The names of all stories.
+pub fn names() -> Result<Vec<String>> {
     let folder = folder();
     let entries = fs::read_dir(&folder).with_context(|| format!("reading {}", folder.display()))?;
-    let mut stories = Vec::new();
-    for path in entries.flatten().map(|entry| entry.path()) {
-        if path.extension().is_some_and(|end| end == "toml") {
-            let text = fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?;
-            let name = path.file_stem().unwrap_or_default().to_string_lossy();
-            stories.push(parse(&name, &text).with_context(|| path.display().to_string())?);
-        }
-    }
-    stories.sort_by(|a, b| a.name.cmp(&b.name));
-    Ok(stories)
+    let files = entries.flatten().map(|entry| entry.path());
+    let files = files.filter(|path| path.extension().is_some_and(|end| end == "toml"));
+    let name = |path: PathBuf| Some(path.file_stem()?.to_string_lossy().into_owned());
+    let mut names: Vec<String> = files.filter_map(name).collect();
+    names.sort();
+    Ok(names)
+}
+
+/// The story of that name.
+pub fn load(name: &str) -> Result<Story> {
+    let file = folder().join(format!("{name}.toml"));
+    let text = fs::read_to_string(&file)
+        .with_context(|| format!("there is no story {name}; `cargo xtask story --list` has them all"))?;
+    parse(name, &text).with_context(|| file.display().to_string())
 }
 
 /// Reads one, and refuses what could not be played or held.
@@ -488,9 +494,11 @@ impl Story {
 
     fn sound(&self, step: &Step) -> Result<()> {
         match step {
-            Step::Write(pod) | Step::Unpin(pod) | Step::UnmountLazily(pod) | Step::Forget(pod) => {
-                self.knows(pod)
-            }
+            Step::Write(pod)
+            | Step::Update(pod)
+            | Step::Unpin(pod)
+            | Step::UnmountLazily(pod)
+            | Step::Forget(pod) => self.knows(pod),
             Step::Strace { of: pod, .. } | Step::Pin { pod, .. } => self.knows(pod),
             Step::Exit(pods) => pods.iter().try_for_each(|pod| self.knows(pod)),
             Step::Freeze(who) | Step::Thaw(who) | Step::Starve(who) | Step::Feed(who) | Step::Kill(who) => {
@@ -535,9 +543,10 @@ mod tests {
 
     #[test]
     fn every_story_can_be_read() {
-        let stories = all().unwrap_or_else(|error| panic!("{error:#}"));
-        assert!(stories.len() > 10);
-        for story in &stories {
+        let names = names().unwrap_or_else(|error| panic!("{error:#}"));
+        assert!(names.len() > 10);
+        for name in &names {
+            let story = load(name).unwrap_or_else(|error| panic!("{error:#}"));
             assert!(!story.about.contains('\n'), "{}: one sentence", story.name);
         }
     }

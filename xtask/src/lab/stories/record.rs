@@ -60,6 +60,8 @@ pub struct Pod {
     pub attempts: Vec<Attempt>,
     /// What kept its root file system busy, with the process that did.
     pub pins: Vec<(Pin, Option<u32>)>,
+    /// When those processes were killed, and when they were gone.
+    pub unpinned: Vec<(u64, u64)>,
 }
 
 /// A container that was created in a step.

@@ -47,6 +47,7 @@ fn pod(name: &str, shim: u32) -> Pod {
         unmounts: if name == "victim" { vec![stay] } else { Vec::new() },
         attempts: Vec::new(),
         pins: Vec::new(),
+        unpinned: Vec::new(),
     }
 }
 
