@@ -85,7 +85,7 @@ pub fn run(args: Args) -> Result<()> {
                 Block::None => verdict::healthy(&truth, &frames),
                 Block::Disk | Block::Strace => verdict::incident(&truth, &frames),
             };
-            verdict.ended(exit, took, lab::e2e::QUIT_WITHIN);
+            verdict.ended(exit, took, lab::QUIT_WITHIN);
             compared = Some((verdict, verdict::summaries(&frames)));
         }
         say("cleaning up");

@@ -40,8 +40,8 @@ enum Command {
     Test(test::Args),
     /// Build a real kubelet into the cache
     Kubelet(kubelet::Args),
-    /// Play a healthy run, a slow disk and the published reproduction, and check every word of plegscope
-    E2e(lab::e2e::Args),
+    /// Play stories on a real containerd and check every word of plegscope
+    Story(lab::stories::Args),
     /// Measure what plegscope costs, side by side with bpftrace
     Bench(bench::Args),
     /// Boot other kernels in QEMU and prove the kernel half on each
@@ -60,7 +60,7 @@ fn main() -> ExitCode {
         Command::Binaries(args) => binaries::run(&args),
         Command::Toolchains(args) => toolchains::run(&args),
         Command::Kubelet(args) => kubelet::run(&args),
-        Command::E2e(args) => lab::e2e::run(args),
+        Command::Story(args) => lab::stories::run(args),
         Command::Bench(args) => bench::run(args),
         Command::Vm(args) => vm::run(&args),
     };

@@ -17,6 +17,9 @@ pub struct Args {
     /// Only what needs neither root nor network: a minute or two when the tree is built.
     #[arg(long)]
     fast: bool,
+    /// All stories, with each containerd they make sense with and a real kubelet, ten times each: many hours.
+    #[arg(long, conflicts_with = "fast")]
+    all: bool,
 }
 
 /// How a step ended when it did not fail.
@@ -29,6 +32,7 @@ enum Outcome {
 /// What the steps know of each other.
 struct Run {
     fast: bool,
+    all: bool,
     /// The folder of Go programs, once it is filled.
     go_binaries: Option<PathBuf>,
     /// Where tests find every Go, and keep what they build with it.
@@ -39,7 +43,13 @@ struct Run {
 
 /// Runs the command.
 pub fn run(args: &Args) -> Result<()> {
-    let mut run = Run { fast: args.fast, go_binaries: None, go_toolchains: Vec::new(), results: Vec::new() };
+    let mut run = Run {
+        fast: args.fast,
+        all: args.all,
+        go_binaries: None,
+        go_toolchains: Vec::new(),
+        results: Vec::new(),
+    };
     run.step("tools", tools);
     run.step("format", |_| format());
     run.step("tidy", |_| tidy::run(&tidy::Args {}).map(|()| Outcome::Passed));
@@ -69,7 +79,7 @@ pub fn run(args: &Args) -> Result<()> {
         test.envs(run.go_toolchains.iter().map(|(name, value)| (name, value)));
         shell::run(&mut test).map(|()| Outcome::Passed)
     });
-    run.step("end to end", end_to_end);
+    run.step("stories", stories);
     run.step("other kernels", other_kernels);
     run.finish()
 }
@@ -161,18 +171,25 @@ fn go_toolchains(run: &mut Run) -> Result<Outcome> {
 }
 
 /// The lab's stories on a real containerd, by our own other command.
-fn end_to_end(run: &mut Run) -> Result<Outcome> {
+fn stories(run: &mut Run) -> Result<Outcome> {
     if run.fast {
         return Ok(Outcome::Skipped("needs root (--fast)".into()));
     }
     if !shell::is_root() {
-        return Ok(Outcome::Skipped("needs root: sudo -E env PATH=\"$PATH\" cargo xtask e2e".into()));
+        return Ok(Outcome::Skipped("needs root: sudo -E env PATH=\"$PATH\" cargo xtask story".into()));
     }
     // Not the executable's path: an earlier step may have put a newer one there.
-    shell::run_hearing_errors(Command::new(format!("/proc/{}/exe", process::id())).arg("e2e"))?;
+    let mut play = Command::new(format!("/proc/{}/exe", process::id()));
+    play.arg("story");
+    if run.all {
+        play.args(["--all", "--repeat", "10"]);
+    }
+    shell::run_hearing_errors(&mut play)?;
     Ok(match kubelet::built()? {
         Some(_) => Outcome::Passed,
-        None => Outcome::Skipped(format!("the story `kubelet` was not played: {}", kubelet::NOT_BUILT)),
+        None => {
+            Outcome::Skipped(format!("stories with a real kubelet were not played: {}", kubelet::NOT_BUILT))
+        }
     })
 }
 

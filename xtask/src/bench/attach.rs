@@ -3,9 +3,9 @@
 use super::peer::Bpftrace;
 use super::table::Table;
 use crate::lab::Lab;
+use crate::lab::QUIT_WITHIN;
 use crate::lab::cleanup::Ledger;
 use crate::lab::containerd::Programs;
-use crate::lab::e2e::QUIT_WITHIN;
 use crate::lab::tracer::Tracer;
 use anyhow::{Context, Result, ensure};
 use object::{Object as _, ObjectSegment as _, ObjectSymbol as _, SegmentFlags, SymbolKind};

@@ -9,7 +9,7 @@ use crate::lab::commands::look;
 use crate::lab::containerd::Programs;
 use crate::lab::cri::{self, Client};
 use crate::lab::tracer::Tracer;
-use crate::lab::{Lab, Root, pods, sys};
+use crate::lab::{Lab, Settings, pods, sys};
 use anyhow::{Context, Result};
 use std::path::Path;
 use std::time::Duration;
@@ -55,7 +55,8 @@ pub async fn measure(
     containers: usize,
 ) -> Result<Table> {
     let mut lab =
-        Lab::without_pods(ledger, programs, Root::Fast, &mut |text: &str| println!("{text}")).await?;
+        Lab::without_pods(ledger, programs, &Settings::default(), &mut |text: &str| println!("{text}"))
+            .await?;
     let begin = sys::monotonic();
     fill(&mut lab, ledger, containers).await?;
     println!("{containers} pods after {}", sys::seconds(sys::monotonic() - begin));

@@ -77,9 +77,11 @@ impl Verdict {
 
     /// The table, for people.
     pub fn table(&self) -> String {
+        // What is longer has lines of its own.
+        const WIDEST: usize = 70;
         let width = |of: fn(&Check) -> &str, title: &str| {
-            let longest = self.0.iter().map(|check| of(check).chars().count()).max().unwrap_or(0);
-            longest.max(title.chars().count())
+            let lengths = self.0.iter().map(|check| of(check).chars().count());
+            lengths.filter(|length| *length <= WIDEST).max().unwrap_or(0).max(title.chars().count())
         };
         let (what, truth) = (width(|check| &check.what, ""), width(|check| &check.truth, "ground truth"));
         let mut table = format!("{:what$}  {:truth$}  plegscope\n", "", "ground truth");
@@ -89,6 +91,11 @@ impl Verdict {
                 Some(false) => "  WRONG",
                 None => "",
             };
+            if check.truth.chars().count() > WIDEST {
+                let _ = writeln!(table, "{:what$}  {}", check.what, check.truth);
+                let _ = writeln!(table, "{:what$}  {:truth$}  {}{mark}", "", "", check.said);
+                continue;
+            }
             let _ = writeln!(table, "{:what$}  {:truth$}  {}{mark}", check.what, check.truth, check.said);
         }
         table

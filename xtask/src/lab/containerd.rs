@@ -1,7 +1,7 @@
 //! A containerd of our own, beside whatever containerd the machine has: own root, state, sockets, runc root.
 
 use super::cleanup::{Ledger, Leftover, folders_not_there};
-use super::{image, sys};
+use super::{Settings, hold, image, sys};
 use anyhow::{Context, Result, bail};
 use std::fs::{self, File};
 use std::os::unix::process::CommandExt as _;
@@ -37,6 +37,12 @@ impl Programs {
         let containerd =
             containerd.context("containerd is not installed: apt-get install containerd runc")?;
         Ok(Programs { containerd, folder: folder.map(Path::to_owned) })
+    }
+
+    /// The daemon's version, as it says: `1.6.20~ds1`.
+    pub fn version(&self) -> Option<String> {
+        let out = sys::run(&self.containerd.to_string_lossy(), &["--version"]).ok()?;
+        out.split_whitespace().nth(2).map(|version| version.trim_start_matches('v').to_owned())
     }
 
     /// The shim that the daemon starts.
@@ -75,23 +81,27 @@ impl Containerd {
         run: &Path,
         scratch: &Path,
         snapshots: &Path,
+        settings: &Settings,
     ) -> Result<Containerd> {
         let socket = run.join("containerd.sock");
         let state = run.join("state");
         let log = run.join("containerd.log");
         let config = run.join("config.toml");
-        fs::write(&config, config_text(run, scratch, snapshots))
+        fs::write(&config, config_text(run, scratch, snapshots, settings))
             .with_context(|| format!("writing {}", config.display()))?;
         for leftover in folders_not_there(&OUTSIDE) {
             ledger.record(leftover)?;
         }
         // Where the snapshotter looks that knows no `root_path` (containerd 1.4).
-        let default = scratch.join("root/io.containerd.snapshotter.v1.overlayfs");
+        let default = scratch.join(format!("root/io.containerd.snapshotter.v1.{}", settings.snapshotter));
         for folder in [snapshots, &default] {
             fs::create_dir_all(folder).with_context(|| format!("creating {}", folder.display()))?;
         }
         ledger.record(Leftover::Mounts { below: default.clone() })?;
         sys::run("mount", &["--bind", &snapshots.to_string_lossy(), &default.to_string_lossy()])?;
+        if settings.hold_runc {
+            hold::prepare(run)?;
+        }
         ledger.record(Leftover::ShimSockets { state: state.clone() })?;
         ledger.record(Leftover::ProcessesWith { argument: socket.clone() })?;
         File::create(&log).with_context(|| format!("creating {}", log.display()))?;
@@ -159,6 +169,11 @@ impl Containerd {
         fs::remove_file(&tar).with_context(|| format!("removing {}", tar.display()))
     }
 
+    /// Its version, as it says: `1.6.20~ds1`.
+    pub fn version(&self) -> Option<String> {
+        self.programs.version()
+    }
+
     /// The last lines of the daemon's log.
     pub fn log_tail(&self, lines: usize) -> String {
         let text = fs::read_to_string(&self.log).unwrap_or_default();
@@ -199,7 +214,13 @@ impl Containerd {
     }
 }
 
-fn config_text(run: &Path, scratch: &Path, snapshots: &Path) -> String {
+fn config_text(run: &Path, scratch: &Path, snapshots: &Path, settings: &Settings) -> String {
+    let snapshotter = settings.snapshotter;
+    let options = if settings.volatile { r#"mount_options = ["volatile"]"# } else { "" };
+    let program = match settings.hold_runc {
+        true => format!("BinaryName = \"{}\"", hold::script(run).display()),
+        false => String::new(),
+    };
     let (run, scratch, snapshots, image) =
         (run.display(), scratch.display(), snapshots.display(), image::NAME);
     format!(
@@ -219,7 +240,7 @@ state = "{run}/state"
   sandbox_image = "{image}"
 
 [plugins."io.containerd.grpc.v1.cri".containerd]
-  snapshotter = "overlayfs"
+  snapshotter = "{snapshotter}"
 
 [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc]
   runtime_type = "io.containerd.runc.v2"
@@ -227,10 +248,12 @@ state = "{run}/state"
 [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc.options]
   Root = "{run}/runc"
   SystemdCgroup = false
+  {program}
 
 # Only the snapshots lie on the slow disk: the daemon's own databases stay fast, as on a node with a separate disk.
-[plugins."io.containerd.snapshotter.v1.overlayfs"]
+[plugins."io.containerd.snapshotter.v1.{snapshotter}"]
   root_path = "{snapshots}"
+  {options}
 
 # From containerd 1.7 on: it would listen in /run/nri, where the machine's own daemon may listen.
 [plugins."io.containerd.nri.v1.nri"]

@@ -37,7 +37,13 @@ enum Limit {
 impl SlowDisk {
     /// Makes the disk from a file in `scratch` (which must not be on tmpfs) and mounts it at `mounted`.
     /// `cgroup` is the group, relative to the hierarchy's root, in which all containers of the lab live.
-    pub fn create(ledger: &Ledger, scratch: &Path, mounted: &Path, cgroup: &Path) -> Result<SlowDisk> {
+    pub fn create(
+        ledger: &Ledger,
+        scratch: &Path,
+        mounted: &Path,
+        cgroup: &Path,
+        file_system: &str,
+    ) -> Result<SlowDisk> {
         let image = scratch.join("disk.img");
         let file = fs::File::create(&image).with_context(|| format!("creating {}", image.display()))?;
         file.set_len(SIZE_MB << 20).with_context(|| format!("growing {}", image.display()))?;
@@ -47,9 +53,15 @@ impl SlowDisk {
         let image = image.to_string_lossy().into_owned();
         // Direct I/O: else the limit is met by the page cache of the backing file, and a sync is fast again.
         let node = sys::run("losetup", &["--direct-io=on", "--show", "-f", &image])?.trim().to_owned();
-        // All metadata is written now: lazy initialisation would compete with the lab for the slow disk later.
-        sys::run("mkfs.ext4", &["-q", "-m", "0", "-E", "lazy_itable_init=0,lazy_journal_init=0", &node])?;
-        sys::run("mount", &["-t", "ext4", &node, &mounted.to_string_lossy()])?;
+        match file_system {
+            // All metadata is written now: lazy initialisation would compete with the lab for the slow disk later.
+            "ext4" => {
+                let now = "lazy_itable_init=0,lazy_journal_init=0";
+                sys::run("mkfs.ext4", &["-q", "-m", "0", "-E", now, &node])?;
+            }
+            other => drop(sys::run(&format!("mkfs.{other}"), &["-q", &node])?),
+        }
+        sys::run("mount", &["-t", file_system, &node, &mounted.to_string_lossy()])?;
         let device = fs::read_to_string(format!("/sys/class/block/{}/dev", node.trim_start_matches("/dev/")))
             .with_context(|| format!("reading the device number of {node}"))?
             .trim()

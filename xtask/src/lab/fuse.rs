@@ -64,7 +64,7 @@ pub fn play(binary: &Path) -> Result<Verdict> {
         let back = look::changed_bytes(target.pid())?;
         verdict.check("they do not come back", "no byte", format!("{back} bytes"), back == 0);
         let (exit, took, lines, messages) = tracer.quit().await?;
-        verdict.ended(exit, took, super::e2e::QUIT_WITHIN);
+        verdict.ended(exit, took, super::QUIT_WITHIN);
         told(&messages, &lines, &mut verdict);
         Ok(verdict)
     })

@@ -26,9 +26,9 @@ pub struct Group {
 }
 
 impl Group {
-    /// Puts a process into a group of its own; `share` is what it gets of one CPU when it is starved, in thousandths.
-    pub fn of(ledger: &Ledger, pid: u32, share: u64) -> Result<Group> {
-        let below = Path::new(&ledger.name).join("daemon");
+    /// Puts a process into a group of its own, called so; `share` is what it gets of one CPU when it is starved, in thousandths.
+    pub fn of(ledger: &Ledger, name: &str, pid: u32, share: u64) -> Result<Group> {
+        let below = Path::new(&ledger.name).join(name);
         ledger.record(Leftover::Cgroup { path: below.clone() })?;
         let quota = PERIOD * share / 1000;
         let roots = cgroup_roots();

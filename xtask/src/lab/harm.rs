@@ -2,7 +2,7 @@
 //!
 //! Pure, like [`super::verdict`].
 
-use super::siblings::said::consequences;
+use super::stories::checks::said::consequences;
 use super::story::Truth;
 use super::verdict::{Seen, Verdict};
 

@@ -7,7 +7,7 @@
 
 use super::cleanup::{Ledger, Leftover, cgroup_roots, folders_not_there};
 use super::kubelet_like::Call;
-use super::kubelet_log::Parser;
+use super::kubelet_log::{Parser, times_of};
 use super::pods::{self, Pod};
 use super::{containerd::Containerd, cri, image, sys};
 use anyhow::{Context, Result, bail};
@@ -137,6 +137,12 @@ impl Kubelet {
     /// The longest relist by its metric `kubelet_pleg_relist_duration_seconds`, ns.
     pub fn longest_relist(&self) -> u64 {
         self.metrics.longest.load(Ordering::Relaxed)
+    }
+
+    /// When it logged that its PLEG is not healthy, ns of CLOCK_MONOTONIC.
+    pub fn unhealthy(&self) -> Vec<u64> {
+        let text = fs::read_to_string(&self.log).unwrap_or_default();
+        times_of(&text, "PLEG is not healthy", sys::monotonic(), sys::realtime())
     }
 
     /// Ends it and waits until it is gone, so that it starts nothing again.

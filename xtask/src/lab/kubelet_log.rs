@@ -100,6 +100,15 @@ impl Parser {
     }
 }
 
+/// When the lines were written that have these words, by the given times of the two clocks (ns).
+pub fn times_of(text: &str, words: &str, monotonic: u64, realtime: u64) -> Vec<u64> {
+    text.lines()
+        .filter(|line| line.contains(words))
+        .filter_map(split)
+        .map(|(time, _)| monotonic.saturating_sub((realtime % DAY + DAY - time) % DAY))
+        .collect()
+}
+
 /// Time of day in ns, and the text, of a line with klog's header.
 fn split(line: &str) -> Option<(u64, &str)> {
     let (header, text) = line.split_once("] ")?;

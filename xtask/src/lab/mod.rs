@@ -14,11 +14,11 @@ pub mod containerd;
 pub mod containerd_log;
 pub mod cri;
 pub mod disk;
-pub mod e2e;
 pub mod fuse;
 pub mod group;
 pub mod harm;
 pub mod harmless;
+pub mod hold;
 pub mod image;
 pub mod kubelet;
 pub mod kubelet_like;
@@ -26,8 +26,8 @@ pub mod kubelet_log;
 pub mod now;
 pub mod packages;
 pub mod pods;
-pub mod siblings;
 pub mod states;
+pub mod stories;
 pub mod story;
 pub mod strace;
 pub mod sys;
@@ -40,14 +40,36 @@ use cleanup::{Ledger, Leftover};
 use containerd::{Containerd, Programs};
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
-/// Where containerd keeps its own databases and status files.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Root {
-    /// Apart from the snapshots, as on a node with a separate disk.
-    Fast,
-    /// On the slow disk, as on most nodes.
-    Slow,
+/// Quitting plegscope may take this long until the prompt is back, ns.
+pub const QUIT_WITHIN: u64 = 300_000_000;
+
+/// How a node is made.
+#[derive(Clone, Copy, Debug)]
+pub struct Settings {
+    /// File system of the disk below the snapshots, as `mount` calls it.
+    pub file_system: &'static str,
+    /// Snapshotter, as containerd calls it.
+    pub snapshotter: &'static str,
+    /// Whether overlays are mounted `volatile`.
+    pub volatile: bool,
+    /// Whether containerd's own databases and status files lie on the slow disk, as on most nodes.
+    pub daemon_on_disk: bool,
+    /// Whether runc is called through a script by which its commands can be held.
+    pub hold_runc: bool,
+}
+
+impl Default for Settings {
+    fn default() -> Settings {
+        Settings {
+            file_system: "ext4",
+            snapshotter: "overlayfs",
+            volatile: false,
+            daemon_on_disk: false,
+            hold_runc: false,
+        }
+    }
 }
 
 /// A node with three running pods; the first is the victim.
@@ -76,7 +98,7 @@ impl<'a> Lab<'a> {
         megabytes: u64,
         say: &mut impl FnMut(&str),
     ) -> Result<Lab<'a>> {
-        let mut lab = Lab::without_pods(ledger, programs, Root::Fast, say).await?;
+        let mut lab = Lab::without_pods(ledger, programs, &Settings::default(), say).await?;
         for (pod, megabytes) in pods_of(megabytes) {
             let started =
                 pods::start(&lab.client, pod, &pods::script(megabytes), Path::new(&ledger.name), &lab.run)
@@ -96,26 +118,39 @@ impl<'a> Lab<'a> {
         script: &story::Script,
         say: &mut impl FnMut(&str),
     ) -> Result<Lab<'a>> {
-        let mut lab = Lab::without_pods(ledger, programs, Root::Fast, say).await?;
-        let (kubelet, pods) = kubelet::Kubelet::start(
-            ledger,
-            program,
-            &lab.containerd,
-            &lab.client,
-            &lab.run,
-            script.update_every,
-            &pods_of(script.megabytes()),
-        )
-        .await?;
-        say(&format!("a kubelet of its own, pid {}", kubelet.pid));
-        lab.kubelet = Some(kubelet);
-        for pod in pods {
-            lab.add(pod, say);
-        }
+        let mut lab = Lab::without_pods(ledger, programs, &Settings::default(), say).await?;
+        lab.run_kubelet(program, script.update_every, &pods_of(script.megabytes()), say).await?;
         Ok(lab)
     }
 
-    fn add(&mut self, pod: pods::Pod, say: &mut impl FnMut(&str)) {
+    /// Starts a real kubelet that runs these pods (name, megabytes to write) and updates them.
+    pub async fn run_kubelet(
+        &mut self,
+        program: &Path,
+        update_every: Duration,
+        pods: &[(&str, u64)],
+        say: &mut impl FnMut(&str),
+    ) -> Result<()> {
+        let (kubelet, pods) = kubelet::Kubelet::start(
+            self.ledger,
+            program,
+            &self.containerd,
+            &self.client,
+            &self.run,
+            update_every,
+            pods,
+        )
+        .await?;
+        say(&format!("a kubelet of its own, pid {}", kubelet.pid));
+        self.kubelet = Some(kubelet);
+        for pod in pods {
+            self.add(pod, say);
+        }
+        Ok(())
+    }
+
+    /// Adds a pod that runs.
+    pub fn add(&mut self, pod: pods::Pod, say: &mut impl FnMut(&str)) {
         say(&format!("pod {}/{}, container {}", pod.namespace, pod.name, &pod.container[..12]));
         self.pods.push(pod);
     }
@@ -124,7 +159,7 @@ impl<'a> Lab<'a> {
     pub async fn without_pods(
         ledger: &'a Ledger,
         programs: Programs,
-        root: Root,
+        settings: &Settings,
         say: &mut impl FnMut(&str),
     ) -> Result<Lab<'a>> {
         if !sys::is_root() {
@@ -146,15 +181,16 @@ impl<'a> Lab<'a> {
             &["-t", "tmpfs", "-o", "mode=711,size=256m", "plegscope-lab", &run.to_string_lossy()],
         )?;
 
-        let disk = disk::SlowDisk::create(ledger, &scratch, &run.join("disk"), &cgroup)?;
+        let disk =
+            disk::SlowDisk::create(ledger, &scratch, &run.join("disk"), &cgroup, settings.file_system)?;
         say(&format!("a disk of its own, device {}, mounted at {}", disk.device, disk.mounted.display()));
         let snapshots = disk.mounted.join("snapshots");
         ledger.record(Leftover::Cgroup { path: cgroup.clone() })?;
-        let root = match root {
-            Root::Fast => scratch,
-            Root::Slow => disk.mounted.join("containerd"),
+        let root = match settings.daemon_on_disk {
+            false => scratch,
+            true => disk.mounted.join("containerd"),
         };
-        let containerd = Containerd::start(ledger, programs, &run, &root, &snapshots).await?;
+        let containerd = Containerd::start(ledger, programs, &run, &root, &snapshots, settings).await?;
         let client = cri::Client::connect(&containerd.socket, cri::SHORT).await?;
         containerd.import_image(&run, image::NAME)?;
         say(&format!(

@@ -8,6 +8,7 @@ use super::sys;
 use serde::Serialize;
 use std::collections::HashMap;
 use std::fs;
+use std::os::unix::fs::FileExt as _;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
@@ -16,20 +17,13 @@ use std::time::Duration;
 /// How often the threads are looked at: the uncertainty of each begin and end.
 pub const EVERY: Duration = Duration::from_millis(5);
 
+/// How often the kernel stack of a thread that stays inside is read, ns.
+const STACK_EVERY: u64 = 250_000_000;
+
 /// The unmount.
 pub const UNMOUNT: &[libc::c_long] = &[libc::SYS_umount2];
-/// What waits for a disk that writes.
-pub const WRITES: &[libc::c_long] = &[
-    libc::SYS_fsync,
-    libc::SYS_fdatasync,
-    libc::SYS_sync,
-    libc::SYS_syncfs,
-    libc::SYS_write,
-    libc::SYS_pwrite64,
-];
-
 /// One stay of a thread in a system call.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Stay {
     /// Thread.
     pub tid: u32,
@@ -39,6 +33,10 @@ pub struct Stay {
     pub begin: u64,
     /// First time it was no longer seen inside; `None` while it lasts.
     pub end: Option<u64>,
+    /// What it unmounts, read from the caller's memory; `None` for other calls.
+    pub path: Option<String>,
+    /// The kernel's functions it waits in, the deepest first, when it was looked at last; empty for a short stay.
+    pub waits_in: Vec<String>,
 }
 
 /// Watches one process until dropped.
@@ -90,6 +88,8 @@ struct Inside {
     index: usize,
     /// Since when it is not known to be inside, because it runs.
     running: Option<u64>,
+    /// When its kernel stack was read.
+    looked: u64,
 }
 
 fn look(pid: u32, calls: &[libc::c_long], inside: &mut HashMap<u32, Inside>, stays: &Mutex<Vec<Stay>>) {
@@ -103,6 +103,13 @@ fn look(pid: u32, calls: &[libc::c_long], inside: &mut HashMap<u32, Inside>, sta
     inside.retain(|tid, thread| match call_of(pid, *tid) {
         Some(call) if call == stays[thread.index].call => {
             thread.running = None;
+            if now - thread.looked > STACK_EVERY {
+                thread.looked = now;
+                let stack = stack_of(pid, *tid);
+                if !stack.is_empty() {
+                    stays[thread.index].waits_in = stack;
+                }
+            }
             true
         }
         Some(_) => {
@@ -119,8 +126,9 @@ fn look(pid: u32, calls: &[libc::c_long], inside: &mut HashMap<u32, Inside>, sta
         if !inside.contains_key(&tid)
             && let Some(call) = call_of(pid, tid).filter(|call| calls.contains(call))
         {
-            inside.insert(tid, Inside { index: stays.len(), running: None });
-            stays.push(Stay { tid, call, begin: now, end: None });
+            inside.insert(tid, Inside { index: stays.len(), running: None, looked: now });
+            let path = (call == libc::SYS_umount2).then(|| path_of(pid, tid)).flatten();
+            stays.push(Stay { tid, call, begin: now, path, ..Stay::default() });
         }
     }
 }
@@ -133,6 +141,29 @@ fn call_of(pid: u32, tid: u32) -> Option<libc::c_long> {
     }
 }
 
+/// The path that a thread has given to umount2.
+fn path_of(pid: u32, tid: u32) -> Option<String> {
+    let line = fs::read_to_string(format!("/proc/{pid}/task/{tid}/syscall")).ok()?;
+    let pointer = line.split_whitespace().nth(1)?.strip_prefix("0x")?;
+    let pointer = u64::from_str_radix(pointer, 16).ok()?;
+    let mut bytes = [0; 512];
+    let memory = fs::File::open(format!("/proc/{pid}/mem")).ok()?;
+    let read = memory.read_at(&mut bytes, pointer).ok()?;
+    let length = bytes[..read].iter().position(|byte| *byte == 0)?;
+    Some(String::from_utf8_lossy(&bytes[..length]).into_owned())
+}
+
+/// The functions on a thread's kernel stack.
+fn stack_of(pid: u32, tid: u32) -> Vec<String> {
+    let text = fs::read_to_string(format!("/proc/{pid}/task/{tid}/stack")).unwrap_or_default();
+    text.lines().filter_map(function_in).take(24).collect()
+}
+
+/// The function of a line like `[<0>] folio_wait_writeback+0x2b/0xa0`, or with a module behind it.
+fn function_in(line: &str) -> Option<String> {
+    line.split_once("] ")?.1.split(['+', ' ']).next().map(str::to_owned)
+}
+
 fn number_in(line: &str) -> Option<libc::c_long> {
     let number = line.split_whitespace().next()?;
     (number != "running").then(|| number.parse().unwrap_or(-1))
@@ -140,7 +171,7 @@ fn number_in(line: &str) -> Option<libc::c_long> {
 
 #[cfg(test)]
 mod tests {
-    use super::number_in;
+    use super::{function_in, number_in};
 
     #[test]
     fn a_thread_that_runs_is_neither_inside_nor_outside() {
@@ -148,5 +179,13 @@ mod tests {
         assert_eq!(number_in("202 0xc000 0x80 0x0 0x0 0x0 0x0 0x7ffd 0x46\n"), Some(202));
         assert_eq!(number_in("-1 0x7ffd 0x46\n"), Some(-1));
         assert_eq!(number_in("running\n"), None);
+    }
+
+    #[test]
+    fn functions_are_read_from_a_stack() {
+        let of = |line| function_in(line).unwrap_or_default();
+        assert_eq!(of("[<0>] folio_wait_writeback+0x2b/0xa0"), "folio_wait_writeback");
+        assert_eq!(of("[<0>] ovl_sync_fs+0x3a/0x70 [overlay]"), "ovl_sync_fs");
+        assert_eq!(function_in(""), None);
     }
 }

@@ -124,7 +124,7 @@ pub fn healthy(truth: &Truth, frames: &[Seen]) -> Verdict {
         format!("longest {}", longest.map_or("-".to_owned(), seconds)),
         format!("{} frames", frames.len()),
     );
-    let incidents = own_incidents(truth, frames);
+    let incidents = own_incidents(&truth.own, frames);
     verdict.check("incidents", "none", list(&incidents), incidents.is_empty());
     let chains: Vec<String> = frames
         .iter()
@@ -299,12 +299,12 @@ fn afterwards(verdict: &mut Verdict, truth: &Truth, frames: &[Seen]) {
         format!("{} explained, {} not", explained.unwrap_or(0), unexplained.unwrap_or(0)),
         explained > Some(0) && unexplained == Some(0),
     );
-    let incidents = own_incidents(truth, frames);
+    let incidents = own_incidents(&truth.own, frames);
     verdict.check("incidents", "one", list(&incidents), incidents.len() == 1);
     let ended = frames
         .iter()
         .flat_map(incidents_of)
-        .find(|incident| incident["ended"].is_u64() && !foreign(truth, incident));
+        .find(|incident| incident["ended"].is_u64() && !foreign(&truth.own, incident));
     let over = truth.blocked_unmount().map(|(_, end)| end);
     let said = ended.and_then(|incident| incident["ended"].as_u64());
     let near = matches!((over, said, stall), (Some(over), Some(said), Some(stall))
@@ -318,7 +318,8 @@ fn afterwards(verdict: &mut Verdict, truth: &Truth, frames: &[Seen]) {
     verdict.note("losses", "", if losses == 0 { "none".to_owned() } else { last["losses"].to_string() });
 }
 
-fn incidents_of(seen: &Seen) -> impl Iterator<Item = &Value> {
+/// The incidents of a frame.
+pub fn incidents_of(seen: &Seen) -> impl Iterator<Item = &Value> {
     seen.frame["incidents"].as_array().map(Vec::as_slice).unwrap_or_default().iter()
 }
 
@@ -337,24 +338,25 @@ fn incident_ids(frames: &[Seen]) -> Vec<String> {
 }
 
 /// Whether an incident is known to be about containers of somebody else: other labs may run on the same node.
-fn foreign(truth: &Truth, incident: &Value) -> bool {
+pub fn foreign(own: &[String], incident: &Value) -> bool {
     let about = incident["containers"].as_array().map(Vec::as_slice).unwrap_or_default();
-    let own = |subject: &Value| truth.own.iter().any(|id| subject["id"] == id.as_str());
+    let own = |subject: &Value| own.iter().any(|id| subject["id"] == id.as_str());
     !about.is_empty() && !about.iter().any(own)
 }
 
 /// Ids of the incidents that are not foreign.
-fn own_incidents(truth: &Truth, frames: &[Seen]) -> Vec<String> {
+pub fn own_incidents(own: &[String], frames: &[Seen]) -> Vec<String> {
     let others: Vec<&str> = frames
         .iter()
         .flat_map(incidents_of)
-        .filter(|incident| foreign(truth, incident))
+        .filter(|incident| foreign(own, incident))
         .filter_map(|incident| incident["id"].as_str())
         .collect();
     incident_ids(frames).into_iter().filter(|id| !others.contains(&id.as_str())).collect()
 }
 
-fn list(items: &[String]) -> String {
+/// Words for a table.
+pub fn list(items: &[String]) -> String {
     if items.is_empty() { "none".to_owned() } else { items.join(", ") }
 }
 
@@ -445,7 +447,13 @@ mod tests {
                 call("UpdateContainerResources", Some("c1"), 12, 30),
                 call("ListContainers", None, 13, 30),
             ],
-            unmounts: vec![Stay { tid: 71, call: 166, begin: 10 * SECOND, end: Some(30 * SECOND) }],
+            unmounts: vec![Stay {
+                tid: 71,
+                call: 166,
+                begin: 10 * SECOND,
+                end: Some(30 * SECOND),
+                ..Stay::default()
+            }],
             traced: Vec::new(),
         }
     }
@@ -557,7 +565,10 @@ mod tests {
         let other = json!([{"id": "i9", "containers": [{"id": "c9"}], "ended": 20 * SECOND}]);
         let ours = json!([{"id": "i1", "containers": [{"id": "c9"}, {"id": "c1"}]}, {"id": "i2"}]);
         assert_eq!(
-            own_incidents(&story(), &[frame(14, "Update", 1, other.clone()), frame(15, "Update", 1, ours)]),
+            own_incidents(
+                &story().own,
+                &[frame(14, "Update", 1, other.clone()), frame(15, "Update", 1, ours)]
+            ),
             ["i1", "i2"]
         );
         assert_eq!(healthy(&story(), &[frame(14, "Update", 1, other)]).failures(), 0);

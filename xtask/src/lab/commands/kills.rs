@@ -7,7 +7,7 @@ use crate::lab::strace::Strace;
 use crate::lab::tracer::{Line, Tracer};
 use crate::lab::unmounts::Watch;
 use crate::lab::verdict::Verdict;
-use crate::lab::{Lab, e2e, sys};
+use crate::lab::{self, Lab, sys};
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 use std::os::fd::AsRawFd as _;
@@ -70,7 +70,7 @@ pub async fn while_stuck(
                 &format!("{name} in the stall"),
                 "exit code 0 within 300 ms",
                 format!("exit code {exit:?} after {}", sys::seconds(took)),
-                exit == Some(0) && took <= e2e::QUIT_WITHIN && stuck(),
+                exit == Some(0) && took <= lab::QUIT_WITHIN && stuck(),
             );
         }
         if let Some(killed) = ending.pop() {
@@ -108,7 +108,7 @@ pub async fn while_stuck(
                 sys::seconds(waited),
                 sys::seconds(took)
             ),
-            works && code == Some(0) && took <= e2e::QUIT_WITHIN,
+            works && code == Some(0) && took <= lab::QUIT_WITHIN,
         );
         Ok::<Verdict, anyhow::Error>(verdict)
     };
@@ -248,7 +248,7 @@ pub async fn stopped(ledger: &Ledger, lab: &Lab<'_>, binary: &Path, verdict: &mu
         "containerd is stopped",
         "attaches, ends with exit code 0 within 300 ms",
         format!("attached after {}, exit code {exit:?} after {}", sys::seconds(took), sys::seconds(quit)),
-        exit == Some(0) && quit <= e2e::QUIT_WITHIN,
+        exit == Some(0) && quit <= lab::QUIT_WITHIN,
     );
     let answers = lab.client.call::<_, crate::lab::cri::ListContainersResponse>(
         "ListContainers",

@@ -64,7 +64,7 @@ pub fn play(programs: Programs, binary: &Path, keep: Option<&Path>) -> Result<Ve
                 fs::write(folder.join(name), text).with_context(|| format!("writing {name}"))?;
             }
         }
-        verdict.ended(exit, took, super::e2e::QUIT_WITHIN);
+        verdict.ended(exit, took, super::QUIT_WITHIN);
         restarts::guests(&lines, &guests, &mut verdict);
         restarts::explained(&lines, &stuck, &mut verdict);
         for line in messages.iter().filter(|line| line.text.contains("defect")) {

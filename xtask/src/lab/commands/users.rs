@@ -248,8 +248,8 @@ pub async fn leaves_nothing(lab: &Lab<'_>, binary: &Path, verdict: &mut Verdict)
         format!("{}, exit codes {first:?} and {second:?}", sys::seconds(both)),
         first == Some(0) && second == Some(0),
     );
-    verdict.ended(first, took_first, crate::lab::e2e::QUIT_WITHIN);
-    verdict.ended(second, took_second, crate::lab::e2e::QUIT_WITHIN);
+    verdict.ended(first, took_first, crate::lab::QUIT_WITHIN);
+    verdict.ended(second, took_second, crate::lab::QUIT_WITHIN);
     let alive = sys::state(containerd).is_some_and(|state| state != 'Z');
     verdict.check("containerd", "lives", if alive { "lives" } else { "is dead" }, alive);
     Ok(())

@@ -9,7 +9,7 @@ use crate::lab::commands::look;
 use crate::lab::containerd::Programs;
 use crate::lab::disk::SlowDisk;
 use crate::lab::verdict::Verdict;
-use crate::lab::{Lab, Root, cri, pods, sys};
+use crate::lab::{Lab, Settings, cri, pods, sys};
 use anyhow::{Context, Result, ensure};
 use object::{Object as _, ObjectSection as _};
 use std::fs::{self, File};
@@ -199,7 +199,7 @@ pub async fn prepare<'a>(
     let shim = "containerd-shim-runc-v2";
     let from = [programs.containerd.clone(), programs.shim()?];
     let programs = Programs { containerd: programs.containerd, folder: Some(folder.clone()) };
-    let mut lab = Lab::without_pods(ledger, programs, Root::Fast, say).await?;
+    let mut lab = Lab::without_pods(ledger, programs, &Settings::default(), say).await?;
     fs::create_dir_all(&folder).with_context(|| format!("creating {}", folder.display()))?;
     let copies = [folder.join("containerd"), folder.join(shim)];
     for (from, to) in from.iter().zip(&copies) {
@@ -268,7 +268,7 @@ async fn attach(
             sys::seconds(took),
             detached.map_or("are left".to_owned(), |ns| format!("gone after {}", sys::seconds(ns))),
         ),
-        code == Some(0) && took <= crate::lab::e2e::QUIT_WITHIN && detached.is_some(),
+        code == Some(0) && took <= crate::lab::QUIT_WITHIN && detached.is_some(),
     );
     Ok(Attached { sites, said })
 }

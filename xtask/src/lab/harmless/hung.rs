@@ -105,7 +105,7 @@ pub async fn play(
             );
         } else {
             let (code, took, ..) = tracer.quit().await?;
-            verdict.ended(code, took, crate::lab::e2e::QUIT_WITHIN);
+            verdict.ended(code, took, crate::lab::QUIT_WITHIN);
         }
         let detached = sys::until(Duration::from_secs(20), || look::left(&links) == 0).await;
         let took = sys::monotonic() - begin;

@@ -22,7 +22,8 @@ use std::path::Path;
 use std::time::Duration;
 
 /// One part of the story.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Part {
     /// The code of every target equals its file again, however plegscope ends.
     Text,
@@ -34,35 +35,27 @@ pub enum Part {
     Hung,
 }
 
-impl Part {
-    /// In the order in which they are played.
-    pub const ALL: [Part; 4] = [Part::Text, Part::Rootfs, Part::Evicted, Part::Hung];
-}
-
-/// Plays the given parts. Standard output gets a line for each step.
-pub fn play(programs: &Programs, kubelet: Option<&Path>, binary: &Path, parts: &[Part]) -> Result<Verdict> {
+/// Plays a part. Standard output gets a line for each step.
+pub fn play(programs: &Programs, kubelet: Option<&Path>, binary: &Path, part: Part) -> Result<Verdict> {
     let begin = sys::monotonic();
     let mut say = move |text: &str| println!("{:>6.1} s  {text}", (sys::monotonic() - begin) as f64 / 1e9);
-    let mut verdict = Verdict::default();
-    for part in parts {
-        let programs = programs.clone();
-        let mut log = kernel_log::KernelLog::follow();
-        let played = run_interruptible(async |ledger| match part {
-            Part::Text => text::play(ledger, programs, kubelet, binary, &mut say).await,
-            Part::Rootfs => rootfs::play(ledger, programs, binary, &mut say).await,
-            Part::Hung => hung::play(ledger, programs, binary, &mut say).await,
-            Part::Evicted => evicted::play(ledger, programs, binary, &mut say).await,
-        });
-        verdict.0.extend(played.with_context(|| format!("playing the part {part:?}"))?.0);
-        let what = "probes that could not be taken off";
-        match &mut log {
-            Ok(log) => {
-                let leaked = log.leaked()?;
-                verdict.check(what, "none, by the kernel's own log", leaked.to_string(), leaked == 0);
-            }
-            // In a container of its own kind there may be no log to read.
-            Err(why) => verdict.note(what, "", format!("not known: {why:#}")),
+    let programs = programs.clone();
+    let mut log = kernel_log::KernelLog::follow();
+    let played = run_interruptible(async |ledger| match part {
+        Part::Text => text::play(ledger, programs, kubelet, binary, &mut say).await,
+        Part::Rootfs => rootfs::play(ledger, programs, binary, &mut say).await,
+        Part::Hung => hung::play(ledger, programs, binary, &mut say).await,
+        Part::Evicted => evicted::play(ledger, programs, binary, &mut say).await,
+    });
+    let mut verdict = played.with_context(|| format!("playing the part {part:?}"))?;
+    let what = "probes that could not be taken off";
+    match &mut log {
+        Ok(log) => {
+            let leaked = log.leaked()?;
+            verdict.check(what, "none, by the kernel's own log", leaked.to_string(), leaked == 0);
         }
+        // In a container of its own kind there may be no log to read.
+        Err(why) => verdict.note(what, "", format!("not known: {why:#}")),
     }
     Ok(verdict)
 }

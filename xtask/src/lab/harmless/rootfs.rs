@@ -9,7 +9,7 @@ use crate::lab::pods::{self, Pod};
 use crate::lab::tracer::Tracer;
 use crate::lab::unmounts::Watch;
 use crate::lab::verdict::Verdict;
-use crate::lab::{Lab, Root};
+use crate::lab::{Lab, Settings};
 use crate::lab::{cleanup, sys};
 use anyhow::{Result, ensure};
 use std::collections::BTreeSet;
@@ -36,7 +36,7 @@ pub async fn play(
     binary: &Path,
     say: &mut impl FnMut(&str),
 ) -> Result<Verdict> {
-    let mut lab = Lab::without_pods(ledger, programs, Root::Fast, say).await?;
+    let mut lab = Lab::without_pods(ledger, programs, &Settings::default(), say).await?;
     let mut verdict = Verdict::default();
     let cgroup = Path::new(&ledger.name);
     let mut start = async |name: String, megabytes| -> Result<Pod> {

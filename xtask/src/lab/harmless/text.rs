@@ -67,7 +67,7 @@ pub async fn play(
         verdict.check(&format!("--probes {probes}: uprobes in targets"), "0", sites.to_string(), sites == 0);
         same(&format!("--probes {probes}: code meanwhile"), &lab, &mut verdict)?;
         let (code, took, ..) = tracer.quit().await?;
-        verdict.ended(code, took, crate::lab::e2e::QUIT_WITHIN);
+        verdict.ended(code, took, crate::lab::QUIT_WITHIN);
     }
     for end in [End::Interrupt, End::KillParent, End::KillWarden, End::InterruptAndKill] {
         ends(ledger, &lab, binary, end, &mut verdict).await?;
@@ -177,7 +177,7 @@ async fn ends(ledger: &Ledger, lab: &Lab<'_>, binary: &Path, end: End, verdict: 
     let (name, well) = match end {
         End::Interrupt => {
             let (code, took, ..) = tracer.quit().await?;
-            verdict.ended(code, took, crate::lab::e2e::QUIT_WITHIN);
+            verdict.ended(code, took, crate::lab::QUIT_WITHIN);
             ("Ctrl-C", true)
         }
         End::KillParent => {

@@ -3,7 +3,7 @@
 
 use super::goroutines::{self, Goroutine};
 use super::mount;
-use crate::lab::siblings::said::{device, kind, links, list};
+use crate::lab::stories::checks::said::{device, kind, links, list};
 use crate::lab::story::Truth;
 use crate::lab::sys::seconds;
 use crate::lab::verdict::{self, Verdict, method};
@@ -564,7 +564,7 @@ mod tests {
                 call("ListContainers", None, 13),
                 call("UpdateContainerResources", Some("c1c1c1c1c1c1c1"), 12),
             ],
-            unmounts: vec![Stay { tid: 71, call: 166, begin: 10 * SECOND, end: None }],
+            unmounts: vec![Stay { tid: 71, call: 166, begin: 10 * SECOND, ..Stay::default() }],
             traced: Vec::new(),
         }
     }

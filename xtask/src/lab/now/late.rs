@@ -3,11 +3,11 @@
 use super::judge::{self, Facts};
 use super::stall::Stall;
 use super::store;
+use crate::lab;
 use crate::lab::cleanup::Ledger;
 use crate::lab::cri::{self, Client};
-use crate::lab::e2e;
 use crate::lab::kubelet_like::{Call, KubeletLike};
-use crate::lab::siblings::said::{kind, list, now};
+use crate::lab::stories::checks::said::{kind, list, now};
 use crate::lab::story::Truth;
 use crate::lab::sys::{self, seconds};
 use crate::lab::tracer::{Line, Tracer};
@@ -74,9 +74,9 @@ pub async fn play(
     shown(&truth, facts, started, &frames, verdict);
     later(&second, &frames, verdict);
     ended(&truth, &frames, verdict);
-    verdict.ended(exit, took, e2e::QUIT_WITHIN);
+    verdict.ended(exit, took, lab::QUIT_WITHIN);
     watched(&truth, &told, verdict);
-    verdict.ended(watch_exit, watch_took, e2e::QUIT_WITHIN);
+    verdict.ended(watch_exit, watch_took, lab::QUIT_WITHIN);
     for line in messages.iter().filter(|line| line.text.contains("defect")) {
         verdict.check("no defect is told", "", line.text.as_str(), false);
     }

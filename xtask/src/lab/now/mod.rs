@@ -34,7 +34,8 @@ const LIMIT: Duration = Duration::from_secs(30);
 const PARTLY_BLIND: i32 = 4;
 
 /// One part of the story.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Part {
     /// A healthy node, then a stall on a slow disk.
     Stall,
@@ -44,29 +45,20 @@ pub enum Part {
     Leftover,
 }
 
-impl Part {
-    /// In the order in which they are played.
-    pub const ALL: [Part; 3] = [Part::Stall, Part::Silent, Part::Leftover];
-}
-
-/// Plays the given parts. Standard output gets a line for each step, the folder `keep` what plegscope said.
-pub fn play(programs: &Programs, binary: &Path, parts: &[Part], keep: Option<&Path>) -> Result<Verdict> {
+/// Plays a part. Standard output gets a line for each step, the folder `keep` what plegscope said.
+pub fn play(programs: &Programs, binary: &Path, part: Part, keep: Option<&Path>) -> Result<Verdict> {
     let begin = sys::monotonic();
     let mut say = move |text: &str| println!("{:>6.1} s  {text}", (sys::monotonic() - begin) as f64 / 1e9);
-    let mut verdict = Verdict::default();
     if let Some(folder) = keep {
         fs::create_dir_all(folder).with_context(|| format!("creating {}", folder.display()))?;
     }
-    for part in parts {
-        let programs = programs.clone();
-        let played = run_interruptible(async |ledger| match part {
-            Part::Stall => stall::play(ledger, programs, binary, keep, &mut say).await,
-            Part::Silent => silent::play(ledger, programs, binary, keep, &mut say).await,
-            Part::Leftover => leftover::play(ledger, programs, binary, keep, &mut say).await,
-        });
-        verdict.0.extend(played.with_context(|| format!("playing the part {part:?}"))?.0);
-    }
-    Ok(verdict)
+    let programs = programs.clone();
+    let played = run_interruptible(async |ledger| match part {
+        Part::Stall => stall::play(ledger, programs, binary, keep, &mut say).await,
+        Part::Silent => silent::play(ledger, programs, binary, keep, &mut say).await,
+        Part::Leftover => leftover::play(ledger, programs, binary, keep, &mut say).await,
+    });
+    played.with_context(|| format!("playing the part {part:?}"))
 }
 
 /// How a run of `now` went, by the lab's own clock.

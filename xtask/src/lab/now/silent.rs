@@ -10,7 +10,7 @@ use crate::lab::containerd::Programs;
 use crate::lab::harmless::{evicted, pages};
 use crate::lab::kubelet_like::KubeletLike;
 use crate::lab::pods;
-use crate::lab::siblings::said::list;
+use crate::lab::stories::checks::said::list;
 use crate::lab::story::Truth;
 use crate::lab::sys;
 use crate::lab::tracer::Tracer;

@@ -7,7 +7,7 @@ use crate::lab::cleanup::Ledger;
 use crate::lab::containerd::Programs;
 use crate::lab::kubelet_like::KubeletLike;
 use crate::lab::pods::{NAMESPACE, Pod};
-use crate::lab::siblings::said::list;
+use crate::lab::stories::checks::said::list;
 use crate::lab::story::{Block, Truth};
 use crate::lab::unmounts::Watch;
 use crate::lab::verdict::{self, Verdict};

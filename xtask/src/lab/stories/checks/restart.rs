@@ -3,31 +3,22 @@
 //! and nobody knows it any more, as the daemons of the field leave them behind.
 
 use super::said::{consequences, list, now};
-use super::{Played, RATE, SECOND, Stage, UPDATE_EVERY, exit_of, noted};
-use crate::lab::Lab;
-use crate::lab::cleanup::{Ledger, Leftover};
-use crate::lab::kubelet_like::{Call, KubeletLike};
-use crate::lab::states::{self, States};
-use crate::lab::sys::{self, seconds};
-use crate::lab::unmounts::{Stay, Watch};
+use super::{Beyond, RATE, SECOND};
+use crate::lab::kubelet_like::Call;
+use crate::lab::states::States;
+use crate::lab::stories::record::Record;
+use crate::lab::sys::seconds;
+use crate::lab::unmounts::Stay;
 use crate::lab::verdict::{Seen, Verdict};
-use anyhow::{Context, Result, ensure};
-use serde::Serialize;
+use anyhow::{Context as _, Result};
 use serde_json::Value;
-use std::fs;
-use std::time::Duration;
-
-/// What the victim writes.
-const MEGABYTES: u64 = 50;
-/// How long the stall lasts before the daemon is killed.
-const BEFORE: Duration = Duration::from_secs(6);
 
 /// What happened, by the lab's own clocks (ns of CLOCK_MONOTONIC).
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug)]
 pub struct Truth {
     victim: String,
-    victim_pod: String,
-    victim_shim: u32,
+    /// MB that it writes.
+    writes: u64,
     exited: u64,
     unmounts: Vec<Stay>,
     /// When the daemon was killed and its process before and after.
@@ -45,98 +36,27 @@ pub struct Truth {
     calls: Vec<Call>,
 }
 
-/// Plays it.
-pub async fn play(stage: &mut Stage<'_>) -> Result<Truth> {
-    let victim = stage.pod("victim", MEGABYTES).await?;
-    let forgotten = stage.pod("forgotten", 0).await?;
-    stage.pod("neighbour", 0).await?;
-    let socket = stage.lab.containerd.socket.clone();
-    let states = states::Watch::start(&socket)?;
-    let log = stage.lab.run.join("client.jsonl");
-    let like = KubeletLike::start(&socket, &log, UPDATE_EVERY)?;
-    tokio::time::sleep(Duration::from_secs(3)).await;
-    stage.slow_down()?;
-    stage.write(&victim).await?;
-    let shim = stage.lab.containerd.shim_of(&victim.container)?;
-    let unmounts = Watch::start(shim);
-    let exit = exit_of(stage.lab.containerd.init_of(&victim.container)?);
-    victim.tell("exit")?;
-    let exited = noted(exit, Duration::from_secs(5)).await?;
-    stage.say("pod victim has exited");
-    let hangs = || {
-        like.log.calls().into_iter().any(|call| {
-            call.method == "ListContainers" && call.end.is_none() && call.age(sys::monotonic()) > SECOND
+impl Truth {
+    /// What the record has of it.
+    pub fn of(record: &Record) -> Result<Truth> {
+        let victim = record.pod("victim").context("there is no victim")?;
+        let forgotten = record.pod("forgotten").context("no pod is forgotten")?;
+        let [before, after] = record.containerd[..] else { anyhow::bail!("one restart makes two daemons") };
+        Ok(Truth {
+            victim: victim.container.clone(),
+            writes: victim.writes,
+            exited: victim.exited.context("the victim has not exited")?,
+            unmounts: victim.unmounts.clone(),
+            killed: record.mark("Kill")?.begin,
+            pids: (before, after),
+            up: record.mark("Start")?.end,
+            forgotten: (forgotten.container.clone(), forgotten.shim, record.mark("Forget")?.end),
+            shims: record.shims.clone(),
+            leaked: record.leaked.clone(),
+            states: record.states.clone(),
+            calls: record.calls.clone(),
         })
-    };
-    ensure!(sys::until(Duration::from_secs(15), hangs).await, "no ListContainers hangs");
-    tokio::time::sleep(BEFORE).await;
-
-    let old = stage.lab.containerd.pid;
-    let killed = sys::monotonic();
-    stage.lab.containerd.end(libc::SIGKILL).await?;
-    let leaked_shim = stage.lab.containerd.shim_of(&forgotten.container)?;
-    forget(&stage.lab, stage.ledger, &forgotten.sandbox, &forgotten.container)?;
-    let forgotten_at = sys::monotonic();
-    stage.say(&format!("containerd is killed, and the bundle of pod {} is removed", forgotten.name));
-    stage.lab.containerd.start_again(stage.ledger).await?;
-    let up = sys::monotonic();
-    stage.say(&format!("containerd answers again after {}", seconds(up - killed)));
-
-    let over = || unmounts.stays().iter().all(|stay| stay.end.is_some());
-    ensure!(sys::until(Duration::from_secs(90), over).await, "the unmount does not end");
-    stage.say("the unmount is over");
-    // A shim counts as left over after half a minute, looked for every ten seconds.
-    let told = || sys::monotonic().saturating_sub(forgotten_at) > 44 * SECOND;
-    sys::until(Duration::from_secs(60), told).await;
-    Ok(Truth {
-        victim: victim.container.clone(),
-        victim_pod: victim.name.clone(),
-        victim_shim: shim,
-        exited,
-        unmounts: unmounts.stays(),
-        killed,
-        pids: (old, stage.lab.containerd.pid),
-        up,
-        forgotten: (forgotten.container.clone(), leaked_shim, forgotten_at),
-        shims: shims(stage).into_iter().map(|(pid, _)| pid).collect(),
-        leaked: shims(stage)
-            .into_iter()
-            .filter(|(_, id)| !stage.lab.containerd.bundle(id).exists())
-            .collect(),
-        states: states.states(),
-        calls: like.log.calls(),
-    })
-}
-
-/// Removes the bundles of a pod, which its shim was started with. The shim's socket is remembered for the clean-up.
-pub fn forget(lab: &Lab<'_>, ledger: &Ledger, sandbox: &str, container: &str) -> Result<()> {
-    let remembered = lab.run.join("forgotten");
-    ledger.record(Leftover::ShimSockets { state: remembered.clone() })?;
-    for id in [container, sandbox] {
-        let bundle = lab.containerd.bundle(id);
-        let copy = remembered.join("io.containerd.runtime.v2.task/k8s.io").join(id);
-        fs::create_dir_all(&copy).with_context(|| format!("creating {}", copy.display()))?;
-        for name in ["address", "bootstrap.json"] {
-            let _ = fs::copy(bundle.join(name), copy.join(name)); // one of them is there, by version
-        }
-        sys::run("umount", &["-l", &bundle.join("rootfs").to_string_lossy()])?;
-        fs::remove_dir_all(&bundle).with_context(|| format!("removing {}", bundle.display()))?;
     }
-    Ok(())
-}
-
-/// The shims of this lab, each with the container or sandbox it was started for.
-fn shims(stage: &Stage<'_>) -> Vec<(u32, String)> {
-    let argument = |pid: u32, name: &str| -> Option<String> {
-        let cmdline = fs::read_to_string(format!("/proc/{pid}/cmdline")).ok()?;
-        let mut arguments = cmdline.split('\0');
-        arguments.find(|one| *one == name)?;
-        arguments.next().map(str::to_owned)
-    };
-    sys::pids_with_argument(&stage.lab.containerd.socket)
-        .into_iter()
-        .filter_map(|pid| Some((pid, argument(pid, "-id")?)))
-        .collect()
 }
 
 impl Truth {
@@ -150,9 +70,9 @@ fn pairs(shims: &[(u64, &str)]) -> String {
     short.join(", ")
 }
 
-impl Played for Truth {
+impl Beyond for Truth {
     fn truth(&self, verdict: &mut Verdict) {
-        let takes = MEGABYTES * (1 << 20) * SECOND / RATE;
+        let takes = self.writes * (1 << 20) * SECOND / RATE;
         let (begin, end) = (
             self.unmounts.iter().map(|stay| stay.begin).min().unwrap_or(0),
             self.unmounts.iter().filter_map(|stay| stay.end).max().unwrap_or(0),

@@ -2,28 +2,16 @@
 //! held; the relist is slow all the same.
 
 use super::said::{kind, links, list, now};
-use super::{Played, SECOND, Stage, UPDATE_EVERY};
-use crate::lab::cri::{self, Client};
-use crate::lab::group::Group;
-use crate::lab::kubelet_like::{Call, KubeletLike};
-use crate::lab::sys::{self, seconds};
+use super::{Beyond, SECOND};
+use crate::lab::kubelet_like::Call;
+use crate::lab::stories::record::Record;
+use crate::lab::sys::seconds;
 use crate::lab::verdict::{Seen, Verdict};
-use anyhow::{Result, ensure};
-use serde::Serialize;
+use anyhow::{Context as _, Result};
 use serde_json::Value;
-use std::time::Duration;
-
-/// How long the daemon is frozen.
-const FROZEN: Duration = Duration::from_secs(8);
-/// How long it is starved.
-const STARVED: Duration = Duration::from_secs(12);
-/// What it gets of a CPU then, in thousandths.
-const SHARE: u64 = 2;
-/// Clients that ask all the time while it is starved.
-const CLIENTS: usize = 4;
 
 /// What happened, by the lab's own clocks (ns of CLOCK_MONOTONIC).
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug)]
 pub struct Truth {
     containerd: u32,
     /// The real kubelet, when one made the calls.
@@ -35,69 +23,18 @@ pub struct Truth {
     calls: Vec<Call>,
 }
 
-/// Plays it.
-pub async fn play(stage: &mut Stage<'_>) -> Result<Truth> {
-    let like = match &stage.lab.kubelet {
-        Some(_) => None,
-        None => {
-            stage.pod("pod-a", 0).await?;
-            stage.pod("pod-b", 0).await?;
-            let log = stage.lab.run.join("client.jsonl");
-            Some(KubeletLike::start(&stage.lab.containerd.socket, &log, UPDATE_EVERY)?)
-        }
-    };
-    let kubelet = stage.lab.kubelet.as_ref().map(|kubelet| kubelet.pid);
-    let containerd = stage.lab.containerd.pid;
-    let group = Group::of(stage.ledger, containerd, SHARE)?;
-    tokio::time::sleep(Duration::from_secs(4)).await;
-
-    let begin = sys::monotonic();
-    group.freeze()?;
-    stage.say("containerd is frozen");
-    tokio::time::sleep(FROZEN).await;
-    group.thaw()?;
-    let frozen = (begin, sys::monotonic());
-    stage.say("it goes on");
-    tokio::time::sleep(Duration::from_secs(4)).await;
-
-    let mut asking = Vec::new();
-    for _ in 0..CLIENTS {
-        let client = Client::connect(&stage.lab.containerd.socket, cri::SHORT).await?;
-        asking.push(tokio::spawn(async move {
-            loop {
-                let _: Result<cri::ListContainersResponse, _> =
-                    client.call("ListContainers", cri::Empty {}, cri::LONG).await;
-            }
-        }));
+impl Truth {
+    /// What the record has of it.
+    pub fn of(record: &Record) -> Result<Truth> {
+        Ok(Truth {
+            containerd: *record.containerd.last().context("no daemon")?,
+            kubelet: record.kubelet.map(|kubelet| kubelet.pid),
+            frozen: (record.mark("Freeze")?.begin, record.mark("Thaw")?.end),
+            starved: (record.mark("Starve")?.begin, record.mark("Feed")?.end),
+            throttled: record.throttled,
+            calls: record.calls.clone(),
+        })
     }
-    let before = group.throttled()?;
-    let begin = sys::monotonic();
-    group.starve()?;
-    stage.say(&format!(
-        "containerd gets {} % of a CPU, {CLIENTS} clients ask all the time",
-        SHARE as f64 / 10.0
-    ));
-    tokio::time::sleep(STARVED).await;
-    group.feed()?;
-    let starved = (begin, sys::monotonic());
-    asking.into_iter().for_each(|task| task.abort());
-    let after = group.throttled()?;
-    stage.say("it gets what it wants");
-    tokio::time::sleep(Duration::from_secs(4)).await;
-    let calls = match (&like, &stage.lab.kubelet) {
-        (Some(like), _) => like.log.calls(),
-        (None, Some(kubelet)) => kubelet.calls(),
-        (None, None) => Vec::new(),
-    };
-    ensure!(!calls.is_empty(), "nobody called");
-    Ok(Truth {
-        containerd,
-        kubelet,
-        frozen,
-        starved,
-        throttled: (after.0 - before.0, (after.1 - before.1).as_nanos() as u64),
-        calls,
-    })
 }
 
 impl Truth {
@@ -112,7 +49,7 @@ impl Truth {
     }
 }
 
-impl Played for Truth {
+impl Beyond for Truth {
     fn truth(&self, verdict: &mut Verdict) {
         for (what, when) in [("frozen", self.frozen), ("starved", self.starved)] {
             let relist = self.relist(when).map_or(0, |call| call.age(call.begin));

@@ -3,25 +3,19 @@
 //! nothing is unmounted, and no shim takes part.
 
 use super::said::{between, kind, links, now};
-use super::{Played, SECOND, Stage, UPDATE_EVERY};
-use crate::lab::kubelet_like::{Call, KubeletLike};
-use crate::lab::pods;
-use crate::lab::sys::{self, seconds};
-use crate::lab::unmounts::{Stay, WRITES, Watch};
+use super::{Beyond, SECOND};
+use crate::lab::kubelet_like::Call;
+use crate::lab::stories::record::Record;
+use crate::lab::sys::seconds;
+use crate::lab::unmounts::Stay;
 use crate::lab::verdict::{self, Seen, Verdict};
-use anyhow::{Result, ensure};
-use serde::Serialize;
+use anyhow::{Context as _, Result};
 use serde_json::Value;
-use std::time::Duration;
-
-/// What the pod writes.
-const MEGABYTES: u64 = 28;
 
 /// What happened, by the lab's own clocks (ns of CLOCK_MONOTONIC).
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug)]
 pub struct Truth {
     containerd: u32,
-    device: String,
     calls: Vec<Call>,
     /// Stays of the daemon's threads in calls that write, 100 ms and more.
     writes: Vec<Stay>,
@@ -29,41 +23,15 @@ pub struct Truth {
     unmounts: Vec<Stay>,
 }
 
-/// Plays it.
-pub async fn play(stage: &mut Stage<'_>) -> Result<Truth> {
-    let writer = stage.pod_that("writer", &pods::script_that_syncs(MEGABYTES)).await?;
-    stage.pod("bystander", 0).await?;
-    let log = stage.lab.run.join("client.jsonl");
-    let like = KubeletLike::start(&stage.lab.containerd.socket, &log, UPDATE_EVERY)?;
-    tokio::time::sleep(Duration::from_secs(3)).await;
-    let containerd = stage.lab.containerd.pid;
-    let writes = Watch::of(containerd, WRITES);
-    let unmounts = Watch::start(containerd);
-    stage.slow_down()?;
-    writer.tell("write")?;
-    stage.say(&format!("pod writer writes {MEGABYTES} MB and syncs"));
-    let hangs = || {
-        like.log.calls().into_iter().any(|call| {
-            call.method == "ListContainers" && call.end.is_none() && call.age(sys::monotonic()) > SECOND
-        })
-    };
-    let came = sys::until(Duration::from_secs(20), hangs).await;
-    ensure!(came, "no ListContainers hangs; containerd's log ends:\n{}", stage.lab.containerd.log_tail(8));
-    stage.say("the relist hangs in ListContainers");
-    ensure!(sys::until(Duration::from_secs(90), || !hangs()).await, "the stall does not end");
-    tokio::time::sleep(Duration::from_secs(3)).await;
-    stage.say("the stall is over");
-    let long = |watch: &Watch| -> Vec<Stay> {
-        let long = |stay: &Stay| stay.end.is_some_and(|end| end - stay.begin > SECOND / 10);
-        watch.stays().into_iter().filter(long).collect()
-    };
-    Ok(Truth {
-        containerd,
-        device: stage.lab.disk.device.clone(),
-        calls: like.log.calls(),
-        writes: long(&writes),
-        unmounts: long(&unmounts),
-    })
+impl Truth {
+    /// What the record has of it.
+    pub fn of(record: &Record) -> Result<Truth> {
+        let long = |stay: &&Stay| stay.end.is_some_and(|end| end - stay.begin > SECOND / 10);
+        let (unmounts, writes) =
+            record.daemon.iter().filter(long).cloned().partition(|stay| stay.call == libc::SYS_umount2);
+        let containerd = *record.containerd.last().context("no daemon")?;
+        Ok(Truth { containerd, calls: record.calls.clone(), writes, unmounts })
+    }
 }
 
 impl Truth {
@@ -72,7 +40,7 @@ impl Truth {
     }
 }
 
-impl Played for Truth {
+impl Beyond for Truth {
     fn truth(&self, verdict: &mut Verdict) {
         let longest = |method| self.longest(method).map_or(0, |call| call.age(call.begin));
         verdict.check(

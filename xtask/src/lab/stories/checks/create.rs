@@ -6,70 +6,47 @@
 //! written: with 1.6.20 the same story creates the container in 13 ms, with 1.4.13 in 14.7 s. So it is played with 1.4.
 
 use super::said::{self, between, kind, links, list, now};
-use super::{Played, RATE, SECOND, Stage};
-use crate::lab::states::{self, States};
-use crate::lab::sys::{self, seconds};
-use crate::lab::unmounts::{Stay, Watch};
+use super::{Beyond, RATE, SECOND};
+use crate::lab::stories::record::Record;
+use crate::lab::sys::seconds;
+use crate::lab::unmounts::Stay;
 use crate::lab::verdict::{self, Seen, Verdict};
-use crate::lab::{image, pods};
-use anyhow::Result;
-use serde::Serialize;
+use anyhow::{Context as _, Result};
 use serde_json::Value;
-use std::path::Path;
-use std::time::Duration;
-
-/// The version that is played with.
-pub const VERSION: &str = "1.4";
-/// What is dirty when the container is created.
-const MEGABYTES: u64 = 28;
 
 /// What happened, by the lab's own clocks (ns of CLOCK_MONOTONIC).
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug)]
 pub struct Truth {
     containerd: u32,
-    pod: String,
-    container: String,
+    /// MB that are dirty when it is created.
+    dirty: u64,
     device: String,
     /// Begin and end of the call to create the container.
     call: (u64, u64),
     /// Stays of the daemon's threads in umount2.
     unmounts: Vec<Stay>,
-    states: States,
+    /// How long the longest list took meanwhile.
+    longest_list: u64,
 }
 
-/// Plays it.
-pub async fn play(stage: &mut Stage<'_>) -> Result<Truth> {
-    stage.lab.containerd.import_image(&stage.lab.run, image::WITH_VOLUME)?;
-    let writer = stage.pod("writer", MEGABYTES).await?;
-    let cgroup = Path::new(&stage.ledger.name);
-    let sandbox = pods::sandbox(&stage.lab.client, "with-volume", cgroup, &stage.lab.run).await?;
-    let states = states::Watch::start(&stage.lab.containerd.socket)?;
-    tokio::time::sleep(Duration::from_secs(2)).await;
-    stage.slow_down()?;
-    stage.write(&writer).await?;
-    stage.say(&format!("pod writer has written {MEGABYTES} MB; a container with a volume is created"));
-    let containerd = stage.lab.containerd.pid;
-    let unmounts = Watch::start(containerd);
-    let begin = sys::monotonic();
-    let pod = pods::create(&stage.lab.client, &sandbox, image::WITH_VOLUME, &pods::script(0)).await?;
-    let call = (begin, sys::monotonic());
-    stage.say("it is created");
-    tokio::time::sleep(Duration::from_secs(1)).await;
-    stage.lab.pods.push(pod.clone());
-    Ok(Truth {
-        containerd,
-        pod: pod.name,
-        container: pod.container,
-        device: stage.lab.disk.device.clone(),
-        call,
-        unmounts: unmounts.stays(),
-        states: states.states(),
-    })
+impl Truth {
+    /// What the record has of it.
+    pub fn of(record: &Record) -> Result<Truth> {
+        let unmounts = record.daemon.iter().filter(|stay| stay.call == libc::SYS_umount2);
+        Ok(Truth {
+            containerd: *record.containerd.last().context("no daemon")?,
+            dirty: record.pods.iter().map(|pod| pod.writes).sum(),
+            device: record.device.clone(),
+            call: record.created.first().context("nothing was created")?.call,
+            unmounts: unmounts.cloned().collect(),
+            longest_list: record.states.longest,
+        })
+    }
 }
 
-impl Played for Truth {
+impl Beyond for Truth {
     fn truth(&self, verdict: &mut Verdict) {
-        let takes = MEGABYTES * (1 << 20) * SECOND / RATE;
+        let takes = self.dirty * (1 << 20) * SECOND / RATE;
         let took = self.call.1 - self.call.0;
         let stays: Vec<String> = self
             .unmounts
@@ -90,7 +67,7 @@ impl Played for Truth {
             format!("{}; in umount2: {}", seconds(took), stays.join(", ")),
             inside > takes / 3 && took > takes / 2,
         );
-        verdict.note("lists meanwhile", format!("longest {}", seconds(self.states.longest)), "");
+        verdict.note("lists meanwhile", format!("longest {}", seconds(self.longest_list)), "");
     }
 
     fn said(&self, frames: &[Seen], verdict: &mut Verdict) {

@@ -3,21 +3,16 @@
 //! written the data and stays; another one exits and pays; a third exits beside it and waits as well.
 
 use super::said::{self, between, consequences, kind, links, list, now};
-use super::{Played, RATE, SECOND, Stage, exit_of, noted};
-use crate::lab::containerd_log::{self, Attempt};
-use crate::lab::states::{self, States};
-use crate::lab::sys::{self, seconds};
-use crate::lab::unmounts::{Stay, Watch};
+use super::{Beyond, RATE, SECOND};
+use crate::lab::containerd_log::Attempt;
+use crate::lab::states::States;
+use crate::lab::stories::record::{self, Record};
+use crate::lab::sys::seconds;
+use crate::lab::unmounts::Stay;
 use crate::lab::verdict::{Seen, Verdict, variant};
-use anyhow::{Result, ensure};
-use serde::Serialize;
+use anyhow::{Context as _, Result};
 use serde_json::Value;
-use std::fs;
-use std::path::Path;
-use std::time::Duration;
 
-/// What the writer writes: the disk is busy for about 37 s, three attempts and the waits between them.
-const MEGABYTES: u64 = 70;
 /// How long containerd gives one attempt (`handleEventTimeout`).
 const ATTEMPT: u64 = 10 * SECOND;
 
@@ -25,11 +20,10 @@ const ATTEMPT: u64 = 10 * SECOND;
 const LAG: u64 = SECOND / 2;
 
 /// A container that exits.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug)]
 pub struct Exit {
     pod: String,
     container: String,
-    shim: u32,
     /// When its init process was gone, by `/proc`.
     exited: u64,
     /// When the runtime first said so.
@@ -41,10 +35,11 @@ pub struct Exit {
 }
 
 /// What happened, by the lab's own clocks (ns of CLOCK_MONOTONIC).
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug)]
 pub struct Truth {
     writer: String,
-    writer_container: String,
+    /// MB that it writes.
+    writes: u64,
     /// Unwritten bytes of the writer's pod and of the payer's when the payer was told to exit, by their `memory.stat`.
     dirty: [u64; 2],
     payer: Exit,
@@ -53,80 +48,36 @@ pub struct Truth {
     states: States,
 }
 
-/// Plays it.
-pub async fn play(stage: &mut Stage<'_>) -> Result<Truth> {
-    let writer = stage.pod("writer", MEGABYTES).await?;
-    let payer = stage.pod("payer", 0).await?;
-    let bystander = stage.pod("bystander", 0).await?;
-    let states = states::Watch::start(&stage.lab.containerd.socket)?;
-    tokio::time::sleep(Duration::from_secs(2)).await;
-    stage.slow_down()?;
-    for pod in [&payer, &bystander, &writer] {
-        stage.write(pod).await?;
+impl Truth {
+    /// What the record has of it.
+    pub fn of(record: &Record) -> Result<Truth> {
+        let writer = record.pod("writer").context("there is no writer")?;
+        let unwritten = |pod: Option<&record::Pod>| pod.map_or(0, |pod| pod.unwritten);
+        Ok(Truth {
+            writer: writer.pod.clone(),
+            writes: writer.writes,
+            dirty: [writer.unwritten, unwritten(record.pod("payer"))],
+            payer: Exit::of(record, "payer")?,
+            bystander: Exit::of(record, "bystander")?,
+            device: record.device.clone(),
+            states: record.states.clone(),
+        })
     }
-    let dirty = [&writer, &payer].map(|pod| unwritten(Path::new(&stage.ledger.name), &pod.container));
-    stage.say(&format!("pod writer has written {MEGABYTES} MB and runs on; pod payer exits"));
-    let mut leaving = Vec::new();
-    for pod in [payer, bystander] {
-        let shim = stage.lab.containerd.shim_of(&pod.container)?;
-        let exit = exit_of(stage.lab.containerd.init_of(&pod.container)?);
-        let unmounts = Watch::start(shim);
-        pod.tell("exit")?;
-        let exited = noted(exit, Duration::from_secs(5)).await?;
-        leaving.push((pod, shim, exited, unmounts));
-        tokio::time::sleep(Duration::from_secs(3)).await;
-    }
-    let reported = |container: &str| states.states().first(container, "EXITED");
-    let limit = Duration::from_secs(150);
-    let all = || leaving.iter().all(|(pod, ..)| reported(&pod.container).is_some());
-    ensure!(
-        sys::until(limit, all).await,
-        "the exits are not reported within {limit:?}; containerd's log ends:\n{}",
-        stage.lab.containerd.log_tail(8)
-    );
-    stage.say("both exits are reported");
-    let attempts = containerd_log::attempts(&stage.log());
-    let mut exits = leaving.into_iter().map(|(pod, shim, exited, unmounts)| Exit {
-        shim,
-        exited,
-        reported: reported(&pod.container).unwrap_or(u64::MAX),
-        attempts: attempts.iter().filter(|one| one.container == pod.container).cloned().collect(),
-        unmounts: unmounts.stays(),
-        pod: pod.name,
-        container: pod.container,
-    });
-    let (Some(payer), Some(bystander)) = (exits.next(), exits.next()) else {
-        anyhow::bail!("two pods exit in this story");
-    };
-    Ok(Truth {
-        writer: writer.name,
-        writer_container: writer.container,
-        dirty,
-        payer,
-        bystander,
-        device: stage.lab.disk.device.clone(),
-        states: states.states(),
-    })
-}
-
-/// Bytes dirty and under writeback in a container's group, by the kernel; 0 when there is no such file.
-fn unwritten(below: &Path, container: &str) -> u64 {
-    let folders = crate::lab::cleanup::cgroup_roots();
-    let groups =
-        folders.iter().flat_map(|root| fs::read_dir(root.join(below)).into_iter().flatten().flatten());
-    let stat = groups.map(|pod| pod.path().join(container).join("memory.stat"));
-    let Some(text) = stat.filter_map(|file| fs::read_to_string(file).ok()).next() else { return 0 };
-    let value = |names: [&str; 2]| -> u64 {
-        let line = |line: &str| {
-            let (name, value) = line.split_once(' ')?;
-            names.contains(&name).then(|| value.parse().ok())?
-        };
-        text.lines().find_map(line).unwrap_or(0)
-    };
-    value(["dirty", "file_dirty"]) + value(["writeback", "file_writeback"])
 }
 
 impl Exit {
+    fn of(record: &Record, name: &str) -> Result<Exit> {
+        let pod = record.pod(name).with_context(|| format!("there is no pod {name}"))?;
+        Ok(Exit {
+            pod: pod.pod.clone(),
+            container: pod.container.clone(),
+            exited: pod.exited.context("it has not exited")?,
+            reported: record.states.first(&pod.container, "EXITED").unwrap_or(u64::MAX),
+            attempts: pod.attempts.clone(),
+            unmounts: pod.unmounts.clone(),
+        })
+    }
+
     /// Attempts that had failed by then.
     fn failed_by(&self, at: u64) -> usize {
         self.attempts.iter().filter(|one| one.failed.is_some_and(|failed| failed <= at)).count()
@@ -142,9 +93,9 @@ impl Exit {
     }
 }
 
-impl Played for Truth {
+impl Beyond for Truth {
     fn truth(&self, verdict: &mut Verdict) {
-        let takes = MEGABYTES * (1 << 20) * SECOND / RATE;
+        let takes = self.writes * (1 << 20) * SECOND / RATE;
         for exit in [&self.payer, &self.bystander] {
             let attempts: Vec<String> = exit
                 .attempts
@@ -180,9 +131,9 @@ impl Played for Truth {
         );
         verdict.check(
             "unwritten",
-            format!("most of {MEGABYTES} MB by {}", self.writer),
+            format!("most of {} MB by {}", self.writes, self.writer),
             format!("{} and {} MB", self.dirty[0] >> 20, self.dirty[1] >> 20),
-            self.dirty[0] > (MEGABYTES << 20) / 2 && self.dirty[1] < 1 << 20,
+            self.dirty[0] > (self.writes << 20) / 2 && self.dirty[1] < 1 << 20,
         );
     }
 
@@ -390,7 +341,6 @@ mod tests {
         Exit {
             pod: name.to_owned(),
             container: name.to_owned(),
-            shim: 7,
             exited: exited * SECOND,
             reported: reported * SECOND,
             attempts,
@@ -405,7 +355,7 @@ mod tests {
             vec![attempt(None, Some(113)), attempt(Some(122), Some(132)), attempt(Some(137), None)];
         Truth {
             writer: "writer".to_owned(),
-            writer_container: "writer".to_owned(),
+            writes: 70,
             dirty: [70 << 20, 0],
             payer: exit("payer", 100, payer, 137),
             bystander: exit("bystander", 103, bystander, 138),

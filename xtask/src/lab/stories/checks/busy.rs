@@ -2,42 +2,24 @@
 //! that has a file of it open, a mount below it. The runtime tries fifty times in 2.5 s, gives up, tries the exit again.
 
 use super::said::{between, list, now};
-use super::{Played, SECOND, Stage, exit_of, noted};
-use crate::lab::containerd_log::{self, Attempt};
-use crate::lab::states::{self, States};
-use crate::lab::sys::{self, seconds};
+use super::{Beyond, SECOND};
+use crate::lab::containerd_log::Attempt;
+use crate::lab::stories::language::Pin;
+use crate::lab::stories::record::Record;
+use crate::lab::sys::seconds;
 use crate::lab::verdict::{Seen, Verdict};
-use anyhow::{Context, Result, ensure};
-use serde::Serialize;
+use anyhow::{Context as _, Result};
 use serde_json::Value;
-use std::fs::{self, File};
-use std::os::unix::process::CommandExt as _;
-use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
-use std::time::Duration;
-
-/// How long the mounts are kept busy after the exits.
-const KEPT: Duration = Duration::from_secs(14);
 
 /// How often the runtime calls umount2 in one attempt.
 const CALLS: u64 = 50;
 
-/// How a root file system is kept busy.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-enum How {
-    WorksIn,
-    HasOpen,
-    MountBelow,
-}
-
 /// A container whose root file system is kept busy.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug)]
 pub struct Kept {
-    how: How,
+    how: Pin,
     pod: String,
     container: String,
-    shim: u32,
-    rootfs: PathBuf,
     /// The lab's process that is in there; `None` for a mount.
     by: Option<u32>,
     exited: u64,
@@ -46,95 +28,32 @@ pub struct Kept {
 }
 
 /// What happened, by the lab's own clocks (ns of CLOCK_MONOTONIC).
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug)]
 pub struct Truth {
     kept: Vec<Kept>,
     released: u64,
-    states: States,
 }
 
-/// Plays it.
-pub async fn play(stage: &mut Stage<'_>) -> Result<Truth> {
-    let mut pods = Vec::new();
-    for (name, how) in
-        [("works-in", How::WorksIn), ("has-open", How::HasOpen), ("mount-below", How::MountBelow)]
-    {
-        pods.push((stage.pod(name, 0).await?, how));
-    }
-    let states = states::Watch::start(&stage.lab.containerd.socket)?;
-    tokio::time::sleep(Duration::from_secs(2)).await;
-    let mut kept = Vec::new();
-    let mut exits = Vec::new();
-    for (pod, how) in &pods {
-        let rootfs = stage.lab.containerd.bundle(&pod.container).join("rootfs");
-        let by = keep_busy(stage, &rootfs, *how)?;
-        exits.push(exit_of(stage.lab.containerd.init_of(&pod.container)?));
-        kept.push(Kept {
-            how: *how,
-            pod: pod.name.clone(),
-            container: pod.container.clone(),
-            shim: stage.lab.containerd.shim_of(&pod.container)?,
-            rootfs,
-            by,
-            exited: 0,
-            reported: 0,
-            attempts: Vec::new(),
+impl Truth {
+    /// What the record has of it.
+    pub fn of(record: &Record) -> Result<Truth> {
+        let pinned = record.pods.iter().filter_map(|pod| Some((pod, *pod.pins.first()?)));
+        let kept = pinned.map(|(pod, (how, by))| {
+            Ok(Kept {
+                how,
+                pod: pod.pod.clone(),
+                container: pod.container.clone(),
+                by,
+                exited: pod.exited.context("a pod has not exited")?,
+                reported: record.states.first(&pod.container, "EXITED").unwrap_or(u64::MAX),
+                attempts: pod.attempts.clone(),
+            })
         });
+        Ok(Truth { kept: kept.collect::<Result<_>>()?, released: record.mark("Unpin")?.begin })
     }
-    for (pod, _) in &pods {
-        stage.write(pod).await?;
-        pod.tell("exit")?;
-    }
-    for (one, exit) in kept.iter_mut().zip(exits) {
-        one.exited = noted(exit, Duration::from_secs(5)).await?;
-    }
-    stage.say("three pods exit; somebody is in the root file system of each");
-    tokio::time::sleep(KEPT).await;
-    let released = sys::monotonic();
-    for one in &kept {
-        match one.by {
-            Some(pid) => sys::signal(pid, libc::SIGKILL),
-            None => drop(sys::run("umount", &[&one.rootfs.join("lab").to_string_lossy()])?),
-        }
-    }
-    stage.say("they have left");
-    let reported = |container: &str| states.states().first(container, "EXITED");
-    let limit = Duration::from_secs(60);
-    ensure!(
-        sys::until(limit, || kept.iter().all(|one| reported(&one.container).is_some())).await,
-        "the exits are not reported within {limit:?}; containerd's log ends:\n{}",
-        stage.lab.containerd.log_tail(8)
-    );
-    let attempts = containerd_log::attempts(&stage.log());
-    for one in &mut kept {
-        one.reported = reported(&one.container).unwrap_or(u64::MAX);
-        one.attempts = attempts.iter().filter(|other| other.container == one.container).cloned().collect();
-    }
-    Ok(Truth { kept, released, states: states.states() })
 }
 
-fn keep_busy(stage: &Stage<'_>, rootfs: &Path, how: How) -> Result<Option<u32>> {
-    if how == How::MountBelow {
-        let below = rootfs.join("lab");
-        fs::create_dir_all(&below).with_context(|| format!("creating {}", below.display()))?;
-        sys::run("mount", &["-t", "tmpfs", "plegscope-lab-below", &below.to_string_lossy()])?;
-        return Ok(None);
-    }
-    let mut command = Command::new("sleep");
-    command.arg("3600").stdin(Stdio::null()).stdout(Stdio::null()).process_group(0);
-    match how {
-        How::WorksIn => drop(command.current_dir(rootfs)),
-        _ => {
-            let file = rootfs.join("bin/busybox");
-            command.stdin(File::open(&file).with_context(|| format!("opening {}", file.display()))?);
-        }
-    }
-    let pid = command.spawn().context("starting sleep")?.id();
-    stage.ledger.record_process(pid, Duration::from_secs(1))?;
-    Ok(Some(pid))
-}
-
-impl Played for Truth {
+impl Beyond for Truth {
     fn truth(&self, verdict: &mut Verdict) {
         for one in &self.kept {
             let failed: Vec<String> = one
@@ -228,8 +147,8 @@ impl Kept {
         let pins: Vec<&Value> = named.map(|(_, busy)| list(busy, "pins").collect()).unwrap_or_default();
         let how = |pin: &Value| pin["how"].as_str().unwrap_or_default().to_owned();
         let right = pins.iter().any(|pin| match (self.how, self.by) {
-            (How::WorksIn, Some(pid)) => pin["pid"] == pid && how(pin).contains("works in"),
-            (How::HasOpen, Some(pid)) => pin["pid"] == pid && how(pin).contains("open"),
+            (Pin::WorksIn, Some(pid)) => pin["pid"] == pid && how(pin).contains("works in"),
+            (Pin::HasOpen, Some(pid)) => pin["pid"] == pid && how(pin).contains("open"),
             _ => how(pin).contains("mount below"),
         });
         verdict.check(

@@ -1,0 +1,193 @@
+//! The judge must be able to find something.
+
+use super::*;
+use crate::lab::kubelet_like::Call;
+use crate::lab::stories::language;
+use crate::lab::stories::record::{Pod, Run};
+use crate::lab::tracer::Line;
+use crate::lab::unmounts::Stay;
+use serde_json::json;
+
+const SECOND: u64 = 1_000_000_000;
+const STORY: &str = r#"
+about = "x"
+containerd = ["1.6"]
+steps = [{ wait = 1.0 }]
+[[pods]]
+name = "victim"
+[[pods]]
+name = "other"
+[expect]
+slow-relist = true
+incidents = 1
+blame = ["victim"]
+writers = ["victim"]
+never = ["exit"]
+[[expect.chains]]
+links = ["call ListContainers", { is = "lock Init of victim", or-blind = "locks" }, "unmount of victim"]
+ends-in = ["UnmountSync"]
+"#;
+
+fn pod(name: &str, shim: u32) -> Pod {
+    let stay = Stay { begin: 8 * SECOND, end: Some(30 * SECOND), call: 166, ..Stay::default() };
+    Pod {
+        name: name.to_owned(),
+        pod: name.to_owned(),
+        namespace: "lab".to_owned(),
+        container_name: "worker".to_owned(),
+        container: format!("c-{name}"),
+        sandbox: format!("s-{name}"),
+        shim,
+        init: 1,
+        rootfs: String::new(),
+        writes: 1,
+        told_to_exit: None,
+        exited: None,
+        unwritten: 0,
+        unmounts: if name == "victim" { vec![stay] } else { Vec::new() },
+        attempts: Vec::new(),
+        pins: Vec::new(),
+        unpinned: Vec::new(),
+    }
+}
+
+fn frame(at: u64) -> Value {
+    let subject = json!({"id": "c-victim", "namespace": "lab", "pod": "victim", "container": "worker"});
+    let link = |kind: &str, method: &str, begin: u64, critical: u64| {
+        json!({
+            "operation": {"kind": kind, "method": method}, "subject": subject, "who": {"pid": 7},
+            "age": (at - begin) * SECOND, "critical": critical * SECOND,
+        })
+    };
+    let mut lock = link("LockWait", "", 10, 0);
+    lock["lock"] = json!({"name": "Init", "subject": subject});
+    let links = json!([link("CriCall", "ListContainers", 10, at - 10), lock, link("Unmount", "", 8, 0)]);
+    let stuck = (10..=29).contains(&at);
+    let diagnosis = json!({
+        "chain": {"links": links, "age": (at - 10) * SECOND}, "containers": [subject],
+        "ends_in": {"UnmountSync": {"device": {"device": {"major": 7, "minor": 0}}}},
+        "dirtied_by": [{"source": {"Container": subject}, "bytes": 1}],
+    });
+    json!({
+        "now": at * SECOND, "diagnoses": if stuck { json!([diagnosis]) } else { json!([]) },
+        "incidents": [{"id": "i1", "containers": [subject], "ended": if stuck { json!(null) } else { json!(30 * SECOND) }}],
+        "losses": [], "blind_spots": [{"what": "locks", "reason": "none"}],
+        "relists": {"longest": 20 * SECOND, "explained": u64::from(!stuck), "unexplained": 0},
+    })
+}
+
+fn wrong(change: impl Fn(&mut Value)) -> Vec<String> {
+    let story = language::parse("x", STORY).unwrap_or_else(|error| panic!("{error:#}"));
+    let call = |method: &str| Call {
+        method: method.to_owned(),
+        container: None,
+        begin: 10 * SECOND,
+        end: Some(30 * SECOND),
+        error: None,
+    };
+    let lines = (10..33).map(|at| {
+        let mut frame = frame(at);
+        change(&mut frame);
+        Line { at: at * SECOND + SECOND / 10, text: frame.to_string() }
+    });
+    let run = Run {
+        started: 0,
+        ready: 1,
+        ended: 40 * SECOND,
+        exit: Some(0),
+        killed: false,
+        quit_took: 1,
+        lines: lines.collect(),
+        messages: Vec::new(),
+    };
+    let record = Record {
+        device: "7:0".to_owned(),
+        pods: vec![pod("victim", 7), pod("other", 8)],
+        own: ["victim", "other"].iter().flat_map(|name| [format!("c-{name}"), format!("s-{name}")]).collect(),
+        calls: vec![call("relist"), call("ListContainers")],
+        runs: vec![run],
+        ..Record::default()
+    };
+    let judged = judge(&story, &record);
+    let all = judged.truth.0.into_iter().chain(judged.said.0);
+    all.filter(|check| check.agree == Some(false)).map(|check| check.what).collect()
+}
+
+/// Changes the first diagnosis of a frame, when there is one.
+fn first(change: impl Fn(&mut Value)) -> impl Fn(&mut Value) {
+    move |frame| {
+        if let Some(diagnosis) = frame["diagnoses"].get_mut(0) {
+            change(diagnosis);
+        }
+    }
+}
+
+#[test]
+fn what_went_as_it_was_said_passes() {
+    assert!(wrong(|_| {}).is_empty(), "{:?}", wrong(|_| {}));
+}
+
+#[test]
+fn another_container_pod_device_or_writer_fails() {
+    let other = |link: &'static str| {
+        move |one: &mut Value| one["chain"]["links"][2]["subject"][link] = json!("c-other")
+    };
+    assert_eq!(wrong(first(other("id"))), ["chain", "wrong names", "who is blamed"]);
+    assert_eq!(wrong(first(other("pod"))), ["wrong names"]);
+    assert_eq!(wrong(first(other("namespace"))), ["wrong names"]);
+    let shim = first(|one| one["chain"]["links"][2]["who"]["pid"] = json!(8));
+    assert_eq!(wrong(shim), ["chain"]);
+    let device = first(|one| one["ends_in"]["UnmountSync"]["device"]["device"]["minor"] = json!(1));
+    assert_eq!(wrong(device), ["wrong names"]);
+    let writer = first(|one| one["dirtied_by"][0]["source"]["Container"]["id"] = json!("c-other"));
+    assert_eq!(wrong(writer), ["writer", "wrong names"]);
+}
+
+#[test]
+fn a_missing_link_fails_unless_it_is_said_why() {
+    let remove = |frame: &mut Value| {
+        let first = frame["diagnoses"].get_mut(0);
+        let links = first.and_then(|one| one["chain"]["links"].as_array_mut());
+        if let Some(links) = links {
+            links.remove(1);
+        }
+    };
+    assert!(wrong(remove).is_empty());
+    let silent = |frame: &mut Value| {
+        remove(frame);
+        frame["blind_spots"] = json!([]);
+    };
+    assert_eq!(wrong(silent), ["chain", "what cannot be seen"]);
+}
+
+#[test]
+fn a_false_incident_a_late_word_and_a_wrong_age_fail() {
+    let two = |frame: &mut Value| {
+        if let Some(incidents) = frame["incidents"].as_array_mut() {
+            incidents.push(json!({"id": "i2", "containers": [{"id": "c-other"}], "ended": 30}));
+        }
+    };
+    assert_eq!(wrong(two), ["who is blamed", "incidents"]);
+    let late = |frame: &mut Value| {
+        if frame["now"].as_u64() < Some(14 * SECOND) {
+            frame["diagnoses"] = json!([]);
+        }
+    };
+    assert_eq!(wrong(late), ["first shown"]);
+    let age = first(|one| one["chain"]["links"][2]["age"] = json!(SECOND));
+    assert_eq!(wrong(age), ["age of unmount"]);
+    let sum = first(|one| one["chain"]["links"][2]["critical"] = json!(SECOND));
+    assert_eq!(wrong(sum), ["seconds per link"]);
+    let harm = |frame: &mut Value| {
+        frame["incidents"][0]["consequences"] = json!([{"what": {"Unknown": {"of": {"id": "c-other"}}}}]);
+    };
+    assert_eq!(wrong(harm), ["what has come of it"]);
+    let open = |frame: &mut Value| frame["incidents"][0]["ended"] = Value::Null;
+    assert_eq!(wrong(open), ["open at the end"]);
+    let unexplained = |frame: &mut Value| frame["relists"]["unexplained"] = json!(1);
+    assert_eq!(wrong(unexplained), ["slow relists"]);
+    let never = first(|one| {
+        one["chain"]["links"][0]["operation"]["kind"] = json!("ExitHandling");
+    });
+    assert_eq!(wrong(never), ["chain", "exit in a chain"]);
+}

@@ -1,0 +1,281 @@
+//! `cargo xtask story`: incidents and their look-alikes on a real containerd; every word of plegscope is held against
+//! clocks that have nothing to do with it.
+//!
+//! A story is a file, see [`language`]. [`engine`] plays it and writes a [`record`], [`judge`] holds plegscope against that,
+//! `checks` hold more where a story says so, [`table`] keeps the results.
+
+pub mod checks;
+pub mod engine;
+pub mod judge;
+pub mod language;
+pub mod links;
+pub mod record;
+pub mod table;
+pub mod watch;
+
+use super::checks::Verdict;
+use super::containerd::Programs;
+use super::tracer::{self, Line};
+use super::{cleanup, packages, run_interruptible, sys};
+use crate::{binaries, kubelet};
+use anyhow::{Context, Result, bail};
+use language::{Caller, FileSystem, Program, Story};
+use record::Record;
+use std::fs;
+use std::path::{Path, PathBuf};
+use table::Row;
+
+/// What CI plays: about a quarter of an hour.
+pub const USUAL: [&str; 15] = [
+    "healthy",
+    "slow-disk",
+    "strace",
+    "kubelet",
+    "two-causes",
+    "late-exit",
+    "harmless-text",
+    "harmless-rootfs",
+    "evicted",
+    "hung",
+    "now-stall",
+    "now-silent",
+    "now-leftover",
+    "commands",
+    "fuse",
+];
+
+/// Play stories on a real containerd and check every word of plegscope.
+#[derive(clap::Args)]
+pub struct Args {
+    /// Which stories; without a name those that CI plays
+    names: Vec<String>,
+    /// All stories, with each containerd they make sense with
+    #[arg(long, conflicts_with = "names")]
+    all: bool,
+    /// Only say which stories there are
+    #[arg(long)]
+    list: bool,
+    /// Version of containerd (1.4, 1.6, 1.7, 2.1)
+    #[arg(long, value_name = "VERSION")]
+    containerd: Option<String>,
+    /// How often each is played
+    #[arg(long, default_value_t = 1)]
+    repeat: usize,
+    /// Folder for what was seen: ground truth, frames, messages, logs, tables
+    #[arg(long, value_name = "FOLDER")]
+    keep: Option<PathBuf>,
+    /// Write the results into docs/truth.md
+    #[arg(long)]
+    record: bool,
+    /// Only play the stories and compare the lab's own clocks with each other
+    #[arg(long)]
+    without_plegscope: bool,
+}
+
+/// What stories are played with.
+struct Stock {
+    /// The version of the machine's own containerd.
+    own: Option<String>,
+    kubelet: Option<PathBuf>,
+    binary: Option<PathBuf>,
+    keep: PathBuf,
+}
+
+/// Runs the command; an error names the stories that failed, their tables are printed before.
+pub fn run(args: Args) -> Result<()> {
+    let all = language::names()?;
+    let wanted: Vec<&str> = match (args.all || args.list, args.names.is_empty()) {
+        (true, _) => all.iter().map(String::as_str).collect(),
+        (false, true) => USUAL.to_vec(),
+        (false, false) => args.names.iter().map(String::as_str).collect(),
+    };
+    let stories: Vec<Story> = wanted.into_iter().map(language::load).collect::<Result<_>>()?;
+    if args.list {
+        stories.iter().for_each(|story| println!("{:18} {}", story.name, story.about));
+        return Ok(());
+    }
+    for line in cleanup::clean_leftovers()? {
+        println!("leftovers of an earlier run: {line}");
+    }
+    packages::ensure(&packages::LAB)?;
+    let stock = Stock {
+        own: Programs::find(None)?.version(),
+        kubelet: kubelet::built()?,
+        binary: if args.without_plegscope { None } else { Some(tracer::binary()?) },
+        keep: args.keep.unwrap_or_else(|| tracer::workspace().join("target/stories")),
+    };
+    let mut results = Results::default();
+    for story in &stories {
+        let versions = match (&args.containerd, args.all) {
+            (Some(version), _) => vec![version.clone()],
+            (None, true) => story.containerd.clone(),
+            (None, false) => stock.usual(story).into_iter().collect(),
+        };
+        for version in &versions {
+            stock.play(story, version, args.repeat, &mut results);
+        }
+        if versions.is_empty() {
+            stock.play(story, "", args.repeat, &mut results);
+        }
+    }
+    results.tell(args.record)
+}
+
+/// What came of all stories.
+#[derive(Default)]
+struct Results {
+    rows: Vec<Row>,
+    failed: Vec<String>,
+    skipped: Vec<String>,
+    played: usize,
+}
+
+impl Results {
+    /// Prints the table, and what failed as the last; an error when something did.
+    fn tell(self, record: bool) -> Result<()> {
+        if !self.rows.is_empty() {
+            println!("\n{}", table::HEADING);
+            self.rows.iter().for_each(|row| println!("{}", row.markdown()));
+        }
+        if record {
+            table::record(&self.rows)?;
+        }
+        println!("\n{} played, {} skipped", self.played, self.skipped.len());
+        self.skipped.iter().for_each(|line| println!("SKIPPED {line}"));
+        if !self.failed.is_empty() {
+            bail!("not as it should be:\n{}", self.failed.join("\n"));
+        }
+        println!("all agree with the ground truth");
+        Ok(())
+    }
+}
+
+impl Stock {
+    /// The version a story is played with when none is asked for: the machine's own, if it makes sense with that.
+    fn usual(&self, story: &Story) -> Option<String> {
+        let own = |version: &&String| self.own.as_ref().is_some_and(|own| own.starts_with(version.as_str()));
+        story.containerd.iter().find(own).or(story.containerd.first()).cloned()
+    }
+
+    /// The programs of a version.
+    fn programs(&self, version: &str) -> Result<Programs> {
+        if version.is_empty() || self.own.as_ref().is_some_and(|own| own.starts_with(version)) {
+            return Programs::find(None);
+        }
+        let folder = binaries::containerd(version)?;
+        let missing =
+            || format!("no containerd {version} is in the cache; `cargo xtask binaries` fetches one");
+        Programs::find(Some(&folder.with_context(missing)?))
+    }
+
+    /// Why a story cannot be played here, if it cannot.
+    fn cannot(&self, story: &Story, version: &str) -> Option<String> {
+        if story.node.caller == Caller::Kubelet && self.kubelet.is_none() {
+            return Some(kubelet::NOT_BUILT.to_owned());
+        }
+        if story.program.is_some() && self.binary.is_none() {
+            return Some("it is about plegscope alone".to_owned());
+        }
+        if story.node.file_system == FileSystem::Xfs && sys::which("mkfs.xfs").is_none() {
+            return Some("there is no mkfs.xfs: apt-get install xfsprogs".to_owned());
+        }
+        self.programs(version).err().map(|error| format!("{error:#}"))
+    }
+
+    /// Plays a story so often; one that cannot be played keeps no other from being played.
+    fn play(&self, story: &Story, version: &str, times: usize, results: &mut Results) {
+        let title = format!("{} {version}", story.name).trim().to_owned();
+        if let Some(because) = self.cannot(story, version) {
+            println!("--- story: {title}\nSKIPPED {because}");
+            results.skipped.push(format!("{title}: {because}"));
+            return;
+        }
+        for time in 1..=times {
+            println!(
+                "--- story: {title}{}",
+                if times > 1 { format!(", {time} of {times}") } else { String::new() }
+            );
+            results.played += 1;
+            let name = title.replace(' ', "-");
+            let name = if times > 1 { format!("{name}-{time}") } else { name };
+            let begin = sys::monotonic();
+            let played = self.play_once(story, version, &self.keep.join(name));
+            println!("{title} took {}", sys::seconds(sys::monotonic() - begin));
+            match played {
+                Ok((row, wrong)) => {
+                    results.failed.extend(wrong.into_iter().map(|line| format!("{title}: {line}")));
+                    results.rows.extend(row);
+                }
+                Err(error) => {
+                    println!("FAILED {title}: {error:#}");
+                    results.failed.push(format!("{title}: {error:#}"));
+                    results.rows.push(Row { failed: 1, ..Row::new(&story.name, version) });
+                }
+            }
+        }
+        table::join(&mut results.rows);
+    }
+
+    /// Plays it once; what is wrong comes back as lines.
+    fn play_once(&self, story: &Story, version: &str, keep: &Path) -> Result<(Option<Row>, Vec<String>)> {
+        let _ = fs::remove_dir_all(keep); // of an earlier run
+        fs::create_dir_all(keep).with_context(|| format!("creating {}", keep.display()))?;
+        let programs = self.programs(version)?;
+        if let Some(program) = story.program {
+            let verdict = self.program(program, &programs, keep)?;
+            print!("{}", verdict.table());
+            store(keep, "table.txt", &verdict.table())?;
+            return Ok((None, verdict.wrong().collect()));
+        }
+        let begin = sys::monotonic();
+        let say = move |text: &str| println!("{:>6.1} s  {text}", (sys::monotonic() - begin) as f64 / 1e9);
+        let record = run_interruptible(async |ledger| {
+            let with = engine::With {
+                programs: programs.clone(),
+                kubelet: self.kubelet.as_deref(),
+                binary: self.binary.as_deref(),
+                keep: Some(keep),
+            };
+            engine::play(ledger, story, with, say).await
+        })?;
+        keep_record(keep, &record)?;
+        let judged = judge::judge(story, &record);
+        let mut verdicts = vec![judged.truth, judged.said];
+        for check in &story.checks {
+            verdicts.extend(checks::hold(*check, &record)?);
+        }
+        verdicts.retain(|verdict| !verdict.0.is_empty());
+        let mut row = judged.row;
+        row.failed = verdicts.iter().flat_map(Verdict::wrong).count();
+        let tables: Vec<String> = verdicts.iter().map(Verdict::table).collect();
+        print!("{}", tables.concat());
+        store(keep, "table.txt", &tables.concat())?;
+        store(keep, "row.json", &serde_json::to_string_pretty(&row)?)?;
+        Ok((Some(row), verdicts.iter().flat_map(Verdict::wrong).collect()))
+    }
+
+    fn program(&self, program: Program, programs: &Programs, keep: &Path) -> Result<Verdict> {
+        let binary = self.binary.as_deref().context("it is about plegscope alone")?;
+        match program {
+            Program::Commands => super::commands::play(programs.clone(), binary, Some(keep)),
+            Program::Fuse => super::fuse::play(binary),
+            Program::Harmless(part) => super::harmless::play(programs, self.kubelet.as_deref(), binary, part),
+            Program::Now(part) => super::now::play(programs, binary, part, Some(keep)),
+        }
+    }
+}
+
+/// Keeps what was seen for people to read.
+fn keep_record(folder: &Path, record: &Record) -> Result<()> {
+    store(folder, "truth.json", &serde_json::to_string_pretty(record)?)?;
+    let join = |lines: &mut dyn Iterator<Item = &Line>| -> String {
+        lines.map(|line| format!("{}\t{}\n", line.at, line.text)).collect()
+    };
+    store(folder, "frames.tsv", &join(&mut record.runs.iter().flat_map(|run| &run.lines)))?;
+    store(folder, "messages.tsv", &join(&mut record.runs.iter().flat_map(|run| &run.messages)))
+}
+
+fn store(folder: &Path, name: &str, text: &str) -> Result<()> {
+    let file = folder.join(name);
+    fs::write(&file, text).with_context(|| format!("writing {}", file.display()))
+}

@@ -1,0 +1,161 @@
+//! The table of all stories: one line for each that was played, for `docs/truth.md`.
+
+use crate::lab::sys::seconds;
+use crate::lab::tracer::workspace;
+use anyhow::{Context, Result};
+use serde::{Deserialize, Serialize};
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+
+/// What came of one story.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Row {
+    /// Its name.
+    pub story: String,
+    /// Version of containerd.
+    pub version: String,
+    /// Incidents that were expected, and that were told.
+    pub incidents: (u64, u64),
+    /// Wrong names: pods, devices, writers.
+    pub wrong_names: usize,
+    /// Containers that were blamed and had no part in it.
+    pub wrong_containers: usize,
+    /// Links found, and expected.
+    pub links: (usize, usize),
+    /// Links that cannot be seen, with the words in which plegscope says so.
+    pub blind: Vec<String>,
+    /// The worst duration: truth and what was said, ns.
+    pub worst: Option<(u64, u64)>,
+    /// When the last of the expected chains was first shown, ns after all of it had begun.
+    pub first_shown: Option<u64>,
+    /// Checks that failed.
+    pub failed: usize,
+    /// How often it was played, with the same result.
+    pub times: usize,
+}
+
+impl Row {
+    /// A line in which nothing stands yet.
+    pub fn new(story: &str, version: &str) -> Row {
+        Row { story: story.to_owned(), version: version.to_owned(), times: 1, ..Row::default() }
+    }
+
+    /// Notes when a chain was shown.
+    pub fn shown(&mut self, after: Option<u64>) {
+        self.first_shown = self.first_shown.max(after);
+    }
+
+    /// Notes a duration; the worst is kept.
+    pub fn off(&mut self, truth: u64, said: u64) {
+        let off = |(truth, said): (u64, u64)| truth.abs_diff(said) as f64 / truth.max(1_000_000_000) as f64;
+        if self.worst.is_none_or(|worst| off((truth, said)) > off(worst)) {
+            self.worst = Some((truth, said));
+        }
+    }
+
+    /// Incidents that should not have been told.
+    pub fn false_incidents(&self) -> u64 {
+        self.incidents.1.saturating_sub(self.incidents.0)
+    }
+
+    /// The line in Markdown.
+    pub fn markdown(&self) -> String {
+        let worst = self.worst.map_or("-".to_owned(), |(truth, said)| {
+            let part = truth.abs_diff(said) as f64 * 100.0 / truth.max(1) as f64;
+            format!("{} of {} ({part:.1} %)", seconds(truth.abs_diff(said)), seconds(truth))
+        });
+        let links = match self.links {
+            (_, 0) => "-".to_owned(),
+            (found, of) => format!("{found} of {of}"),
+        };
+        format!(
+            "| {} | {} | {} | {} of {} | {} | {} | {} | {links} | {worst} | {} | {} |",
+            self.story,
+            self.version,
+            self.times,
+            self.incidents.1,
+            self.incidents.0,
+            self.false_incidents(),
+            self.wrong_names,
+            self.wrong_containers,
+            self.first_shown.map_or("-".to_owned(), seconds),
+            if self.failed == 0 { "agrees" } else { "DIFFERS" },
+        )
+    }
+}
+
+/// Heading of the table.
+pub const HEADING: &str = "\
+| story | containerd | times | incidents told of expected | false | wrong names | wrong containers | links found | worst duration | first shown | |
+|---|---|---|---|---|---|---|---|---|---|---|";
+
+/// Several lines of the same story with the same containerd become one: the worst of each.
+pub fn join(rows: &mut Vec<Row>) {
+    let mut joined: Vec<Row> = Vec::new();
+    for row in rows.drain(..) {
+        let same = joined.iter_mut().find(|one| one.story == row.story && one.version == row.version);
+        let Some(one) = same else {
+            joined.push(row);
+            continue;
+        };
+        one.times += row.times;
+        one.failed += row.failed;
+        one.wrong_names = one.wrong_names.max(row.wrong_names);
+        one.wrong_containers = one.wrong_containers.max(row.wrong_containers);
+        if row.incidents.0.abs_diff(row.incidents.1) > one.incidents.0.abs_diff(one.incidents.1) {
+            one.incidents = row.incidents;
+        }
+        if row.links.0 * one.links.1.max(1) < one.links.0 * row.links.1.max(1) {
+            one.links = row.links;
+        }
+        one.blind.extend(row.blind);
+        one.blind.sort();
+        one.blind.dedup();
+        if let Some((truth, said)) = row.worst {
+            one.off(truth, said);
+        }
+        one.shown(row.first_shown);
+    }
+    *rows = joined;
+}
+
+/// Writes the lines into `docs/truth.md`; what was recorded of other stories stays.
+pub fn record(rows: &[Row]) -> Result<()> {
+    let file = workspace().join("docs/truth.md");
+    let text = fs::read_to_string(&file).unwrap_or_default();
+    let key = |line: &str| -> Option<String> {
+        let cells: Vec<&str> = line.split('|').map(str::trim).collect();
+        (cells.len() > 10 && !cells[1].starts_with("---") && cells[1] != "story")
+            .then(|| cells[1..3].join(" "))
+    };
+    let mut lines: BTreeMap<String, String> =
+        text.lines().filter_map(|line| Some((key(line)?, line.to_owned()))).collect();
+    for row in rows {
+        let line = row.markdown();
+        lines.insert(key(&line).unwrap_or_default(), line);
+    }
+    let blind: BTreeSet<&String> = rows.iter().flat_map(|row| &row.blind).collect();
+    let mut text = format!("{BEFORE}\n{HEADING}\n");
+    lines.values().for_each(|line| text += &format!("{line}\n"));
+    if !blind.is_empty() {
+        text += "\nLinks that were not seen, and what plegscope said instead:\n\n";
+        blind.iter().for_each(|line| text += &format!("* {line}\n"));
+    }
+    fs::write(&file, text).with_context(|| format!("writing {}", file.display()))
+}
+
+/// What stands above the table.
+const BEFORE: &str = "\
+# What plegscope said, held against the truth
+
+Every story is a real containerd (each version with its own shim), real containers and something that really blocks. Clocks
+that have nothing to do with plegscope say what happened: the client's or the kubelet's own, `strace -T`, what `/proc` and the
+kernel's stacks tell of each thread, the daemons' logs and metrics. `cargo xtask story NAME` plays one and prints what was
+compared; `cargo xtask story --list` says what each is about. This file is written by `cargo xtask story --record`.
+
+* *times*: how often it was played; a line holds the worst of all.
+* *wrong names*: pods, devices and writers that were named and are not it. *wrong containers*: blamed without a part in it.
+* *links found*: of the chains that must be shown while they last.
+* *worst duration*: the age of a link or a relist that was furthest from its clock, in any frame.
+* *first shown*: after all of the chain had begun.
+";
