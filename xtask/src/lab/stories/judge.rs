@@ -405,7 +405,7 @@ impl Judge<'_> {
     /// A container by the name of its pod in the story, else by its id.
     fn name_of(&self, id: &str) -> String {
         let pod = self.record.pods.iter().find(|pod| pod.container == id || pod.sandbox == id);
-        let created = self.record.created.iter().find(|one| one.container == id);
+        let created = self.record.created.iter().find(|one| one.container == id || one.sandbox == id);
         match (pod, created) {
             (Some(pod), _) => pod.name.clone(),
             (None, Some(created)) => created.pod.clone(),
@@ -441,7 +441,8 @@ impl Judge<'_> {
     fn incidents(&mut self) {
         let ids = own_incidents(&self.record.own, &self.frames);
         let wanted = self.story.expect.incidents;
-        self.row.incidents = (wanted, ids.len() as u64);
+        let count = ids.len() as u64;
+        self.row.incidents = (wanted.nearest(count), count);
         let summaries: Vec<String> = ids
             .iter()
             .filter_map(|id| {
@@ -452,13 +453,13 @@ impl Judge<'_> {
             .collect();
         self.said.check(
             "incidents",
-            wanted.to_string(),
+            wanted.words(),
             format!(
                 "{}{}",
                 ids.len(),
                 if summaries.is_empty() { String::new() } else { format!(": {}", summaries.join("; ")) }
             ),
-            ids.len() as u64 == wanted,
+            wanted.nearest(count) == count,
         );
         let open: Vec<&Value> = self
             .frames
