@@ -142,7 +142,7 @@ impl Kubelet {
     /// When it logged that its PLEG is not healthy, ns of CLOCK_MONOTONIC.
     pub fn unhealthy(&self) -> Vec<u64> {
         let text = fs::read_to_string(&self.log).unwrap_or_default();
-        times_of(&text, "PLEG is not healthy", sys::monotonic(), sys::realtime())
+        times_of(&text, "PLEG is not healthy: pleg was last seen active", sys::monotonic(), sys::realtime())
     }
 
     /// Ends it and waits until it is gone, so that it starts nothing again.

@@ -23,8 +23,6 @@ use tokio::task::JoinSet;
 
 /// A list call that lasts as long as this hangs, ns.
 const HANGS: u64 = 1_000_000_000;
-/// What is so for as long as this stays so, ns.
-const LASTING: u64 = 1_000_000_000;
 /// What a starved process gets of a CPU, in thousandths.
 const SHARE: u64 = 2;
 /// MB that a pod writes that comes and goes.
@@ -499,7 +497,12 @@ impl Stage<'_> {
         let call = (begin, sys::monotonic());
         self.say(&format!("that took {}", sys::seconds(call.1 - call.0)));
         self.record.own.extend(pod.ids());
-        self.record.created.push(Created { pod: name.to_owned(), container: pod.container.clone(), call });
+        self.record.created.push(Created {
+            pod: name.to_owned(),
+            container: pod.container.clone(),
+            sandbox: pod.sandbox.clone(),
+            call,
+        });
         self.lab.pods.push(pod);
         Ok(())
     }
@@ -566,9 +569,9 @@ impl Stage<'_> {
         });
         let came = match what {
             Until::ListHangs => sys::until(limit, || self.hangs()).await,
-            Until::Unmounted => sys::until(limit, lasting(|| self.unmounted())).await,
+            Until::Unmounted => sys::until(limit, watch::lasting(|| self.unmounted())).await,
             Until::Quiet => {
-                let over = sys::until(limit, lasting(|| !self.hangs() && self.unmounted())).await;
+                let over = sys::until(limit, watch::lasting(|| !self.hangs() && self.unmounted())).await;
                 let relists = self.relists();
                 let calls = self.client.is_some() || self.lab.kubelet.is_some();
                 let again = || !calls || self.relists() >= relists + 2;
@@ -685,13 +688,4 @@ async fn update(client: Client, container: String, calls: Arc<Mutex<Vec<Call>>>)
     let mut calls = lock();
     calls[index].end = Some(sys::monotonic());
     calls[index].error = answer.err().map(|status| format!("{:?}: {}", status.code(), status.message()));
-}
-
-/// Whether something has been so for a while: an unmount does not begin in the moment of the exit.
-fn lasting(mut is: impl FnMut() -> bool) -> impl FnMut() -> bool {
-    let mut since = None;
-    move || {
-        since = if is() { since.or(Some(sys::monotonic())) } else { None };
-        since.is_some_and(|since| sys::monotonic() - since > LASTING)
-    }
 }

@@ -29,7 +29,7 @@
 //!
 //! [expect]
 //! slow-relist = true            # whether a relist lasted a second or longer, by the caller's clock
-//! incidents = 1                 # how many about this lab's containers or processes; no word means 0
+//! incidents = 1                 # how many about this lab's containers or processes, or [1, 3]; no word means 0
 //! blame = ["victim"]            # pods that a chain may end at, or an incident be about first; nobody else
 //! writers = ["victim"]          # pods that may be named first as the writer, and one must be; no word: nothing is held
 //! never = ["unmount of other"]  # links that no chain may have
@@ -329,7 +329,7 @@ pub struct Expect {
     /// Whether a relist is slow; not held when it is not said.
     pub slow_relist: Option<bool>,
     /// How many incidents.
-    pub incidents: u64,
+    pub incidents: Count,
     /// Pods that may be blamed.
     pub blame: Vec<String>,
     /// Pods that may be named first as writers.
@@ -342,6 +342,40 @@ pub struct Expect {
     pub may_harm: Vec<String>,
     /// Chains that must be shown.
     pub chains: Vec<Chain>,
+}
+
+/// How many.
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(untagged)]
+pub enum Count {
+    /// So many.
+    Exactly(u64),
+    /// From so many to so many.
+    Between([u64; 2]),
+}
+
+impl Default for Count {
+    fn default() -> Count {
+        Count::Exactly(0)
+    }
+}
+
+impl Count {
+    /// The number that is meant and lies nearest.
+    pub fn nearest(self, count: u64) -> u64 {
+        match self {
+            Count::Exactly(wanted) => wanted,
+            Count::Between([least, most]) => count.min(most).max(least),
+        }
+    }
+
+    /// In words.
+    pub fn words(self) -> String {
+        match self {
+            Count::Exactly(wanted) => wanted.to_string(),
+            Count::Between([least, most]) => format!("{least} to {most}"),
+        }
+    }
 }
 
 /// A chain that must be shown.

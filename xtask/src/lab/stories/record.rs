@@ -71,6 +71,8 @@ pub struct Created {
     pub pod: String,
     /// Its id.
     pub container: String,
+    /// The sandbox it was created in.
+    pub sandbox: String,
     /// Begin and end of the call.
     pub call: (u64, u64),
 }
@@ -196,8 +198,12 @@ impl Record {
     /// When a link lasted, where the lab has a clock for it: `None` where it has none.
     pub fn intervals(&self, link: &Pattern) -> Option<Vec<Interval>> {
         let pod = link.of.as_deref().and_then(|name| self.pod(name));
-        let of_call = |call: &Call| Interval { begin: call.begin, end: call.end.unwrap_or(u64::MAX) };
-        let of_stay = |stay: &Stay| Interval { begin: stay.begin, end: stay.end.unwrap_or(u64::MAX) };
+        // What lasted when all was over has lasted until then.
+        let over = self.marks.last().map_or(u64::MAX, |mark| mark.end);
+        let of_call =
+            |call: &Call| Interval { begin: call.begin, end: call.end.unwrap_or(over.max(call.begin)) };
+        let of_stay =
+            |stay: &Stay| Interval { begin: stay.begin, end: stay.end.unwrap_or(over.max(stay.begin)) };
         let all = match link.what {
             What::Relist => self.calls_of("relist", None).map(of_call).collect(),
             What::Call if !self.created.is_empty() && link.names == ["CreateContainer"] => {
@@ -212,7 +218,7 @@ impl Record {
             What::Exit => {
                 let begin = pod?.exited?;
                 let said = self.states.first(&pod?.container, "EXITED");
-                vec![Interval { begin, end: said.unwrap_or(u64::MAX) }]
+                vec![Interval { begin, end: said.unwrap_or(over.max(begin)) }]
             }
             What::Unmount => {
                 // strace knows best when a call began that it holds.

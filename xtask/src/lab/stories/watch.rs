@@ -15,6 +15,9 @@ use std::time::Duration;
 /// A daemon's call that writes and is shorter than this is no news, ns.
 const LONG: u64 = 100_000_000;
 
+/// What is so for as long as this stays so, ns.
+const LASTING: u64 = 1_000_000_000;
+
 /// The calls of a daemon that wait for a disk: the unmount, and what writes.
 pub const DAEMON: &[libc::c_long] = &[
     libc::SYS_umount2,
@@ -133,4 +136,13 @@ pub fn shims(lab: &Lab<'_>) -> Vec<(u32, String)> {
         .into_iter()
         .filter_map(|pid| Some((pid, argument(pid, "-id")?)))
         .collect()
+}
+
+/// Whether something has been so for a while: an unmount does not begin in the moment of the exit.
+pub fn lasting(mut is: impl FnMut() -> bool) -> impl FnMut() -> bool {
+    let mut since = None;
+    move || {
+        since = if is() { since.or(Some(sys::monotonic())) } else { None };
+        since.is_some_and(|since| sys::monotonic() - since > LASTING)
+    }
 }
