@@ -119,7 +119,7 @@ impl<'a> Lab<'a> {
         say: &mut impl FnMut(&str),
     ) -> Result<Lab<'a>> {
         let mut lab = Lab::without_pods(ledger, programs, &Settings::default(), say).await?;
-        lab.run_kubelet(program, script.update_every, &pods_of(script.megabytes()), say).await?;
+        lab.run_kubelet(program, kubelet::Pace::updating(script.update_every), &pods_of(script.megabytes()), say).await?;
         Ok(lab)
     }
 
@@ -127,7 +127,7 @@ impl<'a> Lab<'a> {
     pub async fn run_kubelet(
         &mut self,
         program: &Path,
-        update_every: Duration,
+        pace: kubelet::Pace,
         pods: &[(&str, u64)],
         say: &mut impl FnMut(&str),
     ) -> Result<()> {
@@ -137,7 +137,7 @@ impl<'a> Lab<'a> {
             &self.containerd,
             &self.client,
             &self.run,
-            update_every,
+            pace,
             pods,
         )
         .await?;
