@@ -7,7 +7,7 @@ use crate::{
     exit::Exit,
     look::{LookedAt, Looks, Summary},
     sinks::{self, json},
-    source::Live,
+    source::Messages,
     thresholds::Thresholds,
     warden::{
         self, LookOnce, Settings,
@@ -130,7 +130,7 @@ fn frames(looked: &LookedAt) -> usize {
 }
 
 async fn listen(socket: UnixStream, heard: &mut Heard) -> anyhow::Result<()> {
-    let mut source = Live::new(socket)?;
+    let mut source = Messages::new(socket)?;
     loop {
         match source.next().await.context("hearing from the warden")? {
             Some(Message::Look(looked)) => heard.take(looked),
