@@ -209,3 +209,63 @@ fn leaked_shim(leaked: &Leaked) -> String {
     };
     format!("left over: shim {} of [{id}], started {age} ago{memory}: {lacks}", leaked.pid)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::event::Process;
+    use crate::look::Look;
+
+    fn looked(pid: u32, look: Look) -> LookedAt {
+        let process = Process {
+            pid,
+            started: 0,
+            role: Role::Shim,
+            comm: "containerd-shim".into(),
+            go_version: "go1.99.0".into(),
+            version: None,
+        };
+        LookedAt { process, at: 0, look: Ok(look) }
+    }
+
+    #[test]
+    fn what_makes_looks_weaker_is_told_once_for_all_that_it_holds_for() {
+        let note = || Look { running: 1, note: "go1.99.0 is not known".into(), ..Look::default() };
+        let mut all: Vec<LookedAt> = (1..=7).map(|pid| looked(pid, note())).collect();
+        let left_out = vec![("only the first 20 are read".into(), 3)];
+        all.push(looked(8, Look { running: 1, left_out, ..Look::default() }));
+        // The summary has the reason why nothing was seen of this one.
+        all.push(looked(9, Look { note: "no tables".into(), ..Look::default() }));
+        let expected = [
+            "note: containerd-shim 8: 3 left out: only the first 20 are read",
+            "note: containerd-shim 1, 2, 3, 4, 5 and 2 more: go1.99.0 is not known",
+        ];
+        assert_eq!(weaker(&all), expected);
+    }
+
+    #[test]
+    fn what_was_left_out_and_what_is_left_over() {
+        let leaked =
+            |pid, lacks| Leaked { pid, id: "c0".repeat(32), age: 90_000_000_000, resident: None, lacks };
+        let summary = Summary {
+            roles: vec![crate::look::Count { role: Role::Shim, there: 3, looked_at: 2 }],
+            left_out: vec![crate::look::LeftOut {
+                comm: "containerd-shim".into(),
+                pids: vec![7],
+                reason: "no answer within 400 ms".into(),
+            }],
+            leaked: vec![leaked(8, Lacks::Bundle), leaked(9, Lacks::Task)],
+            took: 5_000_000,
+            stuck_reads: 1,
+            unreadable: 0,
+        };
+        let expected = [
+            "looked at 2 of 3 shims in 5 ms",
+            "not seen: containerd-shim 7: no answer within 400 ms",
+            "1 reads have not come back: the kernel makes them wait",
+            "left over: shim 8 of [c0c0c0c0c0c0], started 1m30s ago: its bundle is gone",
+            "left over: shim 9 of [c0c0c0c0c0c0], started 1m30s ago: none of its containers has a process",
+        ];
+        assert_eq!(said(&summary), expected);
+    }
+}
