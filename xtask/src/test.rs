@@ -164,10 +164,11 @@ fn go_toolchains(run: &mut Run) -> Result<Outcome> {
         let builds = toolchains::builds()?.into_os_string();
         run.go_toolchains = vec![(toolchains::VARIABLE, roots), (toolchains::BUILDS, builds)];
     }
+    run.go_toolchains.extend(found.panicparse.map(|tool| (toolchains::PANICPARSE, tool.into())));
     if found.missing.is_empty() {
         return Ok(Outcome::Passed);
     }
-    Ok(Outcome::Skipped(format!("programs are not built by these:\n{}", found.missing.join("\n"))))
+    Ok(Outcome::Skipped(format!("tests go without these:\n{}", found.missing.join("\n"))))
 }
 
 /// The lab's stories on a real containerd, by our own other command.

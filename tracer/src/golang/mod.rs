@@ -4,6 +4,7 @@
 //! itself needs. What is not known (a Go version, a form of code) is a [`Refusal`] in words, never a guess.
 //! docs/go-symbols.md explains the formats and the rules.
 
+pub mod arm64;
 pub mod buildinfo;
 mod calibrate;
 pub mod calls;

@@ -1,5 +1,6 @@
 //! Where a thread sits: its state, its system call and its kernel stack, from files that do not wait for the thread.
 
+use std::collections::BTreeMap;
 use std::fs;
 
 use super::procs::{parse_innermost_pid, parse_stat};
@@ -58,12 +59,15 @@ pub fn of_process(pid: u32, limit: usize) -> Result<Vec<u32>, ReadError> {
     Ok(tids)
 }
 
-/// The thread of a process that has this id in the process's own pid namespace, which is the innermost one.
-pub fn by_own_id(pid: u32, id: u32, limit: usize) -> Option<u32> {
-    let status = |tid: u32| read_file(&format!("/proc/{pid}/task/{tid}/status"), SMALL).ok();
-    let is = |tid: &u32| status(*tid).is_some_and(|text| parse_innermost_pid(&text) == Some(id));
-    // Outside of containers it is the same.
-    is(&id).then_some(id).or_else(|| of_process(pid, limit).ok()?.into_iter().find(is))
+/// The id that a thread has in its process's own pid namespace, which is the innermost one.
+pub fn own_id(pid: u32, tid: u32) -> Option<u32> {
+    parse_innermost_pid(&read_file(&format!("/proc/{pid}/task/{tid}/status"), SMALL).ok()?)
+}
+
+/// All threads of a process, at most `limit`, by their [`own_id`].
+pub fn by_own_id(pid: u32, limit: usize) -> BTreeMap<u32, u32> {
+    let tids = of_process(pid, limit).unwrap_or_default();
+    tids.into_iter().filter_map(|tid| Some((own_id(pid, tid)?, tid))).collect()
 }
 
 /// The number of the system call in `/proc/TID/syscall`. None while it runs (`running`) and when it sleeps outside of a

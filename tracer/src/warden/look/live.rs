@@ -32,6 +32,8 @@ const CONFIRM: Ns = SECOND / 5;
 const MOST_A_SECOND: usize = 16;
 /// All looks of one round end by then; the first one at all processes may take as long.
 const ROUND: Duration = Duration::from_secs(2);
+/// Notes that are told.
+const MOST_NOTED: usize = 64;
 /// Looks of which the own cost is told.
 const TOLD_EVERY: u32 = 240;
 
@@ -44,7 +46,8 @@ pub fn run(settings: &Settings, outbox: &Outbox, shared: &Shared) {
         looks: Looks::new(PATIENCE),
         found: look::Looks::default(),
         looked: BTreeMap::new(),
-        ages: BTreeMap::new(),
+        ages: Ages::default(),
+        noted: BTreeSet::new(),
         queue: VecDeque::new(),
         budget: Budget { left: MOST_A_SECOND, since: clock::monotonic() },
     };
@@ -86,11 +89,12 @@ struct Live {
     found: look::Looks,
     /// When each process was looked at last.
     looked: BTreeMap<u32, Ns>,
-    /// The age at which an operation is looked at next.
-    ages: BTreeMap<OperationId, Ns>,
+    ages: Ages,
     /// Processes that are to be looked at, the most important first.
     queue: VecDeque<u32>,
     budget: Budget,
+    /// What makes looks weaker than they could be, as far as it was told.
+    noted: BTreeSet<String>,
 }
 
 impl Live {
@@ -109,21 +113,10 @@ impl Live {
     fn want(&mut self, blocked: &[Operation], shared: &Shared, known: &BTreeMap<u32, Known>) {
         let now = clock::monotonic();
         let mut wanted = Vec::new();
-        let ids: BTreeSet<OperationId> = blocked.iter().map(Operation::id).collect();
-        self.ages.retain(|id, _| ids.contains(id));
-        for operation in blocked {
-            // Of what the kernel does itself, the memory of a Go program tells nothing.
-            if matches!(operation.kind, Kind::Sync | Kind::SuperShutdown | Kind::Stalled) {
-                continue;
-            }
-            let age = now.saturating_sub(operation.begin);
-            let due = self.ages.entry(operation.id()).or_insert(OLD);
-            if age >= *due {
-                *due = age.saturating_mul(2);
-                wanted.push(operation.actor.pid);
-                let shim = operation.container.as_ref().and_then(|id| lock(&shared.shims).get(id).copied());
-                wanted.extend(shim);
-            }
+        for operation in self.ages.due(blocked, now) {
+            wanted.push(operation.actor.pid);
+            let shim = operation.container.as_ref().and_then(|id| lock(&shared.shims).get(id).copied());
+            wanted.extend(shim);
         }
         let late = |pid: &&u32| {
             let after = if self.found.has_new(**pid) { CONFIRM } else { AGAIN };
@@ -165,6 +158,7 @@ impl Live {
         };
         let targets: Vec<Target> = processes.into_iter().filter_map(target).collect();
         let (found, outbox, looked_at) = (&mut self.found, &self.outbox, &mut self.looked);
+        let noted = &mut self.noted;
         self.looks.look(targets, end, |target, result| {
             let pid = target.process.pid;
             looked_at.insert(pid, clock::monotonic());
@@ -175,6 +169,14 @@ impl Live {
                 {
                     let events: Vec<Event> = found.events(&looked);
                     outbox.events(events);
+                    if let Ok(look) = &looked.look
+                        && !look.note.is_empty()
+                        && noted.len() < MOST_NOTED
+                        && noted.insert(look.note.clone())
+                    {
+                        let text = format!("look at {} {pid}: {}", looked.process.comm, look.note);
+                        outbox.log(Level::Warning, text);
+                    }
                     if let Err(why) = &looked.look {
                         outbox.log(Level::Debug, format!("process {pid} could not be looked at: {why}"));
                     }
@@ -183,6 +185,31 @@ impl Live {
                 Err(why) => outbox.log(Level::Debug, format!("process {pid} was not looked at: {why}")),
             }
         });
+    }
+}
+
+/// The age at which each operation is looked at next. Whether its holder and what it ends in are known is for the correlator
+/// to say, which is in the other process; so all that last long are looked at, ever more seldom.
+#[derive(Default)]
+struct Ages(BTreeMap<OperationId, Ns>);
+
+impl Ages {
+    /// Those of all operations in flight that are to be looked at now.
+    fn due<'o>(&mut self, in_flight: &'o [Operation], now: Ns) -> Vec<&'o Operation> {
+        let ids: BTreeSet<OperationId> = in_flight.iter().map(Operation::id).collect();
+        self.0.retain(|id, _| ids.contains(id));
+        // Of what the kernel does itself, the memory of a Go program tells nothing.
+        let told = |o: &&Operation| !matches!(o.kind, Kind::Sync | Kind::SuperShutdown | Kind::Stalled);
+        let mut is_due = |operation: &&Operation| {
+            let age = now.saturating_sub(operation.begin);
+            let due = self.0.entry(operation.id()).or_insert(OLD);
+            let is_due = age >= *due;
+            if is_due {
+                *due = age.saturating_mul(2);
+            }
+            is_due
+        };
+        in_flight.iter().filter(told).filter(|operation| is_due(operation)).collect()
     }
 }
 
@@ -206,6 +233,37 @@ impl Budget {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::event::{Actor, Began, SeenBy};
+
+    #[test]
+    fn what_lasts_is_looked_at_once_it_is_old_and_then_ever_more_seldom() {
+        let operation = |kind, begin| Operation {
+            kind,
+            method: String::new(),
+            actor: Actor { pid: 7, tid: 8, g: None, goid: None },
+            begin,
+            began: Began::Then,
+            object: 0,
+            container: None,
+            path: None,
+            device: None,
+            fs_type: None,
+            seen_by: SeenBy::Uprobe,
+        };
+        let mut ages = Ages::default();
+        let blocked = [operation(Kind::CriCall, 0), operation(Kind::Sync, 0)];
+        let mut looked_at = Vec::new();
+        for at in (0..40).map(|half| half * SECOND / 2) {
+            let due = ages.due(&blocked, at);
+            assert!(due.iter().all(|operation| operation.kind == Kind::CriCall));
+            looked_at.extend(due.iter().map(|_| at));
+        }
+        assert_eq!(looked_at, [2, 4, 8, 16].map(|second| second * SECOND));
+        // Another of the same kind is new, and the first is forgotten.
+        assert!(ages.due(&[operation(Kind::CriCall, 19 * SECOND)], 20 * SECOND).is_empty());
+        assert_eq!(ages.0.len(), 1);
+        assert_eq!(ages.due(&blocked, 20 * SECOND).len(), 1);
+    }
 
     #[test]
     fn no_more_than_so_many_in_a_second_and_none_is_lost() {
