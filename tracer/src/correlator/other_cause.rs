@@ -155,7 +155,9 @@ impl Case<'_> {
             }
             EndsIn::CgroupOrDbus => format!("{none}: the shim's {} is in runc", op.method),
             EndsIn::IoDrain if op.kind == Kind::ExitHandling => {
-                format!("{none}: containerd waits for the container's output to end before it asks for a Delete")
+                format!(
+                    "{none}: containerd waits for the container's output to end before it asks for a Delete"
+                )
             }
             EndsIn::IoDrain => {
                 format!("{none}: Delete holds the Init lock, but drains output or is in runc")

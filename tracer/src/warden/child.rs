@@ -60,6 +60,8 @@ pub struct Shared {
     pub known: RwLock<BTreeMap<u32, Known>>,
     /// Operations in flight above their floor, as of the last poll.
     pub in_flight: Mutex<Vec<crate::event::Operation>>,
+    /// What the last look at each process has found in progress that waits for a disk.
+    pub found: Mutex<BTreeMap<u32, Vec<crate::event::Operation>>>,
     /// What the attaching thread does in the kernel right now; see [`Shared::touch`].
     pub attaching: Mutex<Option<Attaching>>,
     /// Set when the process is about to end; changes only under the lock of `attaching`.

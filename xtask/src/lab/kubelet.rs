@@ -218,12 +218,7 @@ fn spawn(
     Ok(child.id())
 }
 
-fn config_of(
-    manifests: &Path,
-    cgroup: &Path,
-    [port, read_only]: [u16; 2],
-    pace: Pace,
-) -> serde_json::Value {
+fn config_of(manifests: &Path, cgroup: &Path, [port, read_only]: [u16; 2], pace: Pace) -> serde_json::Value {
     json!({
         "kind": "KubeletConfiguration",
         "apiVersion": "kubelet.config.k8s.io/v1beta1",

@@ -119,7 +119,13 @@ impl<'a> Lab<'a> {
         say: &mut impl FnMut(&str),
     ) -> Result<Lab<'a>> {
         let mut lab = Lab::without_pods(ledger, programs, &Settings::default(), say).await?;
-        lab.run_kubelet(program, kubelet::Pace::updating(script.update_every), &pods_of(script.megabytes()), say).await?;
+        lab.run_kubelet(
+            program,
+            kubelet::Pace::updating(script.update_every),
+            &pods_of(script.megabytes()),
+            say,
+        )
+        .await?;
         Ok(lab)
     }
 

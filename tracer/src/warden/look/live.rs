@@ -3,12 +3,13 @@
 
 use super::{Looks, Opener, PATIENCE, one::Target};
 use crate::{
-    event::{Event, Kind, Ns, Operation, OperationId, Role},
+    event::{Body, Event, Kind, Ns, Operation, OperationId, Role},
     look,
     node::{clock, contained::Outside},
     thresholds::SECOND,
     warden::{
         Settings,
+        causes::waits_for_disk,
         child::{Known, Shared, lock},
         outbox::Outbox,
         protocol::Level,
@@ -60,7 +61,7 @@ pub fn run(settings: &Settings, outbox: &Outbox, shared: &Shared) {
     loop {
         std::thread::sleep(EVERY);
         let known = known(shared);
-        live.forget(&known);
+        live.forget(&known, shared);
         let mut blocked = lock(&shared.in_flight).clone();
         blocked.sort_by_key(|o| o.begin);
         live.want(&blocked, shared, &known);
@@ -100,9 +101,10 @@ struct Live {
 impl Live {
     /// Processes that have ended are forgotten; and all programs while there is nothing to look at: their tables are large,
     /// and what is touched of them stays in memory, which is locked.
-    fn forget(&mut self, known: &BTreeMap<u32, Known>) {
+    fn forget(&mut self, known: &BTreeMap<u32, Known>, shared: &Shared) {
         self.found.retain(|pid| known.contains_key(&pid));
         self.looked.retain(|pid, _| known.contains_key(pid));
+        lock(&shared.found).retain(|pid, _| known.contains_key(pid));
         self.queue.retain(|pid| known.contains_key(pid));
         let running: BTreeSet<_> = known.values().map(|known| known.exe).collect();
         let watching = !self.queue.is_empty() || known.keys().any(|pid| self.found.has(*pid));
@@ -168,6 +170,11 @@ impl Live {
                     if shared.get(pid).is_some_and(|k| k.process.started == looked.process.started) =>
                 {
                     let events: Vec<Event> = found.events(&looked);
+                    let waiting = |event: &Event| match &event.body {
+                        Body::InFlight(op) if waits_for_disk(op.kind) => Some(op.clone()),
+                        _ => None,
+                    };
+                    lock(&shared.found).insert(pid, events.iter().filter_map(waiting).collect());
                     outbox.events(events);
                     if let Ok(look) = &looked.look
                         && !look.note.is_empty()

@@ -1,4 +1,4 @@
-//! One look at the node: at all processes that take part, in order of suspicion, and a second time at those in which
+//! One look at the node: at all processes that take part, in order of suspicion, and a second and third time at those in which
 //! something was in progress, since one look sees a moment only.
 
 use super::{
@@ -33,6 +33,9 @@ use std::{
 
 /// Between the two looks at a process.
 const GAP: Duration = Duration::from_millis(150);
+/// From the first look to the third, at those in which the second has found something too: on a busy node that may be
+/// quick work that is about to end.
+const LASTING: Duration = Duration::from_millis(350);
 /// Reading programs may take this part of the time, one in so many.
 const READING: u32 = 3;
 /// How long the parent may keep a message waiting.
@@ -298,11 +301,19 @@ impl Node<'_> {
         };
         let again: Vec<&Seen> = self.seen.values().filter(due).collect();
         let from = again.iter().filter_map(|seen| seen.at).max().map(|at| at + GAP);
+        let first = again.iter().filter_map(|seen| seen.at).min();
         let targets: Vec<Target> = again.into_iter().map(|seen| seen.target.clone()).collect();
         if let Some(from) = from {
             std::thread::sleep(from.min(self.end).saturating_duration_since(Instant::now()));
         }
         self.run(targets);
+        let lasting = self.seen.values().filter(|seen| seen.in_progress);
+        let lasting: Vec<Target> = lasting.map(|seen| seen.target.clone()).collect();
+        let from = first.map(|at| at + LASTING).filter(|at| *at < self.end && !lasting.is_empty());
+        if let Some(from) = from {
+            std::thread::sleep(from.saturating_duration_since(Instant::now()));
+            self.run(lasting);
+        }
     }
 
     fn run(&mut self, targets: Vec<Target>) {

@@ -368,7 +368,8 @@ impl Judge<'_> {
         }
         // Where a process does not run, those that wait for it are named, and none is to blame.
         let about_one = |one: &&Value| !["Frozen", "Starved"].contains(&variant(&one["ends_in"]).0);
-        let own_incidents = self.frames.iter().flat_map(incidents_of).filter(|one| !foreign(&record.own, one));
+        let own_incidents =
+            self.frames.iter().flat_map(incidents_of).filter(|one| !foreign(&record.own, one));
         for incident in own_incidents.filter(about_one) {
             if let Some(id) = incident["containers"][0]["id"].as_str()
                 && !blame.iter().any(|one| one == id)
