@@ -10,6 +10,7 @@
 //! Everything left of `decode` runs in a child process (the *warden*) that may hang so that the parent never does.
 //! `decode`, `look`, `order`, `correlator` and `golang` are pure: no I/O, no clock, no threads.
 
+pub mod alert;
 pub mod bpf;
 pub mod capture;
 pub mod cli;

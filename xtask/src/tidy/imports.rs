@@ -41,6 +41,7 @@ struct Never {
 const NEVER: [Never; 2] = [
     Never {
         places: &[
+            "tracer/src/alert/",
             "tracer/src/correlator/",
             "tracer/src/correlator.rs",
             "tracer/src/golang/",

@@ -1,0 +1,138 @@
+//! Ways on which alerts leave: a file each. Every one has a bounded queue and a thread of its own, so that none holds up
+//! another, or the tracing; what is lost or fails is counted and told.
+
+pub mod exec;
+pub mod journal;
+pub mod queue;
+pub mod retry;
+pub mod state;
+pub mod store;
+pub mod webhook;
+
+pub use queue::{Count, Counts, Queue};
+
+use super::{json, sanitise, text};
+use crate::alert::{Event, Notice};
+use crate::capture::{Header, Record};
+use crate::correlator::{Frame, words};
+use crate::event::Ns;
+use serde::{Deserialize, Serialize};
+
+/// Bytes that an alert has at most, as JSON: those of its record, and its own few.
+pub const MOST: usize = crate::capture::record::MOST + 1024;
+
+/// What is told of an incident at one moment.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Alert {
+    /// Counts the alerts of this run, from 1, also those that are only kept.
+    pub seq: u64,
+    /// What is told.
+    pub event: Event,
+    /// Whether it is told; else it is held back, and only kept in the store.
+    pub told: bool,
+    /// Whether the node is NotReady soon, or already.
+    pub urgent: bool,
+    /// The incident.
+    pub id: String,
+    /// One line for people, safe to print.
+    pub text: String,
+    /// When the first threshold was passed, in milliseconds since 1970: with the id it names the incident for good.
+    pub opened: i64,
+    /// One line of JSON without its end, safe to print: the fields of [`Record`], and `event`, `seq`, `urgent`,
+    /// `repeats`. At most [`MOST`] bytes.
+    pub json: Vec<u8>,
+}
+
+/// The JSON of an alert.
+#[derive(Serialize)]
+struct Told<'a> {
+    event: Event,
+    seq: u64,
+    urgent: bool,
+    /// How often the same cause came back before this and was not told.
+    repeats: u64,
+    #[serde(flatten)]
+    record: &'a Record,
+}
+
+impl Alert {
+    /// Of something that has become known with this frame.
+    pub fn of(seq: u64, notice: &Notice, header: &Header, frame: &Frame) -> Alert {
+        let incident = &notice.incident;
+        let record = Record::of(header, frame, incident);
+        let (event, urgent, repeats) = (notice.event, notice.urgent, notice.repeats);
+        // Writing plain data into memory does not fail.
+        let mut json = json::line(&Told { event, seq, urgent, repeats, record: &record }).unwrap_or_default();
+        json.truncate(json.trim_ascii_end().len());
+        Alert {
+            seq,
+            event,
+            told: notice.told,
+            urgent,
+            id: incident.id.clone(),
+            text: line(notice, frame.now),
+            opened: header.clock.realtime_of(incident.opened) / 1_000_000,
+            json,
+        }
+    }
+}
+
+/// An alert in one line.
+fn line(notice: &Notice, now: Ns) -> String {
+    let incident = &notice.incident;
+    let before = match notice.repeats {
+        0 => String::new(),
+        times => format!(" · came back {times} times before"),
+    };
+    let id = &incident.id;
+    let line = match notice.event {
+        Event::Crossed => format!("CROSSED {id} ({}): {}{before}", incident.crossed_by, incident.summary),
+        Event::Grew => {
+            format!("GROWS {id} (longest {}): {}", words::duration(incident.longest), incident.summary)
+        }
+        Event::NotReady => format!("NOTREADY SOON {id}: {}", incident.summary),
+        Event::Repeated => format!(
+            "REPEATED {} times since it was told, last as {id}, longest {}: {}",
+            notice.repeats,
+            words::duration(incident.longest),
+            incident.cause
+        ),
+        Event::Ended | Event::After => match text::change(incident) {
+            Some(line) => line + &before,
+            None => format!("ENDED {id} after {}", words::duration(now.saturating_sub(incident.since))),
+        },
+    };
+    sanitise(&words::clip(&line, text::WIDTH)).into_owned()
+}
+
+/// A way on which alerts leave. Called on a thread of its own, which it may keep for as long as it has a bound for.
+pub trait Delivery: Send {
+    /// Brings an alert away, or says in words why it could not.
+    fn deliver(&mut self, alert: &Alert) -> Result<(), String>;
+
+    /// Whether it also wants what is only kept.
+    fn wants_held(&self) -> bool {
+        false
+    }
+}
+
+#[cfg(test)]
+pub mod tests {
+    //! Alerts for the tests of deliveries.
+
+    use super::*;
+
+    /// An alert that says something.
+    pub fn alert(seq: u64, event: Event, id: &str) -> Alert {
+        Alert {
+            seq,
+            event,
+            told: true,
+            urgent: false,
+            id: id.to_owned(),
+            text: format!("{} {id}", event.word()),
+            opened: 1_709_204_400_000,
+            json: format!("{{\"event\":\"{}\",\"seq\":{seq},\"id\":\"{id}\"}}", event.word()).into_bytes(),
+        }
+    }
+}
