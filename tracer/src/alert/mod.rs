@@ -119,13 +119,7 @@ struct Cooling {
 impl Alerts {
     /// Nothing was told yet.
     pub fn new(settings: Settings) -> Alerts {
-        Alerts {
-            settings,
-            open: BTreeMap::new(),
-            cooling: BTreeMap::new(),
-            over: VecDeque::new(),
-            held: 0,
-        }
+        Alerts { settings, open: BTreeMap::new(), cooling: BTreeMap::new(), over: VecDeque::new(), held: 0 }
     }
 
     /// Incidents that are open: all, and those of them that were told.
@@ -188,8 +182,8 @@ impl Alerts {
     fn lasts(&mut self, incident: &Incident, soon: bool, now: Ns) -> Option<Notice> {
         let Some(open) = self.open.get_mut(&incident.id) else {
             let cause = cause_of(incident);
-            let held = !soon
-                && self.cooling.get(&cause).is_some_and(|c| c.until > now && incident.level <= c.level);
+            let held =
+                !soon && self.cooling.get(&cause).is_some_and(|c| c.until > now && incident.level <= c.level);
             self.over.retain(|(id, ..)| *id != incident.id);
             let repeats = if held { 0 } else { self.take_repeats(&cause) };
             let open = Open {

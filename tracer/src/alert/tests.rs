@@ -1,9 +1,7 @@
 //! Stories of incidents, and random ones: each is told once or counted in what is told.
 
 use super::*;
-use crate::correlator::{
-    Advice, Chain, Confidence, Diagnosis, DeviceName, Head, NotReady, Outlook,
-};
+use crate::correlator::{Advice, Chain, Confidence, DeviceName, Diagnosis, Head, NotReady, Outlook};
 use crate::event::Device;
 use proptest::prelude::*;
 use std::collections::BTreeSet;
@@ -121,10 +119,7 @@ fn the_same_cause_is_held_off_and_counted_and_another_is_told() {
         assert!(told(&notices).is_empty());
     }
     assert_eq!(told(&alerts.tick(&frame(50, vec![incident("d", 1, 45, 50, 0)]))), ["crossed d"]);
-    assert_eq!(
-        told(&alerts.tick(&frame(55, vec![over(incident("d", 1, 45, 55, 0), 55)]))),
-        ["ended d"]
-    );
+    assert_eq!(told(&alerts.tick(&frame(55, vec![over(incident("d", 1, 45, 55, 0), 55)]))), ["ended d"]);
     assert!(told(&alerts.tick(&frame(79, vec![]))).is_empty());
     assert_eq!(told(&alerts.tick(&frame(80, vec![]))), ["repeated b x2"], "when the minute is over");
     // It has come back, so the next hold-off is twice as long.

@@ -1,11 +1,16 @@
 //! One file per verb. All of them fork the warden first, while the process has one thread, and only then start a
 //! runtime.
 
+mod config;
 mod costs;
 mod doctor;
+mod files;
+mod incidents;
 mod live;
 mod now;
 mod output;
+mod papers;
+mod status;
 mod watch;
 
 use crate::{
@@ -34,13 +39,22 @@ pub fn run(cli: Cli) -> anyhow::Result<Exit> {
         Some(Verb::Watch(options)) => watch::run(&options),
         Some(Verb::Now(options)) => now::run(&options),
         Some(Verb::Doctor(options)) => doctor::run(&options),
+        Some(Verb::Status(options)) => status::run(&options),
+        Some(Verb::Incidents(options)) => incidents::run(&options),
+        Some(Verb::Config(command)) => config::run(&command),
+        Some(Verb::Completions(options)) => papers::completions(&options),
+        Some(Verb::Man(options)) => papers::man(&options),
     }
 }
 
 /// What a verb that follows the node wants to hear. It writes into the streams it is given, which never block.
 trait Follower {
+    /// The warden is forked, and this process still has one thread.
+    fn alone(&mut self) {}
     /// A moment, ten times a second.
     fn frame(&mut self, frame: Frame, streams: &Streams) -> anyhow::Result<()>;
+    /// What is attached, and what is seen, has changed.
+    fn survey(&mut self, _: &Survey) {}
     /// It is over: say the last words.
     fn end(&mut self) {}
 }
@@ -55,6 +69,7 @@ fn follow(
     let verbose = settings.diagnostics;
     zone();
     let socket = warden::fork(settings).context("starting the warden process")?;
+    follower.alone();
     let streams = Streams::new().context("starting to write")?;
     if let Err(error) = warden::lock_memory()
         && verbose
@@ -101,6 +116,7 @@ async fn listen(
             message = source.next() => match message.context("hearing from the warden")? {
                 Some(Message::Events(events)) => pipeline.push(events),
                 Some(Message::Survey(survey)) => {
+                    follower.survey(&survey);
                     for line in watched.news(&survey) {
                         streams.messages.line(format_args!("plegscope: {}", crate::sinks::sanitise(&line)));
                     }

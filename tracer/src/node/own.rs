@@ -1,6 +1,7 @@
 //! This process itself: which parts of which files it is made of, and keeping all of it in memory.
 
 use super::{ReadError, read_file};
+use rustix::thread::CapabilitySet;
 use std::io;
 
 /// More mappings than this program can come to have.
@@ -64,6 +65,18 @@ pub fn lock() -> io::Result<()> {
         done(unsafe { libc::mlock(part.start as *const libc::c_void, len) })?;
     }
     Ok(())
+}
+
+/// What locked memory needs, also what is allocated later.
+pub const MEMORY: CapabilitySet = CapabilitySet::IPC_LOCK;
+
+/// Gives up all capabilities but these, for the calling thread and those it starts.
+pub fn keep_capabilities(keep: CapabilitySet) -> io::Result<()> {
+    let mut sets = rustix::thread::capabilities(None)?;
+    sets.effective &= keep;
+    sets.permitted &= keep;
+    sets.inheritable = CapabilitySet::empty();
+    Ok(rustix::thread::set_capabilities(None, sets)?)
 }
 
 /// The GNU build id of this program, from memory.
@@ -130,6 +143,23 @@ mod tests {
                 (0x7f00_0010_0000, false, 0x1c_3000)
             ]
         );
+    }
+
+    #[test]
+    fn capabilities_that_are_given_up_are_gone_for_this_thread_and_those_it_starts() {
+        let effective = || {
+            let status = std::fs::read_to_string("/proc/thread-self/status").unwrap();
+            let line = status.lines().find_map(|line| line.strip_prefix("CapEff:")).unwrap();
+            u64::from_str_radix(line.trim(), 16).unwrap()
+        };
+        let before = effective();
+        let alone = std::thread::spawn(move || {
+            keep_capabilities(MEMORY).unwrap();
+            (effective(), std::thread::spawn(effective).join().unwrap())
+        });
+        const IPC_LOCK: u64 = 1 << 14;
+        assert_eq!(alone.join().unwrap(), (before & IPC_LOCK, before & IPC_LOCK));
+        assert_eq!(effective(), before, "others keep theirs");
     }
 
     #[test]

@@ -46,6 +46,8 @@ pub enum Ladder {
 pub struct Settings {
     /// How high on the ladder.
     pub ladder: Ladder,
+    /// Look at containerd and the kubelet now and then, also while no probe tells that anything is blocked there.
+    pub patrol: bool,
     /// Find out and tell, attach nothing, and exit.
     pub survey_only: bool,
     /// Look once into the memory of Go programs, tell, and exit; nothing is attached.
@@ -98,7 +100,7 @@ pub fn lock_memory() -> io::Result<()> {
 
 /// Makes the allocator return large blocks to the system at once: with its own moving limit, the type description of the
 /// kernel and the programs that were read stay in its heap for good.
-fn return_memory_early() {
+pub fn return_memory_early() {
     #[cfg(target_env = "gnu")]
     // SAFETY: sets parameters of the allocator; called while the process has one thread.
     unsafe {
@@ -119,7 +121,7 @@ fn trim_memory() {
 
 /// Lets go of everything the caller may wait for or want to take away: its terminal and pipes (standard input, output and
 /// error become `/dev/null`), every descriptor it has passed on, its working folder.
-fn leave_all_but(socket: &UnixStream) -> io::Result<()> {
+pub fn leave_all_but(socket: &impl AsRawFd) -> io::Result<()> {
     let null = std::fs::OpenOptions::new().read(true).write(true).open("/dev/null")?;
     for fd in 0..3 {
         // SAFETY: both descriptors are valid; dup2 replaces the second.

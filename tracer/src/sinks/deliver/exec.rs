@@ -58,7 +58,9 @@ impl Delivery for Exec {
         let mut child = self.spawn(alert)?;
         let result = match wait(&mut child, self.limit) {
             Ok(Some(status)) => return judge(status),
-            Ok(None) => format!("it took longer than {} and was killed", humantime::format_duration(self.limit)),
+            Ok(None) => {
+                format!("it took longer than {} and was killed", humantime::format_duration(self.limit))
+            }
             Err(error) => format!("waiting for it: {error}"),
         };
         // Not waited for yet, so the number is still that of this child and its group.
@@ -100,7 +102,7 @@ fn judge(status: ExitStatus) -> Result<(), String> {
 mod tests {
     use super::*;
     use crate::alert::Event;
-    use crate::sinks::deliver::{Queue, queue, tests::alert};
+    use crate::sinks::deliver::{Queue, tests::alert};
     use std::sync::Arc;
 
     fn argv(words: &[&str]) -> Vec<String> {
@@ -109,7 +111,7 @@ mod tests {
 
     #[test]
     fn the_alert_comes_on_standard_input_and_no_shell_reads_the_arguments() {
-        let folder = tempdir();
+        let folder = tempdir("stdin");
         let file = folder.join("$(touch never); x");
         let script = "cat > \"$1\"; printf '%s %s' \"$PLEGSCOPE_EVENT\" \"$PLEGSCOPE_INCIDENT\" >> \"$1\"";
         let mut exec = Exec::new(
@@ -140,7 +142,7 @@ mod tests {
 
     #[test]
     fn what_hangs_is_killed_with_what_it_has_started() {
-        let folder = tempdir();
+        let folder = tempdir("hangs");
         let file = folder.join("pid");
         let script = format!("sleep 600 & echo $! > {}; wait", file.display());
         let mut exec = Exec::new(argv(&["/bin/sh", "-c", &script]), Duration::from_millis(700));
@@ -162,7 +164,7 @@ mod tests {
 
     #[test]
     fn no_more_than_so_many_run_at_once() {
-        let folder = tempdir();
+        let folder = tempdir("many");
         // Each notes how many there are while it runs.
         let script = format!(
             "mkdir {0}/run-$$; ls -d {0}/run-* | wc -l >> {0}/counts; sleep 0.2; rmdir {0}/run-$$",
@@ -175,9 +177,9 @@ mod tests {
         for seq in 0..6 {
             queue.hand(&Arc::new(alert(seq, Event::Crossed, "a")));
         }
-        let counts = Arc::clone(queue.counts());
+        let counts = queue.counts();
         assert!(queue.finish(Duration::from_secs(120)));
-        assert_eq!(queue::read(&counts).delivered, 6, "{:?}", queue::read(&counts));
+        assert_eq!(counts().delivered, 6, "{:?}", counts());
         let most: Vec<u32> = std::fs::read_to_string(folder.join("counts"))
             .unwrap()
             .lines()
@@ -187,12 +189,8 @@ mod tests {
         std::fs::remove_dir_all(folder).unwrap();
     }
 
-    fn tempdir() -> std::path::PathBuf {
-        let folder = std::env::temp_dir().join(format!(
-            "plegscope-exec-{}-{:?}",
-            std::process::id(),
-            thread::current().id()
-        ));
+    fn tempdir(name: &str) -> std::path::PathBuf {
+        let folder = std::env::temp_dir().join(format!("plegscope-exec-{name}-{}", std::process::id()));
         std::fs::create_dir_all(&folder).unwrap();
         folder
     }

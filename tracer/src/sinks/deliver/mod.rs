@@ -9,7 +9,7 @@ pub mod state;
 pub mod store;
 pub mod webhook;
 
-pub use queue::{Count, Counts, Queue};
+pub use queue::{Count, Queue};
 
 use super::{json, sanitise, text};
 use crate::alert::{Event, Notice};

@@ -34,12 +34,7 @@ pub struct Count {
 }
 
 /// Counts that others can read meanwhile.
-pub type Counts = Arc<Mutex<Count>>;
-
-/// What one delivery has done so far.
-pub fn read(counts: &Counts) -> Count {
-    locked(counts).clone()
-}
+type Counts = Arc<Mutex<Count>>;
 
 fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
@@ -104,8 +99,15 @@ impl Queue {
     }
 
     /// What it has done so far.
-    pub fn counts(&self) -> &Counts {
-        &self.shared.counts
+    pub fn count(&self) -> Count {
+        locked(&self.shared.counts).clone()
+    }
+
+    /// The same, to be read also after its end.
+    #[cfg(test)]
+    pub fn counts(&self) -> impl Fn() -> Count + use<> {
+        let counts = Arc::clone(&self.shared.counts);
+        move || locked(&counts).clone()
     }
 
     /// Lets it deliver what waits, for at most `patience`; what is left then is counted as dropped. Returns whether all
@@ -222,17 +224,17 @@ mod tests {
         }
         assert!(begin.elapsed() < Duration::from_secs(5), "{:?}", begin.elapsed());
         assert_eq!(locked(&queue.shared.waiting).alerts.len(), WAITING);
-        let counts = read(queue.counts());
+        let counts = queue.count();
         assert_eq!((counts.taken, counts.dropped), (WAITING as u64 + 11, 10));
         for _ in 0..=WAITING {
             open.send(Ok(())).unwrap();
         }
-        let counts = Arc::clone(queue.counts());
+        let counts = queue.counts();
         assert!(queue.finish(Duration::from_secs(60)));
         let order: Vec<u64> = delivered.iter().collect();
         let expected: Vec<u64> = std::iter::once(0).chain(11..=WAITING as u64 + 10).collect();
         assert_eq!(order, expected, "the newest, in their order");
-        assert_eq!(read(&counts).delivered, WAITING as u64 + 1);
+        assert_eq!(counts().delivered, WAITING as u64 + 1);
     }
 
     #[test]
@@ -242,27 +244,21 @@ mod tests {
             queue.hand(&some(seq));
             open.send(result).unwrap();
         }
-        let counts = Arc::clone(queue.counts());
+        let counts = queue.counts();
         assert!(queue.finish(Duration::from_secs(60)));
         assert_eq!(delivered.iter().collect::<Vec<_>>(), [1, 2, 3]);
-        let expected = Count {
-            name: "gate".into(),
-            taken: 3,
-            delivered: 2,
-            failed: 1,
-            dropped: 0,
-            error: "no".into(),
-        };
-        assert_eq!(read(&counts), expected);
+        let expected =
+            Count { name: "gate".into(), taken: 3, delivered: 2, failed: 1, dropped: 0, error: "no".into() };
+        assert_eq!(counts(), expected);
     }
 
     #[test]
     fn what_is_left_at_the_end_is_counted_and_not_waited_for() {
         let (queue, open, _delivered) = gate(false);
         (0..5).for_each(|seq| queue.hand(&some(seq)));
-        let counts = Arc::clone(queue.counts());
+        let counts = queue.counts();
         assert!(!queue.finish(Duration::from_millis(20)));
-        assert_eq!(read(&counts).dropped, 5);
+        assert_eq!(counts().dropped, 5);
         drop(open);
     }
 
@@ -273,9 +269,9 @@ mod tests {
             queue.hand(&Arc::new(Alert { told: false, ..alert(1, Event::Crossed, "a") }));
             queue.hand(&some(2));
             (0..2).for_each(|_| open.send(Ok(())).unwrap());
-            let counts = Arc::clone(queue.counts());
+            let counts = queue.counts();
             assert!(queue.finish(Duration::from_secs(60)));
-            assert_eq!(read(&counts).delivered, expected);
+            assert_eq!(counts().delivered, expected);
         }
     }
 }

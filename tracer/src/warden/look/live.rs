@@ -3,7 +3,7 @@
 
 use super::{Looks, Opener, PATIENCE, one::Target};
 use crate::{
-    event::{Event, Kind, Ns, Operation, OperationId, Role},
+    event::{Body, Event, Kind, Ns, Operation, OperationId, Role},
     look,
     node::{clock, contained::Outside},
     thresholds::SECOND,
@@ -24,6 +24,9 @@ use std::{
 const EVERY: Duration = Duration::from_millis(250);
 /// An operation of this age is looked at, and again whenever its age has doubled.
 const OLD: Ns = 2 * SECOND;
+/// Where programs are not probed, containerd and the kubelet are looked at this often: nothing else tells of a call that is
+/// stuck there. NotReady takes nine times as long.
+const PATROL: Ns = 20 * SECOND;
 /// What a look has found in progress is looked at again after this time.
 const AGAIN: Ns = SECOND;
 /// Something new that a look has found is told once another has found it, after this time.
@@ -47,6 +50,7 @@ pub fn run(settings: &Settings, outbox: &Outbox, shared: &Shared) {
         ages: BTreeMap::new(),
         queue: VecDeque::new(),
         budget: Budget { left: MOST_A_SECOND, since: clock::monotonic() },
+        patrol: settings.patrol,
     };
     while !shared.surveyed.load(Ordering::Acquire) {
         std::thread::sleep(EVERY);
@@ -91,6 +95,8 @@ struct Live {
     /// Processes that are to be looked at, the most important first.
     queue: VecDeque<u32>,
     budget: Budget,
+    /// Whether daemons are looked at also when nothing is known to be blocked in them.
+    patrol: bool,
 }
 
 impl Live {
@@ -124,6 +130,15 @@ impl Live {
                 let shim = operation.container.as_ref().and_then(|id| lock(&shared.shims).get(id).copied());
                 wanted.extend(shim);
             }
+        }
+        if self.patrol {
+            let daemons = known.iter().filter(|(_, k)| k.process.role != Role::Shim).map(|(pid, _)| *pid);
+            // Who waits for what is blocked waits in a daemon.
+            let blocked = !wanted.is_empty();
+            let due = |pid: &u32| {
+                blocked || self.looked.get(pid).is_none_or(|at| now.saturating_sub(*at) >= PATROL)
+            };
+            wanted.extend(daemons.filter(due));
         }
         let late = |pid: &&u32| {
             let after = if self.found.has_new(**pid) { CONFIRM } else { AGAIN };
@@ -165,6 +180,7 @@ impl Live {
         };
         let targets: Vec<Target> = processes.into_iter().filter_map(target).collect();
         let (found, outbox, looked_at) = (&mut self.found, &self.outbox, &mut self.looked);
+        let (patrol, mut called) = (self.patrol, Vec::new());
         self.looks.look(targets, end, |target, result| {
             let pid = target.process.pid;
             looked_at.insert(pid, clock::monotonic());
@@ -174,6 +190,9 @@ impl Live {
                     if shared.get(pid).is_some_and(|k| k.process.started == looked.process.started) =>
                 {
                     let events: Vec<Event> = found.events(&looked);
+                    if patrol {
+                        called.extend(events.iter().filter_map(|event| called_shim(event, shared)));
+                    }
                     outbox.events(events);
                     if let Err(why) = &looked.look {
                         outbox.log(Level::Debug, format!("process {pid} could not be looked at: {why}"));
@@ -183,7 +202,19 @@ impl Live {
                 Err(why) => outbox.log(Level::Debug, format!("process {pid} was not looked at: {why}")),
             }
         });
+        for pid in called {
+            if !self.found.has(pid) && !self.queue.contains(&pid) {
+                self.queue.push_back(pid);
+            }
+        }
     }
+}
+
+/// The shim that a call which is in progress waits for.
+fn called_shim(event: &Event, shared: &Shared) -> Option<u32> {
+    let Body::InFlight(operation) = &event.body else { return None };
+    let id = operation.container.as_ref().filter(|_| operation.kind == Kind::ShimCall)?;
+    lock(&shared.shims).get(id).copied()
 }
 
 /// How many processes may still be looked at in this second.
