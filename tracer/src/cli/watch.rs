@@ -23,14 +23,15 @@ pub struct Watch {
 }
 
 const WATCH: &str = "\
-Each setting is also a key of the file and an environment variable: --umount-over is umount-over = \"2s\" and
-PLEGSCOPE_UMOUNT_OVER. Flags count before the environment, that before the file. `plegscope config show` tells all.
+Each setting is also a key of the file and an environment variable: --umount-over is
+umount-over = \"2s\" and PLEGSCOPE_UMOUNT_OVER. Flags count before the environment, that before the
+file. `plegscope config show` tells all.
 
 Examples:
-  sudo plegscope watch                                        right as it is: lines when something is blocked
-  sudo plegscope watch --umount-over 2s --json                the whole chain as JSON, one object per line
-  sudo plegscope watch --webhook https://alerts.example/hook  post it while it is still blocked
-  sudo plegscope watch --exec /usr/local/bin/page --urgent    run a program; all that follows --exec is its";
+  sudo plegscope watch                                right as it is: a line when something is blocked
+  sudo plegscope watch --json                         the whole chain, one object per line
+  sudo plegscope watch --webhook https://x.example/h  post it while it is still blocked
+  sudo plegscope watch --exec /usr/bin/logger -t pleg run a program; all behind --exec is its own";
 
 /// The settings of `watch`, as flags.
 #[derive(Clone, Debug, Default, Args)]

@@ -266,6 +266,9 @@ impl Follower for Teller {
         for queue in self.queues.take().into_iter().flatten() {
             queue.finish(LAST);
         }
+        if let Some(state) = self.state.take() {
+            state.end(LAST);
+        }
     }
 }
 

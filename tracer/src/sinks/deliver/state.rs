@@ -218,6 +218,8 @@ struct Slot {
 struct Newest {
     bytes: Option<Vec<u8>>,
     closed: bool,
+    /// Nobody will write it any more: it is taken away.
+    over: bool,
     failures: u64,
     error: Option<String>,
 }
@@ -238,6 +240,16 @@ impl StateFile {
     pub fn set(&self, bytes: Vec<u8>) {
         self.slot.newest.lock().unwrap_or_else(PoisonError::into_inner).bytes = Some(bytes);
         self.slot.changed.notify_all();
+    }
+
+    /// Nobody watches any more, and nobody shall believe that somebody does: the file goes. Not waited for longer than
+    /// `patience`.
+    pub fn end(self, patience: Duration) {
+        let mut newest = self.slot.newest.lock().unwrap_or_else(PoisonError::into_inner);
+        (newest.closed, newest.over, newest.bytes) = (true, true, None);
+        self.slot.changed.notify_all();
+        let gone = self.slot.changed.wait_timeout_while(newest, patience, |newest| newest.over);
+        drop(gone);
     }
 
     /// How often it could not be written, and why not lately.
@@ -263,6 +275,13 @@ impl Slot {
             let bytes = loop {
                 match newest.bytes.take() {
                     Some(bytes) => break bytes,
+                    None if newest.over => {
+                        drop(newest);
+                        let _ = fs::remove_file(path);
+                        self.newest.lock().unwrap_or_else(PoisonError::into_inner).over = false;
+                        self.changed.notify_all();
+                        return;
+                    }
                     None if newest.closed => return,
                     None => newest = self.changed.wait(newest).unwrap_or_else(PoisonError::into_inner),
                 }
@@ -400,7 +419,9 @@ mod tests {
         until(|| fs::read_to_string(&path).is_ok_and(|text| text == "999\n"));
         assert_eq!(file.failures(), (0, None));
         assert_eq!(fs::read_dir(folder.join("deeper")).unwrap().count(), 1, "nothing else is left");
-        drop(file);
+        file.end(Duration::from_secs(60));
+        assert!(!path.exists(), "nobody watches any more");
+        fs::write(&path, "").unwrap();
 
         // A file where a folder should be: nobody can write there, root included.
         let refused = StateFile::start(path.join("state")).unwrap();
