@@ -28,7 +28,9 @@ pub enum Found {
 ///
 /// Must be called while this process has one thread.
 pub fn read(path: &Path, most: usize, limit: Duration, trusted: bool) -> io::Result<Found> {
-    ask(limit, most + 4096, || found(path, most, trusted))
+    // The child is in another folder.
+    let path = std::path::absolute(path)?;
+    ask(limit, most + 4096, || found(&path, most, trusted))
 }
 
 /// Asks a process of its own for something that may hang; `None` when it does.
@@ -70,7 +72,8 @@ fn found(path: &Path, most: usize, trusted: bool) -> Found {
 /// Must be called while this process has one thread.
 pub fn store(folder: &Path, limit: Duration) -> io::Result<Result<(Vec<Vec<u8>>, usize), String>> {
     const MOST: usize = 256 << 20;
-    let work = || match crate::sinks::deliver::store::read(folder) {
+    let folder = std::path::absolute(folder)?;
+    let work = || match crate::sinks::deliver::store::read(&folder) {
         Ok((lines, unreadable)) => {
             let mut bytes = format!("{unreadable}\n").into_bytes();
             for line in lines {

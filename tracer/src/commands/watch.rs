@@ -1,17 +1,23 @@
 //! `watch`: tells somebody while it is still blocked. What is told is decided by [`crate::alert`]; here it is handed to all
 //! that carry it, none of which is waited for.
 
-use super::{Follower, config, follow, output::Streams, wall_clock};
+use super::{
+    captures::Captures,
+    config,
+    follow::{self, Follower, Moment, Why},
+    output::Streams,
+    zone,
+};
 use crate::{
     alert::Alerts,
-    capture::{Header, VERSION, line::Clock},
+    capture::{Header, Line},
     cli::Watch,
     config::{Place, Watching},
     correlator::Frame,
     courier::{Courier, Late, Ways},
     event::{Ns, Role},
     exit::Exit,
-    node::{clock::Anchor, own},
+    node::own,
     sinks::{
         deliver::{
             Alert, Count, Delivery, Queue,
@@ -20,9 +26,11 @@ use crate::{
         },
         sanitise,
     },
+    source::{self, Source},
     thresholds::SECOND,
     warden::{Settings, protocol::Survey},
 };
+use anyhow::Context;
 use std::{collections::BTreeMap, io::Write, path::PathBuf, sync::Arc, time::Duration};
 
 /// That a way does not work is told again after this time.
@@ -46,7 +54,8 @@ pub fn run(options: &Watch) -> anyhow::Result<Exit> {
         Err(why) => return usage(vec![why]),
     };
     let mut notes = loaded.notes;
-    let header = header(&watching);
+    let header =
+        source::header(watching.thresholds.clone(), zone()).context("reading the clocks of the node")?;
     let mut places = Places::default();
     places.find(&watching, &mut notes);
     let run = format!("{}-{}-{}", header.host, header.clock.realtime / 1_000_000, std::process::id());
@@ -67,6 +76,10 @@ pub fn run(options: &Watch) -> anyhow::Result<Exit> {
         diagnostics: options.verbose,
         ..Settings::default()
     };
+    let captures = watching.capture_on_incident.clone().map(|folder| {
+        let before = u64::try_from(watching.capture_before.as_nanos()).unwrap_or(u64::MAX);
+        Captures::new(folder, before, watching.capture_bytes)
+    });
     let thresholds = watching.thresholds.clone();
     let mut teller = Teller {
         alerts: Alerts::new(watching.alerts),
@@ -74,7 +87,7 @@ pub fn run(options: &Watch) -> anyhow::Result<Exit> {
         header,
         places,
         courier,
-        queues: None,
+        queues: Vec::new(),
         state: None,
         blind: Some("plegscope watch has only just started".to_owned()),
         seq: 0,
@@ -83,8 +96,12 @@ pub fn run(options: &Watch) -> anyhow::Result<Exit> {
         health: None,
         complaints: BTreeMap::new(),
         notes,
+        captures,
     };
-    follow(settings, thresholds, options.duration, &mut teller)
+    follow::node(
+        follow::Node { settings, thresholds, duration: options.duration, redactor: None },
+        &mut teller,
+    )
 }
 
 /// What is in memory, where that can be.
@@ -123,8 +140,8 @@ struct Teller {
     header: Header,
     places: Places,
     courier: Option<Courier>,
-    /// Started with the first frame: the warden must be forked before any thread is.
-    queues: Option<Vec<Queue>>,
+    /// Started when the warden is forked, and not before: it must be, while there is one thread.
+    queues: Vec<Queue>,
     state: Option<StateFile>,
     /// Why nothing can be told of the node.
     blind: Option<String>,
@@ -135,6 +152,7 @@ struct Teller {
     /// What was said of each way: failures and drops, and when.
     complaints: BTreeMap<String, (u64, Ns)>,
     notes: Vec<String>,
+    captures: Option<Captures>,
 }
 
 impl Teller {
@@ -154,9 +172,19 @@ impl Teller {
         Ok(queues)
     }
 
+    fn survey(&mut self, survey: &Survey) {
+        let there = |role| survey.programs.iter().any(|p| p.role == role && !p.pids.is_empty());
+        self.blind = match (survey.attached_after, there(Role::Containerd)) {
+            (None, _) => Some("plegscope watch has only just started".to_owned()),
+            (_, false) => Some("no containerd is seen on this node".to_owned()),
+            (Some(_), true) => None,
+        };
+    }
+
     fn counts(&self) -> Vec<Count> {
-        let mut counts: Vec<Count> = self.queues.iter().flatten().map(Queue::count).collect();
+        let mut counts: Vec<Count> = self.queues.iter().map(Queue::count).collect();
         counts.extend(self.courier.iter().flat_map(Courier::counts));
+        counts.extend(self.captures.iter().map(|captures| captures.count().clone()));
         if let Some((failed @ 1.., error)) = self.state.as_ref().map(StateFile::failures) {
             let error = error.unwrap_or_default();
             counts.push(Count { name: "state file".into(), failed, error, ..Count::default() });
@@ -210,26 +238,38 @@ impl Follower for Teller {
         }
     }
 
-    fn survey(&mut self, survey: &Survey) {
-        let there = |role| survey.programs.iter().any(|p| p.role == role && !p.pids.is_empty());
-        self.blind = match (survey.attached_after, there(Role::Containerd)) {
-            (None, _) => Some("plegscope watch has only just started".to_owned()),
-            (_, false) => Some("no containerd is seen on this node".to_owned()),
-            (Some(_), true) => None,
-        };
+    fn begin(&mut self, _: &mut Source, streams: &Streams) -> anyhow::Result<()> {
+        for note in self.notes.drain(..) {
+            streams.messages.line(format_args!("plegscope: {}", sanitise(&note)));
+        }
+        self.queues = self.start().context("starting what carries alerts")?;
+        Ok(())
     }
 
-    fn frame(&mut self, frame: Frame, streams: &Streams) -> anyhow::Result<()> {
-        if self.queues.is_none() {
-            for note in self.notes.drain(..) {
-                streams.messages.line(format_args!("plegscope: {}", sanitise(&note)));
-            }
-            self.queues = Some(self.start()?);
+    fn line(&mut self, line: &Line, _: &Moment<'_>) -> anyhow::Result<()> {
+        if let Line::Survey(survey) = line {
+            self.survey(survey);
+        }
+        Ok(())
+    }
+
+    fn enough(&mut self, source: &mut Source, _: &Streams) -> Option<Why> {
+        if let Some(captures) = &mut self.captures {
+            captures.turn(source);
+        }
+        None
+    }
+
+    fn frame(&mut self, frame: Frame, moment: &Moment<'_>) -> anyhow::Result<()> {
+        let streams = moment.streams;
+        if let Some(captures) = &mut self.captures {
+            captures.frame(frame.incidents.iter().any(|incident| incident.ended.is_none()));
         }
         let notices = self.alerts.tick(&frame);
         if !notices.is_empty() {
             // The wall clock may have been set since.
-            refresh(&mut self.header.clock);
+            self.header =
+                source::header(self.header.thresholds.clone(), zone()).unwrap_or(self.header.clone());
         }
         let mut out = Vec::new();
         for notice in &notices {
@@ -241,10 +281,10 @@ impl Follower for Teller {
                     out.extend_from_slice(&alert.json);
                     out.push(b'\n');
                 } else {
-                    writeln!(out, "{} {}", wall_clock(), alert.text)?;
+                    writeln!(out, "{} {}", moment.time(frame.now), alert.text)?;
                 }
             }
-            self.queues.iter().flatten().for_each(|queue| queue.hand(&alert));
+            self.queues.iter().for_each(|queue| queue.hand(&alert));
             if let Some(courier) = &mut self.courier {
                 courier.hand(&alert);
             }
@@ -259,46 +299,19 @@ impl Follower for Teller {
         Ok(())
     }
 
-    fn end(&mut self) {
+    fn end(&mut self, source: &mut Source, _: Why, _: &Streams) -> anyhow::Result<Exit> {
+        if let Some(captures) = &mut self.captures {
+            captures.end(source, LAST);
+        }
         if let Some(courier) = &mut self.courier {
             courier.turn();
         }
-        for queue in self.queues.take().into_iter().flatten() {
+        for queue in std::mem::take(&mut self.queues) {
             queue.finish(LAST);
         }
         if let Some(state) = self.state.take() {
             state.end(LAST);
         }
+        Ok(Exit::Done)
     }
-}
-
-/// Where and under what this is seen.
-fn header(watching: &Watching) -> Header {
-    let name = rustix::system::uname();
-    let text = |c: &std::ffi::CStr| c.to_string_lossy().into_owned();
-    let mut clock = Clock::default();
-    refresh(&mut clock);
-    Header {
-        version: VERSION,
-        plegscope: env!("CARGO_PKG_VERSION").to_owned(),
-        host: text(name.nodename()),
-        kernel: text(name.release()),
-        boot_id: Anchor::now().map(|anchor| anchor.boot_id).unwrap_or_default(),
-        clock,
-        zone: super::zone().iana_name().unwrap_or_default().to_owned(),
-        thresholds: watching.thresholds.clone(),
-        redacted: false,
-    }
-}
-
-/// Reads the clocks again.
-fn refresh(clock: &mut Clock) {
-    let Ok(anchor) = Anchor::now() else { return };
-    let offset = jiff::Timestamp::now().to_zoned(super::zone().clone()).offset().seconds();
-    *clock = Clock {
-        monotonic: anchor.monotonic,
-        boottime: anchor.boottime,
-        realtime: i64::try_from(anchor.realtime).unwrap_or(i64::MAX),
-        offset,
-    };
 }

@@ -207,7 +207,7 @@ fn run(link: &Link, ways: Ways) -> io::Result<()> {
     // SAFETY: takes no arguments. A session of its own: Ctrl-C on the terminal is for the parent.
     unsafe { libc::setsid() };
     block_signals();
-    warden::leave_all_but(link)?;
+    node::own::leave_all_but(link)?;
     warden::return_memory_early();
     // Programs that are run have them again, as far as this user may.
     node::own::keep_capabilities(CapabilitySet::empty())?;

@@ -1,6 +1,7 @@
 //! Does something that may hang in a process of its own, so that who waits for it can give up: a thread that waits for a
 //! stuck disk would keep its process.
 
+use super::own;
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
     io::Errno,
@@ -32,8 +33,10 @@ pub fn aside(limit: Duration, most: usize, work: impl FnOnce() -> Vec<u8>) -> io
         -1 => return Err(io::Error::last_os_error()),
         0 => {
             drop(read);
-            let answer = work();
-            let _ = File::from(write).write_all(&answer);
+            // Who started us may wait until nobody has its pipes any more.
+            if own::leave_all_but(&write).is_ok() {
+                let _ = File::from(write).write_all(&work());
+            }
             // SAFETY: ends this process without running exit handlers that belong to the parent's copy of memory.
             unsafe { libc::_exit(0) }
         }
@@ -48,7 +51,12 @@ pub fn aside(limit: Duration, most: usize, work: impl FnOnce() -> Vec<u8>) -> io
         let left = end.saturating_duration_since(Instant::now());
         let patience = Timespec::try_from(left).unwrap_or_default();
         match poll(&mut [PollFd::new(&read, PollFlags::IN)], Some(&patience)) {
-            Ok(0) => return Ok(Aside::Hangs),
+            Ok(0) => {
+                // A child of ours, which nobody has waited for yet. It goes when the disk lets it.
+                // SAFETY: takes numbers.
+                unsafe { libc::kill(child, libc::SIGKILL) };
+                return Ok(Aside::Hangs);
+            }
             Err(Errno::INTR) => continue,
             Err(error) => return Err(error.into()),
             Ok(_) => {}
