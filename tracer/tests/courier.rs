@@ -48,7 +48,7 @@ fn until(what: &str, mut is: impl FnMut() -> bool) {
 fn carries(folder: &Path, listener: &TcpListener) {
     let (marks, kept) = (folder.join("marks"), folder.join("store"));
     fs::create_dir(&marks).unwrap();
-    // The first alert's program hangs, all others leave a mark; SIGTERM must reach it although its parent blocks that.
+    // The first alert's program hangs, all others leave a mark; SIGTERM must reach it although its parent outlives that.
     let script = format!(
         "read line; case $line in *:1}}*) echo $$ > {0}/hangs; exec sleep 600;; *) echo \"$line\" > {0}/$PLEGSCOPE_INCIDENT;; esac",
         marks.display()

@@ -53,8 +53,11 @@ enum State {
     Ready(Place),
     /// The recorder is with the source.
     Recording,
-    /// It cannot be used; tried again when the incident that is open is over.
-    Failed,
+    /// It cannot be used; tried again when an incident has come and gone, since it would be told over and over.
+    Failed {
+        /// Whether one has come.
+        seen: bool,
+    },
 }
 
 /// What a thread has done.
@@ -69,7 +72,7 @@ impl Captures {
     /// In this folder: so much of what was before, and so many bytes in all.
     pub fn new(folder: PathBuf, before: Ns, bytes: u64) -> Captures {
         let count = Count { name: "capture".to_owned(), ..Count::default() };
-        Captures { folder, before, bytes, state: State::Failed, made: 0, open: false, count }
+        Captures { folder, before, bytes, state: State::Failed { seen: true }, made: 0, open: false, count }
     }
 
     /// What has become of them so far.
@@ -80,6 +83,9 @@ impl Captures {
     /// Whether an incident is open now.
     pub fn frame(&mut self, open: bool) {
         self.open = open;
+        if let State::Failed { seen } = &mut self.state {
+            *seen |= open;
+        }
     }
 
     /// To be called often, also before the first frame. Never waits.
@@ -91,9 +97,9 @@ impl Captures {
                 Err(TryRecvError::Disconnected) => self.fail("the thread that makes files has died"),
             },
             // What has begun is not captured in pieces: the first piece has its beginning and all that fits.
-            State::Failed if !self.open => self.prepare(None),
+            State::Failed { seen: true } if !self.open => self.prepare(None),
             State::Ready(_) if !self.open => self.begin(source),
-            State::Failed | State::Ready(_) => {}
+            State::Failed { .. } | State::Ready(_) => {}
             State::Recording => {
                 let Some(live) = source.live() else { return };
                 if live.recorder().is_some_and(|recorder| recorder.is_over().is_some())
@@ -123,10 +129,8 @@ impl Captures {
         match made.before {
             None => {}
             Some(Ok(())) => self.count.delivered += 1,
-            Some(Err(why)) => {
-                self.count.failed += 1;
-                self.count.error = why;
-            }
+            // The next would not fare better.
+            Some(Err(why)) => return self.fail(&why),
         }
         match made.next {
             Ok(place) => self.state = State::Ready(place),
@@ -137,9 +141,7 @@ impl Captures {
     fn fail(&mut self, why: &str) {
         self.count.failed += 1;
         self.count.error = why.to_owned();
-        // Not again before an incident has come and gone: it would be told over and over.
-        self.state = State::Failed;
-        self.open = true;
+        self.state = State::Failed { seen: false };
     }
 
     /// Closes a capture and makes the next file ready.
@@ -182,10 +184,10 @@ impl Captures {
 fn close(folder: &Path, recorder: Recorder, reason: &str) -> Result<(), String> {
     let triggered = recorder.is_triggered();
     let status = recorder.stop(reason, PATIENCE);
-    if !triggered {
-        return fs::remove_file(&status.path).map_err(|error| format!("{}: {error}", status.path.display()));
-    }
-    let kept = keep(folder, &status.path);
+    let kept = match triggered {
+        true => keep(folder, &status.path),
+        false => fs::remove_file(&status.path).map_err(|error| format!("{}: {error}", status.path.display())),
+    };
     match status.ended {
         Some(Ended::Whole(_)) => kept,
         Some(ended) => Err(ended.words().to_owned()),

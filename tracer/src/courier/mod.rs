@@ -206,7 +206,7 @@ impl Courier {
 fn run(link: &Link, ways: Ways) -> io::Result<()> {
     // SAFETY: takes no arguments. A session of its own: Ctrl-C on the terminal is for the parent.
     unsafe { libc::setsid() };
-    block_signals();
+    outlive_signals();
     node::own::leave_all_but(link)?;
     warden::return_memory_early();
     // Programs that are run have them again, as far as this user may.
@@ -246,17 +246,13 @@ fn clipped(mut count: Count) -> Count {
     count
 }
 
-/// What is sent to all processes of a service is for the parent, whose end is ours. Blocked, not ignored: the programs
-/// that are run would inherit that.
-fn block_signals() {
-    // SAFETY: plain data, filled by the calls; takes effect for this thread and those it starts.
-    unsafe {
-        let mut set = std::mem::zeroed();
-        libc::sigemptyset(&raw mut set);
-        for signal in [libc::SIGTERM, libc::SIGINT, libc::SIGHUP] {
-            libc::sigaddset(&raw mut set, signal);
-        }
-        libc::sigprocmask(libc::SIG_BLOCK, &raw const set, std::ptr::null_mut());
+/// What is sent to all processes of a service is for the parent, whose end is ours. Handled by doing nothing: what is
+/// ignored or blocked would stay so in the programs that are run.
+fn outlive_signals() {
+    extern "C" fn nothing(_: libc::c_int) {}
+    for signal in [libc::SIGTERM, libc::SIGINT, libc::SIGHUP] {
+        // SAFETY: the handler touches nothing.
+        unsafe { libc::signal(signal, nothing as extern "C" fn(libc::c_int) as libc::sighandler_t) };
     }
 }
 

@@ -121,6 +121,68 @@ pub mod tests {
     //! Alerts for the tests of deliveries.
 
     use super::*;
+    use crate::correlator::{Change, EndsIn, Incident};
+    use crate::thresholds::SECOND;
+
+    fn notice(event: Event, change: Option<Change>) -> Notice {
+        let incident = Incident {
+            id: "unmount-5-5-1".to_owned(),
+            opened: 15 * SECOND,
+            since: 10 * SECOND,
+            ended: (event == Event::Ended).then_some(20 * SECOND),
+            crossed_by: "unmount over 5.0s".to_owned(),
+            ends_in: EndsIn::StatusWrite,
+            signature: "status-write".to_owned(),
+            summary: format!("STUCK 5.0s · \u{1b}[2J{}", "x".repeat(40_000)),
+            cause: "a write".to_owned(),
+            level: 0,
+            longest: 10 * SECOND,
+            stuck_calls: 1,
+            containers: Vec::new(),
+            consequences: Vec::new(),
+            change,
+            uncertain_end: None,
+            last: None,
+        };
+        Notice { event, told: true, urgent: true, repeats: 3, incident }
+    }
+
+    #[test]
+    fn an_alert_is_the_record_and_what_makes_it_one_within_its_bound() {
+        let frame = Frame { now: 20 * SECOND, ..Frame::default() };
+        let header = Header { host: "node-7".to_owned(), ..Header::default() };
+        for (event, change, line) in [
+            (
+                Event::Crossed,
+                Some(Change::Crossed),
+                "CROSSED unmount-5-5-1 (unmount over 5.0s): STUCK 5.0s · \u{fffd}[2Jxx",
+            ),
+            (Event::Grew, Some(Change::Grew), "GROWS unmount-5-5-1 (longest 10s): STUCK 5.0s"),
+            (Event::NotReady, None, "NOTREADY SOON unmount-5-5-1: STUCK 5.0s"),
+            (
+                Event::Ended,
+                Some(Change::Ended),
+                "ENDED unmount-5-5-1 after 10s: a write · 1 call waited · came back 3 times before",
+            ),
+            (
+                Event::Repeated,
+                Some(Change::Ended),
+                "REPEATED 3 times since it was told, last as unmount-5-5-1, longest 10s: a write",
+            ),
+        ] {
+            let alert = Alert::of(7, &notice(event, change.clone()), &header, &frame);
+            assert!(alert.text.starts_with(line) && alert.text.len() < 2_000, "{}", alert.text);
+            assert!(alert.json.len() <= MOST && !alert.json.contains(&b'\n'), "{} bytes", alert.json.len());
+            let json: serde_json::Value = serde_json::from_slice(&alert.json).unwrap();
+            assert_eq!(
+                (&json["event"], &json["seq"], &json["urgent"], &json["repeats"], &json["node"]["host"]),
+                (&event.word().into(), &7.into(), &true.into(), &3.into(), &"node-7".into())
+            );
+            // Who knows the record can read it.
+            let record: Record = serde_json::from_slice(&alert.json).unwrap();
+            assert_eq!((record.id.as_str(), record.change), ("unmount-5-5-1", change));
+        }
+    }
 
     /// An alert that says something.
     pub fn alert(seq: u64, event: Event, id: &str) -> Alert {
