@@ -106,7 +106,9 @@ fn play(all: &[Made], hold_off: Ns, mut store: Option<&mut Store>) -> Told {
     let (mut next, mut open): (usize, Vec<&Made>) = (0, Vec::new());
     let mut at = START;
     while at < START + HOURS * HOUR {
-        at += TICK_EVERY;
+        // While nothing is in flight the polls have nothing to tell: one a second will do.
+        let quiet = open.is_empty() && all.get(next).is_none_or(|made| made.begin > at + SECOND);
+        at += if quiet && at.is_multiple_of(SECOND) { SECOND } else { TICK_EVERY };
         let mut events = Vec::new();
         while next < all.len() && all[next].begin < at {
             open.push(&all[next]);
