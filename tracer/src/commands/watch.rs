@@ -31,12 +31,18 @@ use crate::{
     warden::{Settings, protocol::Survey},
 };
 use anyhow::Context;
-use std::{collections::BTreeMap, io::Write, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    io::Write,
+    path::PathBuf,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 /// That a way does not work is told again after this time.
 const COMPLAIN_EVERY: Ns = 60 * SECOND;
 /// What is on its way when it ends may take this long: the prompt must be back soon. The courier takes longer by itself.
-const LAST: Duration = Duration::from_millis(100);
+const LAST: Duration = Duration::from_millis(150);
 
 /// Runs the verb.
 pub fn run(options: &Watch) -> anyhow::Result<Exit> {
@@ -300,17 +306,19 @@ impl Follower for Teller {
     }
 
     fn end(&mut self, source: &mut Source, _: Why, _: &Streams) -> anyhow::Result<Exit> {
+        let end = Instant::now() + LAST;
+        let left = || end.saturating_duration_since(Instant::now());
         if let Some(captures) = &mut self.captures {
-            captures.end(source, LAST);
+            captures.end(source, left());
         }
         if let Some(courier) = &mut self.courier {
             courier.turn();
         }
         for queue in std::mem::take(&mut self.queues) {
-            queue.finish(LAST);
+            queue.finish(left());
         }
         if let Some(state) = self.state.take() {
-            state.end(LAST);
+            state.end(left());
         }
         Ok(Exit::Done)
     }
