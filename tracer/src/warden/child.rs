@@ -5,7 +5,7 @@ use super::{
     cost::{Metered, Price},
     events, facts,
     fuse::{Blown, Fuse},
-    leave_all_but, lock_memory, look,
+    lock_memory, look,
     outbox::Outbox,
     protocol::{Level, Message},
     return_memory_early,
@@ -191,7 +191,7 @@ fn start(socket: UnixStream, settings: Settings) -> std::io::Result<()> {
         // SAFETY: no function of ours is installed.
         unsafe { libc::signal(signal, libc::SIG_IGN) };
     }
-    leave_all_but(&socket)?;
+    crate::node::own::leave_all_but(&socket)?;
     return_memory_early();
     let socket = Arc::new(socket);
     let outbox = Outbox::new(Arc::clone(&socket));

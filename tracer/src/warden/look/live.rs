@@ -25,6 +25,9 @@ use std::{
 const EVERY: Duration = Duration::from_millis(250);
 /// An operation of this age is looked at, and again whenever its age has doubled.
 const OLD: Ns = 2 * SECOND;
+/// Where programs are not probed, containerd and the kubelet are looked at this often: nothing else tells of a call that is
+/// stuck there. NotReady takes nine times as long.
+const PATROL: Ns = 20 * SECOND;
 /// What a look has found in progress is looked at again after this time.
 const AGAIN: Ns = SECOND;
 /// Something new that a look has found is told once another has found it, after this time.
@@ -51,6 +54,7 @@ pub fn run(settings: &Settings, outbox: &Outbox, shared: &Shared) {
         noted: BTreeSet::new(),
         queue: VecDeque::new(),
         budget: Budget { left: MOST_A_SECOND, since: clock::monotonic() },
+        patrol: settings.patrol,
     };
     while !shared.surveyed.load(Ordering::Acquire) {
         std::thread::sleep(EVERY);
@@ -96,6 +100,8 @@ struct Live {
     budget: Budget,
     /// What makes looks weaker than they could be, as far as it was told.
     noted: BTreeSet<String>,
+    /// Whether daemons are looked at also when nothing is known to be blocked in them.
+    patrol: bool,
 }
 
 impl Live {
@@ -119,6 +125,15 @@ impl Live {
             wanted.push(operation.actor.pid);
             let shim = operation.container.as_ref().and_then(|id| lock(&shared.shims).get(id).copied());
             wanted.extend(shim);
+        }
+        if self.patrol {
+            let daemons = known.iter().filter(|(_, k)| k.process.role != Role::Shim).map(|(pid, _)| *pid);
+            // Who waits for what is blocked waits in a daemon.
+            let blocked = !wanted.is_empty();
+            let due = |pid: &u32| {
+                blocked || self.looked.get(pid).is_none_or(|at| now.saturating_sub(*at) >= PATROL)
+            };
+            wanted.extend(daemons.filter(due));
         }
         let late = |pid: &&u32| {
             let after = if self.found.has_new(**pid) { CONFIRM } else { AGAIN };
@@ -161,6 +176,7 @@ impl Live {
         let targets: Vec<Target> = processes.into_iter().filter_map(target).collect();
         let (found, outbox, looked_at) = (&mut self.found, &self.outbox, &mut self.looked);
         let noted = &mut self.noted;
+        let (patrol, mut called) = (self.patrol, Vec::new());
         self.looks.look(targets, end, |target, result| {
             let pid = target.process.pid;
             looked_at.insert(pid, clock::monotonic());
@@ -175,6 +191,9 @@ impl Live {
                         _ => None,
                     };
                     lock(&shared.found).insert(pid, events.iter().filter_map(waiting).collect());
+                    if patrol {
+                        called.extend(events.iter().filter_map(|event| called_shim(event, shared)));
+                    }
                     outbox.events(events);
                     if let Ok(look) = &looked.look
                         && !look.note.is_empty()
@@ -192,6 +211,11 @@ impl Live {
                 Err(why) => outbox.log(Level::Debug, format!("process {pid} was not looked at: {why}")),
             }
         });
+        for pid in called {
+            if !self.found.has(pid) && !self.queue.contains(&pid) {
+                self.queue.push_back(pid);
+            }
+        }
     }
 }
 
@@ -218,6 +242,13 @@ impl Ages {
         };
         in_flight.iter().filter(told).filter(|operation| is_due(operation)).collect()
     }
+}
+
+/// The shim that a call which is in progress waits for.
+fn called_shim(event: &Event, shared: &Shared) -> Option<u32> {
+    let Body::InFlight(operation) = &event.body else { return None };
+    let id = operation.container.as_ref().filter(|_| operation.kind == Kind::ShimCall)?;
+    lock(&shared.shims).get(id).copied()
 }
 
 /// How many processes may still be looked at in this second.
