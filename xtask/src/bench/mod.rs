@@ -6,6 +6,7 @@
 mod attach;
 pub mod bpf;
 pub mod contend;
+mod events;
 mod forks;
 mod idle;
 mod now;
@@ -25,7 +26,7 @@ use std::path::PathBuf;
 #[derive(clap::Args)]
 pub struct Args {
     /// Only these benches
-    #[arg(long, value_enum, value_delimiter = ',', default_values = ["probe-cost", "runtime", "attach", "idle", "forks", "now"])]
+    #[arg(long, value_enum, value_delimiter = ',', default_values = ["probe-cost", "runtime", "attach", "idle", "forks", "now", "throughput", "growth", "capture"])]
     only: Vec<Bench>,
     /// Rounds in which all variants take turns
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u64).range(3..))]
@@ -59,13 +60,29 @@ pub enum Bench {
     Forks,
     /// Time and memory of `now` beside many shims
     Now,
+    /// B5: how fast events are correlated
+    Throughput,
+    /// B6: how that grows
+    Growth,
+    /// B9: what a capture takes
+    Capture,
+}
+
+impl Bench {
+    /// Whether it needs neither root nor a node.
+    fn is_pure(self) -> bool {
+        matches!(self, Bench::Throughput | Bench::Growth | Bench::Capture)
+    }
 }
 
 /// Runs the benches and writes their tables.
 pub fn run(args: Args) -> Result<()> {
-    ensure!(sys::is_root(), "probes need root: run the bench as root");
-    packages::ensure(&packages::BENCH)?;
-    let scope = if args.without_plegscope { None } else { Some(tracer::binary()?) };
+    let pure = args.only.iter().all(|bench| bench.is_pure());
+    ensure!(pure || sys::is_root(), "probes need root: run the bench as root");
+    if !pure {
+        packages::ensure(&packages::BENCH)?;
+    }
+    let scope = if args.without_plegscope || pure { None } else { Some(tracer::binary()?) };
     let out = if args.out.is_absolute() { args.out.clone() } else { tracer::workspace().join(&args.out) };
     fs::create_dir_all(&out).with_context(|| format!("creating {}", out.display()))?;
     let mut results = Vec::new();
@@ -103,6 +120,9 @@ pub fn run(args: Args) -> Result<()> {
                     now::measure(ledger, programs, scope.as_deref(), args.rounds, args.shims as usize).await
                 })?
             }
+            Bench::Throughput => events::throughput(args.rounds)?,
+            Bench::Growth => events::growth(args.rounds)?,
+            Bench::Capture => events::capture(args.rounds)?,
             Bench::Idle => {
                 packages::ensure(&packages::LAB)?;
                 let programs = Programs::find(None)?;
