@@ -6,6 +6,7 @@ mod files;
 mod format;
 mod player;
 mod reader;
+mod real;
 mod recorder;
 
 use std::path::{Path, PathBuf};

@@ -1,7 +1,7 @@
 //! How fast events are correlated, how that grows, and what a capture of them takes. Needs neither root nor a node: what is
 //! measured is `tracer/benches/throughput.rs`.
 
-use super::table::{Goal, Row, Spread, Table};
+use super::table::{Spread, Table};
 use crate::shell;
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
@@ -32,31 +32,20 @@ fn run(part: &str, rounds: u64) -> Result<Vec<Value>> {
 }
 
 /// A number of all measurements of that name.
-fn values(all: &[Value], measurement: &str, number: &str) -> Result<Spread> {
+fn values(all: &[Value], measurement: &str, number: &str) -> Result<Vec<f64>> {
     let of = all.iter().filter(|value| value["measurement"] == measurement);
     let numbers: Vec<f64> = of.filter_map(|value| value[number].as_f64()).collect();
     ensure!(!numbers.is_empty(), "the bench did not measure {number} of {measurement}");
-    Ok(Spread::of(&numbers))
+    Ok(numbers)
 }
 
 fn table(title: &str) -> Table {
     Table { title: title.to_owned(), rows: Vec::new(), goals: Vec::new(), notes: Vec::new() }
 }
 
-impl Table {
-    fn row(&mut self, what: &str, value: Spread, unit: &'static str) {
-        self.rows.push(Row { what: what.to_owned(), value, unit });
-    }
-
-    fn goal(&mut self, what: &str, at_most: f64, reached: f64, unit: &'static str) {
-        self.goals.push(Goal { what: what.to_owned(), at_most, reached, unit });
-    }
-}
-
 /// Nanoseconds for each event.
-fn each(all: &[Value], measurement: &str) -> Result<Spread> {
-    let rate = values(all, measurement, "events_per_second")?;
-    Ok(Spread { median: 1e9 / rate.median, low: 1e9 / rate.high, high: 1e9 / rate.low })
+fn each(all: &[Value], measurement: &str) -> Result<Vec<f64>> {
+    Ok(values(all, measurement, "events_per_second")?.into_iter().map(|rate| 1e9 / rate).collect())
 }
 
 /// B5: a synthetic day of a node.
@@ -65,16 +54,14 @@ pub fn throughput(rounds: u64) -> Result<Table> {
     let day = "a node's day";
     let mut table =
         table("events: ordering and correlating a node's day, 1,000 containers, a stall each hour");
-    table.row("time for an event", each(&all, day)?, "ns");
-    table.row("memory after a tenth of the day", values(&all, day, "rss_after_a_tenth_kb")?, "kB");
-    table.row("memory at its end", values(&all, day, "rss_at_the_end_kb")?, "kB");
-    let incidents = values(&all, day, "incidents")?;
-    table.row("incidents", incidents, "");
+    let event = table.row("time for an event", &each(&all, day)?, "ns");
+    let early =
+        table.row("memory after a tenth of the day", &values(&all, day, "rss_after_a_tenth_kb")?, "kB");
+    let late = table.row("memory at its end", &values(&all, day, "rss_at_the_end_kb")?, "kB");
+    let incidents = table.row("incidents", &values(&all, day, "incidents")?, "");
     ensure!(incidents.low > 0.0, "no incident was found in the day: what was measured is not what it does");
-    table.goal("time for an event (2 million a second)", 500.0, each(&all, day)?.median, "ns");
-    let growth =
-        values(&all, day, "rss_at_the_end_kb")?.median / values(&all, day, "rss_after_a_tenth_kb")?.median;
-    table.goal("memory at the end over memory after a tenth", 1.1, growth, "");
+    table.goal("time for an event (2 million a second)", 500.0, event.median, "ns");
+    table.goal("memory at the end over memory after a tenth", 1.1, late.median / early.median, "");
     Ok(table)
 }
 
@@ -82,13 +69,11 @@ pub fn throughput(rounds: u64) -> Result<Table> {
 pub fn growth(rounds: u64) -> Result<Table> {
     let all = run("growth", rounds)?;
     let mut table = table("growth: time for an event, each time with ten times as much");
-    let plain = each(&all, "plain")?;
-    table.row("plain", plain, "ns");
+    let plain = table.row("plain", &each(&all, "plain")?, "ns");
     for what in ["the events", "the containers", "in flight", "the depth"] {
         let name = format!("ten times {what}");
-        let grown = each(&all, &name)?;
-        table.row(&name, grown, "ns");
-        table.goal(&format!("{name} over plain"), 1.3, grown.median / plain.median, "");
+        let grown: Spread = table.row(name.clone(), &each(&all, &name)?, "ns");
+        table.goal(format!("{name} over plain"), 1.3, grown.median / plain.median, "");
     }
     Ok(table)
 }
@@ -98,12 +83,12 @@ pub fn capture(rounds: u64) -> Result<Table> {
     let all = run("capture", rounds)?;
     let mut table = table("capture: a minute with 10,000 events a second");
     let of = |number| values(&all, "capture", number);
-    table.row("bytes for an event", of("bytes_per_event")?, "B");
-    table.row("writing an event", of("write_ns_per_event")?, "ns");
-    table.row("replay, times as fast as it happened", of("times_real_time")?, "x");
-    table.row("opening a capture of 1 GiB", of("open_ms")?, "ms");
-    table.goal("bytes for an event", 20.0, of("bytes_per_event")?.median, "B");
-    table.goal("time of a replay over real time", 0.05, 1.0 / of("times_real_time")?.median, "");
+    let bytes = table.row("bytes for an event", &of("bytes_per_event")?, "B");
+    table.row("writing an event", &of("write_ns_per_event")?, "ns");
+    let times = table.row("replay, times as fast as it happened", &of("times_real_time")?, "x");
+    table.row("opening a capture of 1 GiB", &of("open_ms")?, "ms");
+    table.goal("bytes for an event", 20.0, bytes.median, "B");
+    table.goal("time of a replay over real time", 0.05, 1.0 / times.median, "");
     table
         .notes
         .push("the events are made up, with ids and times at random: those of a node compress better".into());
