@@ -18,9 +18,10 @@ mod status;
 mod watch;
 
 use crate::{
-    capture::ReadError,
+    capture::{ReadError, place::PlaceError},
     cli::{Cli, Verb},
     exit::Exit,
+    source::SourceError,
 };
 
 /// Runs what was typed.
@@ -44,7 +45,9 @@ pub fn run(cli: Cli) -> anyhow::Result<Exit> {
 /// The status that an error ends with.
 pub fn exit_of(error: &anyhow::Error) -> Exit {
     let is_file = |cause: &(dyn std::error::Error + 'static)| {
-        cause.is::<ReadError>() || cause.is::<crate::capture::place::PlaceError>()
+        cause.is::<ReadError>()
+            || cause.is::<PlaceError>()
+            || matches!(cause.downcast_ref(), Some(SourceError::Capture(_)))
     };
     if error.chain().any(is_file) { Exit::File } else { Exit::Failed }
 }

@@ -40,7 +40,6 @@ use cleanup::{Ledger, Leftover};
 use containerd::{Containerd, Programs};
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 /// Quitting plegscope may take this long until the prompt is back, ns.
 pub const QUIT_WITHIN: u64 = 300_000_000;
