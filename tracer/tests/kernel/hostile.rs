@@ -15,7 +15,7 @@ use std::{
 };
 
 /// What doctor says, and how it ended.
-fn doctor(command: &mut Command) -> Result<(serde_json::Value, Output)> {
+pub fn doctor(command: &mut Command) -> Result<(serde_json::Value, Output)> {
     let output = command.args(["doctor", "--json"]).output()?;
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     let json = serde_json::from_str(&text).with_context(|| format!("doctor said {text} {output:?}"))?;
@@ -123,7 +123,7 @@ fn expect(prepare: impl Fn() -> Command, machine: &Machine) -> Result<()> {
     machine::no_probe_is_left()
 }
 
-fn plain() -> Command {
+pub fn plain() -> Command {
     Command::new("/plegscope")
 }
 

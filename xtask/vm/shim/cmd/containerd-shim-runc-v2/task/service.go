@@ -14,8 +14,9 @@ type service struct {
 
 // request stands for all requests of the task API: the id comes first.
 type request struct {
-	id   string
-	done int
+	id     string
+	done   int
+	panics bool
 }
 
 // Service serves requests.
@@ -40,6 +41,9 @@ func (s *service) Kill(ctx context.Context, r *request) error {
 //go:noinline
 func (s *service) State(ctx context.Context, r *request) error {
 	r.done++
+	if r.panics {
+		panic("on purpose")
+	}
 	s.init.Status()
 	return nil
 }
@@ -100,6 +104,12 @@ func (s Service) Serve(id string, pause func()) {
 			}
 		}(call)
 	}
+}
+
+// Recover makes a request that never returns: it panics, and who made it goes on.
+func (s Service) Recover(id string) {
+	defer func() { _ = recover() }()
+	_ = s.s.State(context.Background(), &request{id: id, panics: true})
 }
 
 // Delete unmounts a path.
