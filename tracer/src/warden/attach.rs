@@ -25,7 +25,7 @@ use crate::{
     },
     event::{Body, Event, Kind, Ns, Process, Role, SeenBy},
     node::{
-        ReadError, clock,
+        ReadError, alive, clock,
         procs::{Exe, FileId, ProcessFacts, Processes},
         worker::Workers,
     },
@@ -347,6 +347,7 @@ impl Attacher {
             offsets: ours.examined.offsets,
             health: ours.examined.health.clone(),
             exe: id,
+            image: alive::image(process.pid),
             entry: ours.examined.entry,
             all_goroutines: ours.examined.all_goroutines,
         };

@@ -1,7 +1,7 @@
 //! Looks while probes are attached: at everything once at the start, since waits that began before were seen by no probe;
 //! then at those processes in which an operation has lasted long, or something found earlier is still in progress.
 
-use super::{Looks, Opener, PATIENCE, one::Target};
+use super::{Looks, Opener, PATIENCE, one::Target, unreturned::unreturned};
 use crate::{
     event::{Event, Kind, Ns, Operation, OperationId, Role},
     look,
@@ -165,6 +165,7 @@ impl Live {
         };
         let targets: Vec<Target> = processes.into_iter().filter_map(target).collect();
         let (found, outbox, looked_at) = (&mut self.found, &self.outbox, &mut self.looked);
+        let blocked = lock(&shared.in_flight).clone();
         self.looks.look(targets, end, |target, result| {
             let pid = target.process.pid;
             looked_at.insert(pid, clock::monotonic());
@@ -175,6 +176,11 @@ impl Live {
                 {
                     let events: Vec<Event> = found.events(&looked);
                     outbox.events(events);
+                    let over = unreturned(&looked, &blocked);
+                    if !over.is_empty() {
+                        outbox.log(Level::Debug, format!("nobody is in these any more: {over:?}"));
+                        lock(&shared.unreturned).extend(over);
+                    }
                     if let Err(why) = &looked.look {
                         outbox.log(Level::Debug, format!("process {pid} could not be looked at: {why}"));
                     }
