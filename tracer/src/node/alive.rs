@@ -42,7 +42,8 @@ mod tests {
     #[test]
     fn the_field_is_the_one_behind_the_end_of_the_code() {
         let line = |stack: &str| {
-            let fields: Vec<String> = (4..=52).map(|n| if n == 28 { stack.into() } else { n.to_string() }).collect();
+            let fields: Vec<String> =
+                (4..=52).map(|n| if n == 28 { stack.into() } else { n.to_string() }).collect();
             format!("7 (a) b) S {}", fields.join(" ")).into_bytes()
         };
         assert_eq!(parse_image(&line("140722")), Some(140_722));

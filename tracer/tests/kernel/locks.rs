@@ -247,6 +247,19 @@ pub fn what_dies_leaves_nothing(without: &[SeenBy]) -> Result<()> {
             .with_context(|| command.to_owned())?;
         std::thread::sleep(std::time::Duration::from_millis(700));
         watch.nothing_in_flight(|o| o.actor.pid == pid).with_context(|| command.to_owned())?;
+        if command == "exec" {
+            // What it has become is seen like any other: it lies somewhere else in memory.
+            program.tell("park")?;
+            program.until("parked")?;
+            let again = now();
+            watch.wait("waits after exec", 30, |told| {
+                let waits = told.events.iter().filter(|event| {
+                    matches!(&event.body, Body::InFlight(o) if o.kind == Kind::LockWait && o.actor.pid == pid)
+                        && event.at > again
+                });
+                (waits.count() > 3).then_some(())
+            })?;
+        }
     }
     drop(programs);
     watch.stop()
@@ -262,7 +275,10 @@ pub fn a_recovered_panic_leaves_nothing() -> Result<()> {
     shim.until("recovered")?;
     let end = now();
     let its = |o: &Operation| {
-        o.actor.pid == pid && o.kind == Kind::ShimServe && (begin..=end).contains(&o.begin) && o.method == "State"
+        o.actor.pid == pid
+            && o.kind == Kind::ShimServe
+            && (begin..=end).contains(&o.begin)
+            && o.method == "State"
     };
     std::thread::sleep(std::time::Duration::from_secs(5));
     watch.nothing_in_flight(its)?;

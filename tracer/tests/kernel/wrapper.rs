@@ -63,7 +63,9 @@ pub fn unmounts() -> Result<()> {
     watch.nothing_in_flight(|o| o.actor.pid == pid)?;
     let strange = watch.look(|told| {
         let kernel = told.events.iter().find_map(|event| match &event.body {
-            Body::Ended(o, _) | Body::InFlight(o) if of_kernel(o.kind) && o.seen_by != SeenBy::Uprobe => Some(o),
+            Body::Ended(o, _) | Body::InFlight(o) if of_kernel(o.kind) && o.seen_by != SeenBy::Uprobe => {
+                Some(o)
+            }
             _ => None,
         });
         kernel.cloned()

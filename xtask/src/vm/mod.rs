@@ -160,17 +160,18 @@ impl Programs {
             .filter(|message| message["target"]["name"] == "kernel")
             .find_map(|message| message["executable"].as_str().map(PathBuf::from))
             .context("cargo made no test called kernel")?;
-        Ok(Programs { test, plegscope, locks: go("locks")?, shim: go("shim")? })
+        // One of each kind: at a fixed address, and wherever the kernel puts it.
+        Ok(Programs { test, plegscope, locks: go("locks", "pie")?, shim: go("shim", "exe")? })
     }
 }
 
 /// Builds one of our Go programs, which need nothing but Go.
-fn go(name: &str) -> Result<PathBuf> {
+fn go(name: &str, mode: &str) -> Result<PathBuf> {
     let out = shell::root().join("target/vm/go");
     fs::create_dir_all(&out)?;
     let program = out.join(name);
     let mut go = Command::new("go");
-    go.args(["build", "-ldflags", "-s -w", "-o"])
+    go.args(["build", "-buildmode", mode, "-ldflags", "-s -w", "-o"])
         .arg(&program)
         .arg(".")
         .current_dir(shell::root().join("xtask/vm").join(name))

@@ -14,7 +14,6 @@ import (
 	"fmt"
 	"os"
 	"runtime"
-	"runtime/debug"
 	"strings"
 	"syscall"
 	"time"
@@ -32,7 +31,7 @@ func now() int64 {
 	return t.Nano()
 }
 
-// inside tells which functions goroutines are in, the runtime's among them.
+// inside tells which functions goroutines are in, but for those of the runtime.
 func inside() map[string]bool {
 	buffer := make([]byte, 256<<10)
 	functions := map[string]bool{}
@@ -85,7 +84,6 @@ func main() {
 	if weight[len(os.Args)] != 0 {
 		os.Exit(2)
 	}
-	debug.SetTraceback("system")
 	id := strings.Repeat("5e", 32)
 	service := task.New(id)
 	service.Serve(id, func() { time.Sleep(50 * time.Millisecond) })

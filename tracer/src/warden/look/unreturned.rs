@@ -116,7 +116,10 @@ mod tests {
         assert!(!over(&inside, &update));
         assert!(over(&elsewhere, &update));
         assert!(over(&inside, &operation(Kind::ShimServe, "Kill")), "in another request");
-        assert!(over(&inside, &Operation { actor: Actor { goid: Some(4), ..update.actor }, ..update.clone() }));
+        assert!(over(
+            &inside,
+            &Operation { actor: Actor { goid: Some(4), ..update.actor }, ..update.clone() }
+        ));
     }
 
     #[test]
