@@ -89,6 +89,12 @@ pub fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// Takes what is there, and leaves nothing. The lock is free again when this returns, also in the head of a `for`, where
+/// a guard would live as long as the loop.
+pub fn take<T: Default>(mutex: &Mutex<T>) -> T {
+    std::mem::take(&mut *lock(mutex))
+}
+
 impl Shared {
     /// What is known of a process.
     pub fn get(&self, pid: u32) -> Option<Known> {
@@ -100,6 +106,14 @@ impl Shared {
         let image = crate::node::alive::image(pid);
         if let Some(known) = self.known.write().unwrap_or_else(PoisonError::into_inner).get_mut(&pid) {
             known.image = image;
+        }
+    }
+
+    /// Has the attaching thread look at a process again.
+    pub fn recheck(&self, pid: u32) {
+        let mut recheck = lock(&self.recheck);
+        if !recheck.contains(&pid) {
+            recheck.push(pid);
         }
     }
 

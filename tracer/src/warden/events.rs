@@ -2,7 +2,7 @@
 
 use super::{
     binaries::method_name,
-    child::{MOST_BUSY, Shared, lock},
+    child::{MOST_BUSY, Shared, lock, take},
     cost::{Ledger, Price},
     fuse::Fuse,
     outbox::Outbox,
@@ -177,10 +177,7 @@ fn from_record(record: &Record, shared: &Shared, events: &mut Vec<Event>) {
             }),
         ),
         Record::ProcessGone(r) => {
-            let mut recheck = lock(&shared.recheck);
-            if !recheck.contains(&r.tgid) {
-                recheck.push(r.tgid);
-            }
+            shared.recheck(r.tgid);
             return;
         }
         // A record of a kind that this version does not know cannot come from the object embedded in it.
@@ -370,6 +367,7 @@ impl Poller {
                 continue;
             }
             shared.replaced(pid);
+            shared.recheck(pid);
             let old = |key: &Key, begin: Ns| key.tgid == pid && begin < at;
             let waits = self.waits.extract_if(.., |wait| old(&wait.key, wait.begin)).map(|wait| wait.key);
             let keys: Vec<Key> =
@@ -388,7 +386,7 @@ impl Poller {
     /// Removes operations of which a look has shown that nobody is in them. It was there before the look and still is: so
     /// nobody has come back from it meanwhile either.
     fn forget_the_unreturned(&mut self, reader: &mut Reader, shared: &Shared) -> anyhow::Result<()> {
-        let unreturned = std::mem::take(&mut *lock(&shared.unreturned));
+        let unreturned = take(&shared.unreturned);
         if unreturned.is_empty() {
             return Ok(());
         }

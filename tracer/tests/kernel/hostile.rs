@@ -217,7 +217,7 @@ fn few(memory: u64) -> Command {
 pub fn few_capabilities() -> Result<()> {
     if machine::kernel() < (5, 11) {
         // There BPF counts against the limit of locked memory.
-        let output = few(64 << 10).args(["live", "--plain", "--for", "1s"]).output()?;
+        let output = few(64 << 10).args(["live", "--plain", "--for", "30s"]).output()?;
         let said = String::from_utf8_lossy(&output.stderr);
         ensure!(output.status.code() == Some(3) && said.contains("RLIMIT_MEMLOCK"), "{output:?}");
         println!("note {}", said.trim());
