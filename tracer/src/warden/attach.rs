@@ -277,11 +277,12 @@ impl Attacher {
         self.pace.begin();
         let mut scans = Vec::new();
         for pid in take(&self.shared.recheck) {
-            scans.push(self.processes.recheck(pid, &self.readers));
-            if let Some(known) = self.shared.get(pid) {
-                // It may have become the same program once more.
+            let scan = self.processes.recheck(pid, &self.readers);
+            // It may have become the same program once more.
+            if let (true, Some(known)) = (scan.gone.is_empty(), self.shared.get(pid)) {
                 self.register(pid, known.exe);
             }
+            scans.push(scan);
         }
         match self.processes.scan(&self.readers) {
             Ok(scan) => scans.push(scan),

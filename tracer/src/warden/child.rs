@@ -78,7 +78,7 @@ pub struct Shared {
     pub recheck: Mutex<Vec<u32>>,
     /// Unmounts that failed with EBUSY and were not looked at yet: path and process; bounded by [`MOST_BUSY`].
     pub busy: Mutex<Vec<(String, u32)>>,
-    /// Operations that a look has shown to be over although no probe saw them end, and that were not forgotten yet.
+    /// Operations that a look has shown to be over although no probe saw them end, until they are forgotten; bounded.
     pub unreturned: Mutex<Vec<crate::event::OperationId>>,
     /// Set when all programs that were there at the start have been found, and attached to.
     pub surveyed: AtomicBool,

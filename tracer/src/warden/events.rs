@@ -11,7 +11,7 @@ use super::{
 use crate::{
     bpf::read::Reader,
     decode,
-    event::{Actor, Body, Event, Kind, LossPoint, Ns, Operation, Outcome},
+    event::{Actor, Body, Event, Kind, LossPoint, Ns, Operation, OperationId, Outcome},
     node::{alive, clock, threads},
     thresholds::{POLL_EVERY, floor},
 };
@@ -242,6 +242,8 @@ impl Poller {
         now: Ns,
         events: &mut Vec<Event>,
     ) -> anyhow::Result<()> {
+        // Taken before the maps are read: what is there still was not left after the look either.
+        let unreturned = take(&shared.unreturned);
         if self.rest.may_skip(reader.begun(Kind::RECORDED.into_iter().map(decode::number_of))) {
             self.waits.clear();
             self.ops.clear();
@@ -251,7 +253,7 @@ impl Poller {
         }
         self.forget_the_replaced(reader, shared, events)?;
         self.forget_the_dead(reader, shared, now, events)?;
-        self.forget_the_unreturned(reader, shared)?;
+        self.forget_the_unreturned(reader, &unreturned)?;
         self.operations.clear();
         let old = |kind: Option<Kind>, begin: Ns| {
             // An entry whose begin is 0 is being filled in.
@@ -383,10 +385,12 @@ impl Poller {
         Ok(())
     }
 
-    /// Removes operations of which a look has shown that nobody is in them. It was there before the look and still is: so
-    /// nobody has come back from it meanwhile either.
-    fn forget_the_unreturned(&mut self, reader: &mut Reader, shared: &Shared) -> anyhow::Result<()> {
-        let unreturned = take(&shared.unreturned);
+    /// Removes operations of which an earlier look has shown that nobody is in them.
+    fn forget_the_unreturned(
+        &mut self,
+        reader: &mut Reader,
+        unreturned: &[OperationId],
+    ) -> anyhow::Result<()> {
         if unreturned.is_empty() {
             return Ok(());
         }

@@ -57,7 +57,7 @@ impl Plegscope {
         });
         let mut said = String::new();
         loop {
-            match messages.recv_timeout(std::time::Duration::from_secs(30)) {
+            match messages.recv_timeout(std::time::Duration::from_secs(100)) {
                 Ok(line) => said = said + &line + "\n",
                 Err(error) => {
                     let pid = child.id();

@@ -43,7 +43,7 @@ struct Patience {
 }
 
 /// A machine takes some minutes when nothing else runs. Each test has a limit of its own, below that of silence.
-const PATIENCE: Patience = Patience { limit: Duration::from_secs(2400), silence: Duration::from_secs(420) };
+const PATIENCE: Patience = Patience { limit: Duration::from_secs(2400), silence: Duration::from_secs(660) };
 
 /// What is needed beside Rust.
 const NEEDS: [Need; 5] = [

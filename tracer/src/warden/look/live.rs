@@ -32,6 +32,8 @@ const CONFIRM: Ns = SECOND / 5;
 const MOST_A_SECOND: usize = 16;
 /// All looks of one round end by then; the first one at all processes may take as long.
 const ROUND: Duration = Duration::from_secs(2);
+/// Operations that wait for being forgotten, at most; the others are found again by a later look.
+const MOST_UNRETURNED: usize = 4096;
 /// Looks of which the own cost is told.
 const TOLD_EVERY: u32 = 240;
 
@@ -178,8 +180,10 @@ impl Live {
                     outbox.events(events);
                     let over = unreturned(&looked, &blocked);
                     if !over.is_empty() {
-                        outbox.log(Level::Debug, format!("nobody is in these any more: {over:?}"));
-                        lock(&shared.unreturned).extend(over);
+                        outbox.log(Level::Debug, format!("left without returning: {over:?}"));
+                        let mut waiting = lock(&shared.unreturned);
+                        let room = MOST_UNRETURNED.saturating_sub(waiting.len());
+                        waiting.extend(over.into_iter().take(room));
                     }
                     if let Err(why) = &looked.look {
                         outbox.log(Level::Debug, format!("process {pid} could not be looked at: {why}"));
