@@ -289,7 +289,10 @@ pub fn no_probe_is_left() -> Result<()> {
 pub fn functions(pids: &[u32]) -> Vec<String> {
     let tasks =
         pids.iter().filter_map(|pid| fs::read_dir(format!("/proc/{pid}/task")).ok()).flatten().flatten();
-    let stacks = tasks.filter_map(|task| fs::read_to_string(task.path().join("stack")).ok());
+    let read = |task: &fs::DirEntry, file: &str| fs::read_to_string(task.path().join(file)).ok();
+    // That of one that runs is an old one, and kernels with rethooks warn when it is read.
+    let sleeps = |task: &fs::DirEntry| read(task, "stat").is_some_and(|stat| !stat.contains(") R "));
+    let stacks = tasks.filter(sleeps).filter_map(|task| read(&task, "stack"));
     let function = |line: &str| Some(line.split_once("] ")?.1.split_once('+')?.0.to_owned());
     stacks.flat_map(|stack| stack.lines().filter_map(function).collect::<Vec<_>>()).collect()
 }
