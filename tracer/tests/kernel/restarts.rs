@@ -95,6 +95,14 @@ impl Plegscope {
     }
 }
 
+/// A test that fails leaves none behind.
+impl Drop for Plegscope {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
 /// Attaches without fentry, and without kprobes where it is `tracepoint`, says so, and stays.
 pub fn attached(best: &str) -> Result<()> {
     let mut without = vec![SeenBy::Fentry];

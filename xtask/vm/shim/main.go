@@ -4,8 +4,8 @@
 //
 // Each line on standard input is a path to unmount, or a command:
 //
-//	/…        unmounts it; "in FUNCTION…", where goroutines were at the moment when most functions had one; "unmount BEGIN
-//	          END" in ns of CLOCK_MONOTONIC; "deleted". It ends when it cannot.
+//	/…        unmounts it, once everybody else waits; "in FUNCTION…", where goroutines were at the moment when most functions
+//	          had one; "unmount BEGIN END" in ns of CLOCK_MONOTONIC; "deleted". It ends when it cannot.
 //	recover   a request panics deep inside, and somebody further out recovers; "recovered"
 package main
 
@@ -15,21 +15,13 @@ import (
 	"os"
 	"runtime"
 	"strings"
-	"syscall"
 	"time"
-	"unsafe"
 
 	"shim/cmd/containerd-shim-runc-v2/task"
 )
 
 // Small programs are not read by plegscope.
 var weight = [4 << 20]byte{4<<20 - 1: 1}
-
-func now() int64 {
-	var t syscall.Timespec
-	syscall.RawSyscall(syscall.SYS_CLOCK_GETTIME, 1, uintptr(unsafe.Pointer(&t)), 0)
-	return t.Nano()
-}
 
 // inside tells which functions goroutines are in, but for those of the runtime.
 func inside() map[string]bool {
@@ -62,9 +54,7 @@ func watch(stop chan bool, result chan map[string]bool) {
 func unmount(service task.Service, id, path string) {
 	stop, result := make(chan bool), make(chan map[string]bool)
 	go watch(stop, result)
-	begin := now()
-	err := service.Delete(id, path)
-	end := now()
+	begin, end, err := service.Delete(id, path)
 	stop <- true
 	var names []string
 	for name := range <-result {

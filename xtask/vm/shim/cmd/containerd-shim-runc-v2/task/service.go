@@ -3,6 +3,7 @@ package task
 
 import (
 	"context"
+	"sync/atomic"
 
 	"shim/cmd/containerd-shim-runc-v2/process"
 )
@@ -80,29 +81,33 @@ func (s *service) Update(ctx context.Context, r *request) error {
 func (s Service) Serve(id string, pause func()) {
 	i := s.s.init
 	ctx := context.Background()
+	again := func(call func()) {
+		i.All++
+		go func() {
+			for {
+				atomic.AddInt32(&i.Inside, 1)
+				call()
+				atomic.AddInt32(&i.Inside, -1)
+				pause()
+			}
+		}()
+	}
 	for _, call := range []func(context.Context, *request) error{
 		s.s.Kill, s.s.State, s.s.Create, s.s.Start, s.s.Exec, s.s.Update,
 	} {
-		go func(call func(context.Context, *request) error) {
-			for {
-				if err := call(ctx, &request{id: id}); err != nil {
-					panic(err)
-				}
-				pause()
+		call := call
+		again(func() {
+			if err := call(ctx, &request{id: id}); err != nil {
+				panic(err)
 			}
-		}(call)
+		})
 	}
 	reader := func() { i.Bundle.RLock(); i.Bundle.RUnlock() }
 	writer := func() { i.Bundle.Lock(); i.Bundle.Unlock() }
 	for _, call := range []func(){
 		i.KillAll, i.ExitStatus, i.ExitedAt, i.Pause, i.Resume, i.Resize, i.Checkpoint, reader, writer,
 	} {
-		go func(call func()) {
-			for {
-				call()
-				pause()
-			}
-		}(call)
+		again(call)
 	}
 }
 
@@ -112,8 +117,9 @@ func (s Service) Recover(id string) {
 	_ = s.s.State(context.Background(), &request{id: id, panics: true})
 }
 
-// Delete unmounts a path.
-func (s Service) Delete(id, path string) error {
+// Delete unmounts a path; when that was called and came back, ns of CLOCK_MONOTONIC.
+func (s Service) Delete(id, path string) (begin, end int64, err error) {
 	s.s.path = path
-	return s.s.Delete(context.Background(), &request{id: id})
+	err = s.s.Delete(context.Background(), &request{id: id})
+	return s.s.init.Began, s.s.init.Ended, err
 }
