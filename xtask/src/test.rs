@@ -198,7 +198,7 @@ fn stories(run: &mut Run) -> Result<Outcome> {
 /// on four kernels, is `cargo xtask vm`.
 fn other_kernels(run: &mut Run) -> Result<Outcome> {
     const KERNELS: [&str; 2] = ["5.10", "6.12"];
-    const TESTS: &str = "features,plan,verifier,links,unmounts by fentry,unmounts by kprobe,lock log";
+    const TESTS: &str = "features,plan,verifier,links,unmounts by fentry,unmounts by kprobe,unmounts by wrapper,lock log,lock phantoms";
     if run.fast {
         return Ok(Outcome::Skipped("takes minutes, and kernels from the network (--fast)".into()));
     }

@@ -67,7 +67,8 @@ impl Name {
         }
     }
 
-    fn matches(&self, name: &[u8]) -> bool {
+    /// Whether a function of this name is meant.
+    pub fn matches(&self, name: &[u8]) -> bool {
         match self {
             Name::Exact(text) => name == text.as_bytes(),
             Name::Suffix(text) => name

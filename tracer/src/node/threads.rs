@@ -26,14 +26,19 @@ pub struct Site {
 pub fn look(pid: u32, tid: u32) -> Result<Site, ReadError> {
     let folder = format!("/proc/{pid}/task/{tid}");
     let read = |name: &str| read_file(&format!("{folder}/{name}"), SMALL);
+    let call = read("syscall").unwrap_or_default();
     let text = read("stat")?;
     let stat = parse_stat(&text)
         .ok_or_else(|| ReadError::malformed(format!("{folder}/stat"), String::from_utf8_lossy(&text)))?;
-    let call = read("syscall").unwrap_or_default();
     let (syscall, arguments) = (parse_syscall(&call), parse_arguments(&call));
-    let (kernel_stack, stack_refused) = match read("stack") {
-        Ok(text) => (parse_stack(&text), None),
-        Err(e) => (Vec::new(), Some(e.to_string())),
+    // The stack of a thread that runs would be that of its last sleep; and a kernel whose kretprobes are rethooks (6.1)
+    // warns in its log, once, when it is asked for one that such a probe is on. So its state is read right before.
+    let (kernel_stack, stack_refused) = match stat.state {
+        'R' => (Vec::new(), Some("it runs".into())),
+        _ => match read("stack") {
+            Ok(text) => (parse_stack(&text), None),
+            Err(e) => (Vec::new(), Some(e.to_string())),
+        },
     };
     let wchan = read("wchan").ok().and_then(|text| parse_wchan(&text));
     let site = ThreadSite { pid, tid, state: stat.state, syscall, arguments, kernel_stack };

@@ -8,6 +8,7 @@ mod node;
 mod one;
 mod order;
 mod programs;
+mod unreturned;
 
 pub use live::run;
 pub use node::once;

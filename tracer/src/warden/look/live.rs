@@ -1,7 +1,7 @@
 //! Looks while probes are attached: at everything once at the start, since waits that began before were seen by no probe;
 //! then at those processes in which an operation has lasted long, or something found earlier is still in progress.
 
-use super::{Looks, Opener, PATIENCE, one::Target};
+use super::{Looks, Opener, PATIENCE, one::Target, unreturned::unreturned};
 use crate::{
     event::{Body, Event, Kind, Ns, Operation, OperationId, Role},
     look,
@@ -38,6 +38,8 @@ const MOST_A_SECOND: usize = 16;
 const ROUND: Duration = Duration::from_secs(2);
 /// Notes that are told.
 const MOST_NOTED: usize = 64;
+/// Operations that wait for being forgotten, at most; the others are found again by a later look.
+const MOST_UNRETURNED: usize = 4096;
 /// Looks of which the own cost is told.
 const TOLD_EVERY: u32 = 240;
 
@@ -177,6 +179,7 @@ impl Live {
         let (found, outbox, looked_at) = (&mut self.found, &self.outbox, &mut self.looked);
         let noted = &mut self.noted;
         let (patrol, mut called) = (self.patrol, Vec::new());
+        let blocked = lock(&shared.in_flight).clone();
         self.looks.look(targets, end, |target, result| {
             let pid = target.process.pid;
             looked_at.insert(pid, clock::monotonic());
@@ -202,6 +205,13 @@ impl Live {
                     {
                         let text = format!("look at {} {pid}: {}", looked.process.comm, look.note);
                         outbox.log(Level::Warning, text);
+                    }
+                    let over = unreturned(&looked, &blocked);
+                    if !over.is_empty() {
+                        outbox.log(Level::Debug, format!("left without returning: {over:?}"));
+                        let mut waiting = lock(&shared.unreturned);
+                        let room = MOST_UNRETURNED.saturating_sub(waiting.len());
+                        waiting.extend(over.into_iter().take(room));
                     }
                     if let Err(why) = &looked.look {
                         outbox.log(Level::Debug, format!("process {pid} could not be looked at: {why}"));

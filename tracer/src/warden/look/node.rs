@@ -226,6 +226,7 @@ impl Node<'_> {
             offsets: layout.map(|layout| layout.offsets),
             health: None,
             exe,
+            image: None,
             entry: program.facts.entry,
             all_goroutines: layout.map(|layout| layout.all_goroutines),
         };
