@@ -118,8 +118,11 @@ impl Live {
         let ids: BTreeSet<OperationId> = blocked.iter().map(Operation::id).collect();
         self.ages.retain(|id, _| ids.contains(id));
         for operation in blocked {
-            // Of what the kernel does itself, the memory of a Go program tells nothing.
-            if matches!(operation.kind, Kind::Sync | Kind::SuperShutdown | Kind::Stalled) {
+            // Of what the kernel does itself, the memory of a Go program tells nothing; but nothing else may tell that one of
+            // its threads does it.
+            let by_kernel = matches!(operation.kind, Kind::Sync | Kind::SuperShutdown);
+            let ours = self.patrol && known.contains_key(&operation.actor.pid);
+            if operation.kind == Kind::Stalled || (by_kernel && !ours) {
                 continue;
             }
             let age = now.saturating_sub(operation.begin);
