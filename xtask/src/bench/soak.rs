@@ -58,7 +58,8 @@ pub async fn measure(
     let client =
         KubeletLike::start(&lab.containerd.socket, &lab.run.join("client.jsonl"), Duration::from_secs(1))?;
     let (url, posted) = receiver()?;
-    let (log, state, store) = (lab.run.join("exec.jsonl"), lab.run.join("state"), lab.run.join("incidents"));
+    let (log, state, store) =
+        (lab.run.join("exec.jsonl"), lab.run.join("watch-state"), lab.run.join("watch-incidents"));
     let text = |path: &Path| path.to_string_lossy().into_owned();
     let append = format!("exec cat >> {}", log.display());
     let args = [

@@ -135,7 +135,9 @@ impl Attacher {
         if let Some(reason) = &self.known_bad {
             return Err(reason.clone());
         }
-        if self.settings.ladder != Ladder::All {
+        // As high as it must be: what sees no unmount sees nothing begin.
+        let needed = self.settings.patrol && target.kind == Kind::Unmount && !self.kernel_sees_unmounts;
+        if self.settings.ladder != Ladder::All && !needed {
             let instead = if self.settings.patrol { ", but to look at them from outside" } else { "" };
             return Err(format!("--probes says not to probe programs{instead}"));
         }

@@ -123,7 +123,10 @@ impl Live {
     fn want(&mut self, blocked: &[Operation], shared: &Shared, known: &BTreeMap<u32, Known>) {
         let now = clock::monotonic();
         let mut wanted = Vec::new();
-        for operation in self.ages.due(blocked, now) {
+        // Of what the kernel does itself, the memory of a Go program tells nothing; but where programs have no probes, nothing
+        // else tells that one of their threads does it.
+        let ours = |operation: &Operation| self.patrol && known.contains_key(&operation.actor.pid);
+        for operation in self.ages.due(blocked, now, ours) {
             wanted.push(operation.actor.pid);
             let shim = operation.container.as_ref().and_then(|id| lock(&shared.shims).get(id).copied());
             wanted.extend(shim);
@@ -235,12 +238,17 @@ impl Live {
 struct Ages(BTreeMap<OperationId, Ns>);
 
 impl Ages {
-    /// Those of all operations in flight that are to be looked at now.
-    fn due<'o>(&mut self, in_flight: &'o [Operation], now: Ns) -> Vec<&'o Operation> {
+    /// Those of all operations in flight that are to be looked at now; what the kernel does itself only if it is `ours`.
+    fn due<'o>(
+        &mut self,
+        in_flight: &'o [Operation],
+        now: Ns,
+        ours: impl Fn(&Operation) -> bool,
+    ) -> Vec<&'o Operation> {
         let ids: BTreeSet<OperationId> = in_flight.iter().map(Operation::id).collect();
         self.0.retain(|id, _| ids.contains(id));
-        // Of what the kernel does itself, the memory of a Go program tells nothing.
-        let told = |o: &&Operation| !matches!(o.kind, Kind::Sync | Kind::SuperShutdown | Kind::Stalled);
+        let by_kernel = |o: &Operation| matches!(o.kind, Kind::Sync | Kind::SuperShutdown);
+        let told = |o: &&Operation| o.kind != Kind::Stalled && (!by_kernel(o) || ours(o));
         let mut is_due = |operation: &&Operation| {
             let age = now.saturating_sub(operation.begin);
             let due = self.0.entry(operation.id()).or_insert(OLD);
@@ -302,15 +310,17 @@ mod tests {
         let blocked = [operation(Kind::CriCall, 0), operation(Kind::Sync, 0)];
         let mut looked_at = Vec::new();
         for at in (0..40).map(|half| half * SECOND / 2) {
-            let due = ages.due(&blocked, at);
+            let due = ages.due(&blocked, at, |_| false);
             assert!(due.iter().all(|operation| operation.kind == Kind::CriCall));
             looked_at.extend(due.iter().map(|_| at));
         }
         assert_eq!(looked_at, [2, 4, 8, 16].map(|second| second * SECOND));
         // Another of the same kind is new, and the first is forgotten.
-        assert!(ages.due(&[operation(Kind::CriCall, 19 * SECOND)], 20 * SECOND).is_empty());
+        assert!(ages.due(&[operation(Kind::CriCall, 19 * SECOND)], 20 * SECOND, |_| false).is_empty());
         assert_eq!(ages.0.len(), 1);
-        assert_eq!(ages.due(&blocked, 20 * SECOND).len(), 1);
+        assert_eq!(ages.due(&blocked, 20 * SECOND, |_| false).len(), 1);
+        let both = ages.due(&[operation(Kind::Sync, 0)], 40 * SECOND, |_| true);
+        assert_eq!(both.len(), 1, "ours");
     }
 
     #[test]
