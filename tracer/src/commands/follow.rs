@@ -21,6 +21,8 @@ use tokio::signal::unix::{SignalKind, signal};
 
 /// What a verb that follows something wants to hear. It writes into the streams it is given, which never block.
 pub trait Follower {
+    /// The warden is forked, and this process still has one thread.
+    fn alone(&mut self) {}
     /// It begins; nothing was heard yet.
     fn begin(&mut self, _source: &mut Source, _streams: &Streams) -> anyhow::Result<()> {
         Ok(())
@@ -89,6 +91,7 @@ pub fn node(node: Node, follower: &mut dyn Follower) -> anyhow::Result<Exit> {
     let verbose = node.settings.diagnostics;
     let header = crate::source::header(node.thresholds, zone()).context("reading the clocks of the node")?;
     let socket = warden::fork(node.settings).context("starting the warden process")?;
+    follower.alone();
     let streams = Streams::new().context("starting to write")?;
     if let Err(error) = warden::lock_memory()
         && verbose

@@ -2,13 +2,19 @@
 //! start a runtime.
 
 mod capture;
+mod captures;
+mod config;
 mod costs;
 mod doctor;
+mod files;
 mod follow;
+mod incidents;
 mod live;
 mod now;
 mod output;
+mod papers;
 mod replay;
+mod status;
 mod watch;
 
 use crate::{
@@ -28,6 +34,11 @@ pub fn run(cli: Cli) -> anyhow::Result<Exit> {
         Some(Verb::Capture(options)) => capture::run(&options),
         Some(Verb::Replay(options)) => replay::run(&options),
         Some(Verb::Doctor(options)) => doctor::run(&options),
+        Some(Verb::Status(options)) => status::run(&options),
+        Some(Verb::Incidents(options)) => incidents::run(&options),
+        Some(Verb::Config(command)) => config::run(&command),
+        Some(Verb::Completions(options)) => papers::completions(&options),
+        Some(Verb::Man(options)) => papers::man(&options),
     }
 }
 

@@ -13,6 +13,7 @@ mod now;
 mod peer;
 mod probe_cost;
 mod runtime;
+mod soak;
 mod table;
 
 use crate::lab::containerd::Programs;
@@ -21,6 +22,7 @@ use anyhow::{Context, Result, ensure};
 use serde::Serialize;
 use std::fs;
 use std::path::PathBuf;
+use std::time::Duration;
 
 /// What to measure.
 #[derive(clap::Args)]
@@ -37,6 +39,9 @@ pub struct Args {
     /// Shims that run while plegscope attaches or looks
     #[arg(long, default_value_t = 250, value_parser = clap::value_parser!(u64).range(1..=1000))]
     shims: u64,
+    /// How long the daemon runs in the long run
+    #[arg(long = "for", value_name = "SECONDS", default_value_t = 300, value_parser = clap::value_parser!(u64).range(30..))]
+    seconds: u64,
     /// Measure only the others, not plegscope
     #[arg(long)]
     without_plegscope: bool,
@@ -60,6 +65,8 @@ pub enum Bench {
     Forks,
     /// Time and memory of `now` beside many shims
     Now,
+    /// B7: alerts of `watch` as a daemon: in time, none lost, none twice, memory flat
+    Soak,
     /// B5: how fast events are correlated
     Throughput,
     /// B6: how that grows
@@ -118,6 +125,13 @@ pub fn run(args: Args) -> Result<()> {
                 let programs = Programs::find(None)?;
                 lab::run_interruptible(async |ledger| {
                     now::measure(ledger, programs, scope.as_deref(), args.rounds, args.shims as usize).await
+                })?
+            }
+            Bench::Soak => {
+                packages::ensure(&packages::LAB)?;
+                let programs = Programs::find(None)?;
+                lab::run_interruptible(async |ledger| {
+                    soak::measure(ledger, programs, scope.as_deref(), Duration::from_secs(args.seconds)).await
                 })?
             }
             Bench::Throughput => events::throughput(args.rounds)?,

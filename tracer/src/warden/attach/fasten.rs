@@ -136,7 +136,8 @@ impl Attacher {
             return Err(reason.clone());
         }
         if self.settings.ladder != Ladder::All {
-            return Err("--probes says not to probe programs".into());
+            let instead = if self.settings.patrol { ", but to look at them from outside" } else { "" };
+            return Err(format!("--probes says not to probe programs{instead}"));
         }
         if target.kind == Kind::Unmount && self.kernel_sees_unmounts {
             return Err("not needed: a kernel probe sees every unmount".into());

@@ -325,6 +325,7 @@ impl Judge<'_> {
         let blame: Vec<String> = expect.blame.iter().flat_map(|pod| self.ids(pod)).collect();
         let own = |id: &str| record.own.iter().any(|one| one == id);
         let (mut names, mut containers, mut sums) = (BTreeSet::new(), BTreeSet::new(), 0u64);
+        let mut writes = 0u64;
         let mut wrote: BTreeSet<String> = BTreeSet::new();
         for (seen, diagnosis) in self.own().filter(|(_, one)| !one["ends_in"]["LeakedShims"].is_object()) {
             let links = list(&diagnosis["chain"], "links");
@@ -339,7 +340,10 @@ impl Judge<'_> {
                 id => id,
             });
             // What is not visible is blamed on nobody.
-            let at_end = at_end.filter(|_| variant(&diagnosis["ends_in"]).0 != "NotVisible");
+            let end = variant(&diagnosis["ends_in"]).0;
+            let writing = end == "StatusWrite" && self.daemon_writes(now(seen));
+            writes += u64::from(writing);
+            let at_end = at_end.filter(|_| end != "NotVisible" && !writing);
             if let Some(id) = at_end.and_then(Value::as_str).filter(|id| !blame.iter().any(|one| one == id)) {
                 containers.insert(format!("{} at the end of {}", self.name_of(id), words(diagnosis)));
             }
@@ -357,9 +361,16 @@ impl Judge<'_> {
             if diagnosis["chain"]["age"].as_u64() != Some(sum) {
                 sums += 1;
             }
-            let _ = seen;
         }
-        for incident in self.frames.iter().flat_map(incidents_of).filter(|one| !foreign(&record.own, one)) {
+        if writes > 0 {
+            let told = format!("{writes} diagnoses end there");
+            self.said.note("writes of the daemon that a thread of it was in", "the lab saw them too", told);
+        }
+        // Where a process does not run, those that wait for it are named, and none is to blame.
+        let about_one = |one: &&Value| !["Frozen", "Starved"].contains(&variant(&one["ends_in"]).0);
+        let own_incidents =
+            self.frames.iter().flat_map(incidents_of).filter(|one| !foreign(&record.own, one));
+        for incident in own_incidents.filter(about_one) {
             if let Some(id) = incident["containers"][0]["id"].as_str()
                 && !blame.iter().any(|one| one == id)
             {
@@ -396,9 +407,17 @@ impl Judge<'_> {
         );
     }
 
+    /// Whether the lab has seen a thread of the daemon in a long call that writes at that time: whoever's update that is, waits.
+    fn daemon_writes(&self, at: u64) -> bool {
+        self.record.daemon.iter().any(|stay| {
+            let end = stay.end.map_or(u64::MAX, |end| end.saturating_add(LATE));
+            stay.call != libc::SYS_umount2 && stay.begin <= at + SLACK && at <= end
+        })
+    }
+
     fn ids(&self, pod: &str) -> Vec<String> {
-        let created =
-            self.record.created.iter().filter(|one| one.pod == pod).map(|one| one.container.clone());
+        let created = self.record.created.iter().filter(|one| one.pod == pod);
+        let created = created.flat_map(|one| [one.container.clone(), one.sandbox.clone()]);
         self.record.ids(pod).into_iter().chain(created).collect()
     }
 
