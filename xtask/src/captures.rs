@@ -5,6 +5,7 @@
 use crate::lab::{stories, sys, tracer};
 use anyhow::{Context, Result, bail, ensure};
 use std::fs;
+use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -18,6 +19,10 @@ const STORIES: [(&str, &[&str]); 4] = [
 ];
 /// A capture is no larger, so that the repository stays small.
 const MOST_BYTES: u64 = 200_000;
+/// Bytes of lines in a frame.
+const FRAME: usize = 256 << 10;
+/// What the node is called in it: the name of the machine it is made on is nobody's business.
+const HOST: &str = "lab-node";
 /// After the story the capture ends within this time.
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -50,20 +55,22 @@ pub fn run(args: &Args) -> Result<()> {
 fn make(binary: &Path, name: &str, how: &[&str]) -> Result<PathBuf> {
     // The disk of the source tree may be the one that a containerd of this machine is on.
     let made = Path::new("/dev/shm").join(format!("plegscope-{name}-{}.pleg", std::process::id()));
-    let mut capture = Capture(
-        Command::new(binary)
-            .arg("capture")
-            .arg("-o")
-            .arg(&made)
-            .args(how)
-            .stdout(Stdio::null())
-            .spawn()
-            .with_context(|| format!("starting {}", binary.display()))?,
-    );
+    let mut command = Command::new(binary);
+    command.arg("capture").arg("-o").arg(&made).args(how).stdout(Stdio::null());
+    // SAFETY: both are system calls, which may be made between fork and exec.
+    unsafe {
+        command.pre_exec(|| {
+            let done = libc::unshare(libc::CLONE_NEWUTS) == 0
+                && libc::sethostname(HOST.as_ptr().cast(), HOST.len()) == 0;
+            if done { Ok(()) } else { Err(std::io::Error::last_os_error()) }
+        });
+    }
+    let started = command.spawn().with_context(|| format!("starting {}", binary.display()))?;
+    let mut capture = Capture(started);
     let story = stories::Args::of(name);
     let told = stories::run(story).and_then(|()| capture.end());
     let to = tracer::workspace().join("tracer/captures").join(format!("{name}.pleg"));
-    let copied = told.and_then(|()| {
+    let copied = told.and_then(|()| hide_machine(&made)).and_then(|()| {
         fs::create_dir_all(to.parent().context("the file has a folder")?)?;
         fs::copy(&made, &to)
             .map(drop)
@@ -71,6 +78,35 @@ fn make(binary: &Path, name: &str, how: &[&str]) -> Result<PathBuf> {
     });
     let _ = fs::remove_file(&made);
     copied.map(|()| to)
+}
+
+/// The control groups that this command itself runs in are the machine's, and theirs are named in a capture where they have
+/// dirty memory: they get a name that is nobody's.
+fn hide_machine(file: &Path) -> Result<()> {
+    let groups = fs::read_to_string("/proc/self/cgroup").context("reading the own control groups")?;
+    let mut own: Vec<&str> =
+        groups.lines().filter_map(|line| line.splitn(3, ':').nth(2)?.split('/').nth(1)).collect();
+    own.retain(|name| !name.is_empty() && *name != "system.slice" && *name != "user.slice");
+    let packed = fs::File::open(file).with_context(|| format!("opening {}", file.display()))?;
+    let mut text = std::io::read_to_string(zstd::stream::read::Decoder::new(packed)?)?;
+    for name in own {
+        text = text.replace(&format!("/{name}/"), "/machine.slice/");
+    }
+    // As plegscope writes it: whole lines in each frame, with a checksum.
+    let mut packer = zstd::bulk::Compressor::new(3)?;
+    packer.set_parameter(zstd::zstd_safe::CParameter::ChecksumFlag(true))?;
+    let (mut frame, mut packed) = (String::new(), Vec::new());
+    for line in text.split_inclusive('\n') {
+        frame.push_str(line);
+        if frame.len() >= FRAME {
+            packed.extend(packer.compress(frame.as_bytes())?);
+            frame.clear();
+        }
+    }
+    if !frame.is_empty() {
+        packed.extend(packer.compress(frame.as_bytes())?);
+    }
+    fs::write(file, packed).with_context(|| format!("writing {}", file.display()))
 }
 
 /// A plegscope that captures; killed when it is left behind.
