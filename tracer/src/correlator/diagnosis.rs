@@ -542,9 +542,10 @@ impl Inputs<'_> {
         pods.len() as u64
     }
 
-    /// NotReady that is near is a crossing by itself, however patient the thresholds are.
+    /// NotReady that is near is a crossing by itself, however patient the thresholds are. It is not near before half of the
+    /// time is over: a kubelet that sends no heartbeats has less than a minute in all.
     fn near(&self, not_ready: &NotReady) -> Option<Crossing> {
-        let within = self.thresholds.not_ready_within;
+        let within = self.thresholds.not_ready_within.min(not_ready.threshold / 2);
         let left = not_ready.at.saturating_sub(self.now);
         (within > 0 && left <= within).then(|| Crossing {
             what: "time since the last good relist",
