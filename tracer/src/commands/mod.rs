@@ -4,11 +4,14 @@
 mod capture;
 mod costs;
 mod doctor;
+mod export;
+mod file;
 mod follow;
 mod live;
 mod now;
 mod output;
 mod replay;
+mod report;
 mod watch;
 
 use crate::{
@@ -27,6 +30,8 @@ pub fn run(cli: Cli) -> anyhow::Result<Exit> {
         Some(Verb::Capture(options)) => capture::run(&options),
         Some(Verb::Replay(options)) => replay::run(&options),
         Some(Verb::Doctor(options)) => doctor::run(&options),
+        Some(Verb::Report(options)) => report::run(&options),
+        Some(Verb::Export(options)) => export::run(&options),
     }
 }
 
