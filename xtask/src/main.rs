@@ -7,6 +7,7 @@ mod demo;
 mod kubelet;
 mod lab;
 mod packages;
+mod readers;
 mod shell;
 mod test;
 mod tidy;
