@@ -82,6 +82,11 @@ pub enum Verb {
     Completions(Completions),
     /// Write the manual pages into a folder.
     Man(Man),
+    /// Tell what a capture comes to: incidents with their chains, how long things took, slow relists explained and not, what
+    /// was not seen, what would have helped, and where the logs tell of it. Needs nothing but the file.
+    Report(Report),
+    /// Turn a capture into what other programs read: a trace for ui.perfetto.dev, stacks for flame graphs, lines of JSON.
+    Export(Export),
 }
 
 /// What all verbs that attach have in common.
@@ -260,6 +265,72 @@ pub struct Doctor {
     pub write_rate: Option<u64>,
 }
 
+/// Options of `report`.
+#[derive(Clone, Debug, Args)]
+pub struct Report {
+    /// The capture.
+    #[arg(value_name = "FILE")]
+    pub file: PathBuf,
+    /// How to tell it.
+    #[arg(long, value_enum, default_value_t = ReportFormat::Text, value_name = "FORMAT")]
+    pub format: ReportFormat,
+    /// An older capture, to compare before and after a fix.
+    #[arg(long, value_name = "OLD")]
+    pub against: Option<PathBuf>,
+    /// Where to.
+    #[command(flatten)]
+    pub to: To,
+}
+
+/// What a report is written as.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum ReportFormat {
+    /// Plain text.
+    Text,
+    /// One JSON object, durations in nanoseconds.
+    Json,
+    /// Markdown, for an issue or a chat.
+    Md,
+    /// One page with pictures that needs nothing else.
+    Html,
+}
+
+/// Options of `export`.
+#[derive(Clone, Debug, Args)]
+pub struct Export {
+    /// The capture.
+    #[arg(value_name = "FILE")]
+    pub file: PathBuf,
+    /// What to make of it.
+    #[arg(long, value_enum, value_name = "FORMAT")]
+    pub format: ExportFormat,
+    /// Where to.
+    #[command(flatten)]
+    pub to: To,
+}
+
+/// What a capture is turned into.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum ExportFormat {
+    /// A trace for ui.perfetto.dev (native protobuf).
+    Perfetto,
+    /// Stacks for flame graphs, weighted by microseconds blocked.
+    Folded,
+    /// The lines of the capture, uncompressed.
+    Jsonl,
+}
+
+/// How a capture is read and what comes of it written.
+#[derive(Clone, Debug, Args)]
+pub struct To {
+    /// Read around what is damaged or cut off; what is missing is said.
+    #[arg(long)]
+    pub salvage: bool,
+    /// Write to this file instead of standard output; `-` is standard output.
+    #[arg(long, short, value_name = "OUT", default_value = "-", hide_default_value = true)]
+    pub output: PathBuf,
+}
+
 impl Probing {
     /// What the warden shall do.
     pub fn settings(&self) -> Settings {
@@ -369,6 +440,8 @@ mod tests {
             ("help_config", Some("config")),
             ("help_completions", Some("completions")),
             ("help_man", Some("man")),
+            ("help_report", Some("report")),
+            ("help_export", Some("export")),
         ] {
             let mut top = Cli::command().term_width(100);
             let text = match command {

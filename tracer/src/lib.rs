@@ -27,6 +27,7 @@ pub mod look;
 pub mod node;
 pub mod order;
 pub mod pipeline;
+pub mod report;
 pub mod sinks;
 pub mod source;
 pub mod stats;

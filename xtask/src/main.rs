@@ -9,6 +9,7 @@ mod fuzz;
 mod kubelet;
 mod lab;
 mod packages;
+mod readers;
 mod shell;
 mod test;
 mod tidy;

@@ -6,6 +6,8 @@ mod captures;
 mod config;
 mod costs;
 mod doctor;
+mod export;
+mod file;
 mod files;
 mod follow;
 mod incidents;
@@ -14,6 +16,7 @@ mod now;
 mod output;
 mod papers;
 mod replay;
+mod report;
 mod status;
 mod watch;
 
@@ -39,6 +42,8 @@ pub fn run(cli: Cli) -> anyhow::Result<Exit> {
         Some(Verb::Config(command)) => config::run(&command),
         Some(Verb::Completions(options)) => papers::completions(&options),
         Some(Verb::Man(options)) => papers::man(&options),
+        Some(Verb::Report(options)) => report::run(&options),
+        Some(Verb::Export(options)) => export::run(&options),
     }
 }
 

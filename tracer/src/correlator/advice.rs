@@ -118,11 +118,14 @@ pub fn advice(ends_in: &EndsIn, on: &Circumstances<'_>) -> Advice {
             fixes.push(REFUSE_UPDATES.saving(Some(saves)));
         }
     }
-    // What no release has comes last, whatever it saves. Where others save the same seconds, the table knows which is
-    // easier to have.
-    let unreleased = |fix: &Fix| fix.id == REFUSE_UPDATES.id;
-    fixes.sort_by_key(|fix| (unreleased(fix), Reverse(fix.saves.map(|s| s / SECOND)), Known::place(&fix.id)));
+    fixes.sort_by_key(|fix| rank(&fix.id, fix.saves));
     Advice { do_now: do_now(ends_in, on), do_not: do_not(ends_in, on), fixes }
+}
+
+/// In which order fixes are told. What no release has comes last, whatever it saves. Where others save the same seconds, the
+/// table knows which is easier to have.
+pub fn rank(id: &str, saves: Option<Ns>) -> impl Ord + use<> {
+    (id == REFUSE_UPDATES.id, Reverse(saves.map(|s| s / SECOND)), Known::place(id))
 }
 
 /// The fixes that would help against this end before there is a chain that ends so.

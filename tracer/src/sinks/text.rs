@@ -449,17 +449,21 @@ pub fn notes(f: &Frame) -> Vec<String> {
     out.into_iter().map(|line| sanitise(&line).into_owned()).collect()
 }
 
+/// Where records were lost, and how.
+pub fn loss_place(at: LossPoint) -> &'static str {
+    match at {
+        LossPoint::Ring => "the ring was full",
+        LossPoint::Map => "a map in the kernel was full or memory could not be read",
+        LossPoint::Queue => "our own queue was full",
+        LossPoint::Late => "came late, were used all the same",
+    }
+}
+
 /// What is lost, a line each.
 pub fn losses(f: &Frame) -> Vec<String> {
     let mut out = Vec::new();
     for l in &f.losses {
-        let place = match l.at {
-            LossPoint::Ring => "the ring was full",
-            LossPoint::Map => "a map in the kernel was full or memory could not be read",
-            LossPoint::Queue => "our own queue was full",
-            LossPoint::Late => "came late, were used all the same",
-        };
-        out.push(format!("lost: {} records: {place}", l.count));
+        out.push(format!("lost: {} records: {}", l.count, loss_place(l.at)));
     }
     for d in &f.dropped {
         out.push(format!("left out: {} beyond the limit of {} {}", d.count, d.limit, d.what));
