@@ -215,6 +215,7 @@ mod tests {
             lock: None,
             exit: None,
             goroutine: None,
+            thread: None,
             since: relist_began,
             age: 0,
             critical: 0,
