@@ -185,6 +185,12 @@ pub fn steps(d: &Diagnosis) -> Vec<Step> {
     (0..told.len()).map(|i| step(d, &told, i, i)).collect()
 }
 
+/// The same in fewer steps: a caller's side is told with the caller.
+pub fn dense_steps(d: &Diagnosis) -> Vec<Step> {
+    let told = told(d, true);
+    (0..told.len()).map(|i| step(d, &told, i, i)).collect()
+}
+
 fn step(d: &Diagnosis, told: &[Told<'_>], index: usize, depth: usize) -> Step {
     let t = &told[index];
     let l = t.main;

@@ -144,33 +144,27 @@ impl History {
         known.incident = Incident { last: None, ..incident.clone() };
     }
 
-    /// The seconds up to a moment, oldest first.
-    pub fn seconds(&self, until: Ns) -> impl DoubleEndedIterator<Item = &Second> {
-        self.seconds.iter().filter(move |s| s.at <= until)
+    /// The seconds, oldest first.
+    pub fn seconds(&self) -> impl DoubleEndedIterator<Item = &Second> {
+        self.seconds.iter()
     }
 
-    /// Slow relists that ended before a moment, newest first.
-    pub fn relists(&self, until: Ns) -> impl Iterator<Item = &SlowRelist> {
-        self.relists.iter().rev().filter(move |r| r.at < until)
+    /// Slow relists that have ended, newest first.
+    pub fn relists(&self) -> impl Iterator<Item = &SlowRelist> {
+        self.relists.iter().rev()
     }
 
-    /// Incidents that opened before a moment, newest first.
-    pub fn incidents(&self, until: Ns) -> impl Iterator<Item = &Known> {
-        self.incidents.iter().rev().filter(move |k| k.incident.opened <= until)
+    /// Incidents, newest first.
+    pub fn incidents(&self) -> impl Iterator<Item = &Known> {
+        self.incidents.iter().rev()
     }
 
-    /// A value of each of the last `columns` steps of `step` seconds up to a moment, oldest first: the greatest within each.
-    pub fn series(
-        &self,
-        until: Ns,
-        columns: usize,
-        step: u64,
-        of: impl Fn(&Second) -> Option<u64>,
-    ) -> Vec<Option<u64>> {
+    /// A value of each of the last `columns` steps of `step` seconds, oldest first: the greatest within each.
+    pub fn series(&self, columns: usize, step: u64, of: impl Fn(&Second) -> Option<u64>) -> Vec<Option<u64>> {
         let mut out = vec![None; columns];
         let step = step.max(1) * SECOND;
-        let last = until / step;
-        for second in self.seconds(until) {
+        let last = self.latest / step;
+        for second in self.seconds() {
             let back = usize::try_from(last.saturating_sub(second.at / step)).unwrap_or(usize::MAX);
             if let Some(slot) = columns.checked_sub(1 + back).and_then(|i| out.get_mut(i)) {
                 *slot = (*slot).max(of(second));
@@ -196,9 +190,9 @@ mod tests {
         for (tenth, age) in [(100, None), (101, Some(3)), (102, Some(4)), (103, Some(1)), (104, None)] {
             history.frame(&frame(tenth * SECOND / 10, age));
         }
-        let relists: Vec<Ns> = history.relists(Ns::MAX).map(|r| r.age).collect();
+        let relists: Vec<Ns> = history.relists().map(|r| r.age).collect();
         assert_eq!(relists, [1, 4]);
-        assert_eq!(history.seconds(Ns::MAX).map(|s| s.relist).collect::<Vec<_>>(), [Some(4)]);
+        assert_eq!(history.seconds().map(|s| s.relist).collect::<Vec<_>>(), [Some(4)]);
     }
 
     #[test]
@@ -207,11 +201,11 @@ mod tests {
         for second in 0..2 * SECONDS as u64 {
             history.frame(&frame(second * SECOND, (second % 2 == 0).then_some(SECOND)));
         }
-        assert_eq!(history.seconds(Ns::MAX).count(), SECONDS);
-        assert_eq!(history.relists(Ns::MAX).count(), RELISTS);
+        assert_eq!(history.seconds().count(), SECONDS);
+        assert_eq!(history.relists().count(), RELISTS);
         history.frame(&frame(1_000 * SECOND, None));
-        assert_eq!(history.seconds(Ns::MAX).next_back().unwrap().at, 1_000 * SECOND);
-        assert!(history.relists(Ns::MAX).all(|r| r.at <= 1_000 * SECOND));
+        assert_eq!(history.seconds().next_back().unwrap().at, 1_000 * SECOND);
+        assert!(history.relists().all(|r| r.at <= 1_000 * SECOND));
     }
 
     #[test]
@@ -221,8 +215,7 @@ mod tests {
             history.frame(&frame(second * SECOND, Some(age)));
         }
         let of = |s: &Second| s.relist;
-        assert_eq!(history.series(14 * SECOND, 5, 1, of), [Some(5), Some(7), None, None, Some(2)]);
-        assert_eq!(history.series(14 * SECOND, 3, 2, of), [Some(7), None, Some(2)]);
-        assert_eq!(history.series(11 * SECOND, 2, 1, of), [Some(5), Some(7)]);
+        assert_eq!(history.series(5, 1, of), [Some(5), Some(7), None, None, Some(2)]);
+        assert_eq!(history.series(3, 2, of), [Some(7), None, Some(2)]);
     }
 }

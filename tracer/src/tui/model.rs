@@ -34,8 +34,8 @@ pub struct Model {
     pub size: (u16, u16),
     /// The latest frame; `None` before the first.
     pub latest: Option<Arc<Frame>>,
-    /// The frame that is shown instead, while the picture is frozen.
-    pub frozen: Option<Arc<Frame>>,
+    /// What is shown instead, while the picture is frozen.
+    pub frozen: Option<Frozen>,
     /// What has been.
     pub history: History,
     /// What is attached; `None` before that is known.
@@ -72,6 +72,15 @@ pub struct Model {
     pub news_at: u64,
     /// Frames that were left out because they came too fast.
     pub skipped: u64,
+}
+
+/// A picture that stands still.
+#[derive(Clone, Debug)]
+pub struct Frozen {
+    /// The moment.
+    pub frame: Arc<Frame>,
+    /// What had been by then.
+    pub history: History,
 }
 
 /// What the user has done to a pane.
@@ -144,7 +153,12 @@ impl Model {
 
     /// The frame that is shown.
     pub fn frame(&self) -> Option<&Frame> {
-        self.frozen.as_deref().or(self.latest.as_deref())
+        self.frozen.as_ref().map(|frozen| &*frozen.frame).or(self.latest.as_deref())
+    }
+
+    /// What has been by then.
+    pub fn history(&self) -> &History {
+        self.frozen.as_ref().map_or(&self.history, |frozen| &frozen.history)
     }
 
     /// The moment that is shown.

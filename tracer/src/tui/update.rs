@@ -2,7 +2,7 @@
 
 use super::keys::{self, Action};
 use super::message::{Capture, Effect, Key, Message, Replay, TICKS};
-use super::model::{Input, LOG, Model, Popup, PopupKind, Purpose, head};
+use super::model::{Frozen, Input, LOG, Model, Popup, PopupKind, Purpose, head};
 use super::panes::Pane;
 use super::text::{Ink, Line, clean};
 use super::view;
@@ -136,7 +136,10 @@ fn act(model: &mut Model, action: Action) -> Vec<Effect> {
         Action::Freeze => {
             model.frozen = match model.frozen.take() {
                 Some(_) => None,
-                None => model.latest.as_ref().map(Arc::clone),
+                None => model.latest.as_ref().map(|frame| {
+                    let history = model.history.clone();
+                    Frozen { frame: Arc::clone(frame), history }
+                }),
             };
             refresh(model);
         }

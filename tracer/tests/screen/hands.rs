@@ -41,7 +41,7 @@ fn the_id_of_the_selected_container_is_copied_and_shown() {
 #[test]
 fn a_search_goes_from_place_to_place_and_a_filter_leaves_the_rest_out() {
     let mut model = stuck();
-    type_in(&mut model, "g/Lock");
+    type_in(&mut model, "g/LOCK of");
     press(&mut model, Key::Enter);
     assert!(selected(&model).contains("Status lock"), "{}", selected(&model));
     type_in(&mut model, "n");

@@ -4,6 +4,7 @@
 use super::cells::{drawn, text};
 use super::world::{frames_of, live, scenarios, tell};
 use proptest::prelude::*;
+use ratatui::buffer::Buffer;
 use std::sync::Arc;
 use tracer::correlator::Frame;
 use tracer::event::{Body, Event};
@@ -75,9 +76,9 @@ fn all_frames() -> &'static [Arc<Frame>] {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(64))]
+    #![proptest_config(ProptestConfig::with_cases(32))]
     #[test]
-    fn no_sequence_breaks_it(steps in proptest::collection::vec(step(), 1..80), is_replay in any::<bool>()) {
+    fn no_sequence_breaks_it(steps in proptest::collection::vec(step(), 1..50), is_replay in any::<bool>()) {
         let frames = all_frames();
         let mut model = live((80, 24), &[]);
         if is_replay {
@@ -132,6 +133,17 @@ fn poisoned(mut event: Event, poison: &str) -> Event {
     event
 }
 
+/// Whether the sides of a popup, where there is one, stand below its corners.
+fn frame_is_whole(buffer: &Buffer) -> bool {
+    let area = *buffer.area();
+    let corner = |mark: &str| area.positions().find(|p| buffer[*p].symbol() == mark);
+    let (Some(left), Some(right)) = (corner("┌"), corner("┐")) else { return true };
+    let sides =
+        (left.y + 1..area.bottom()).map(|y| (buffer[(left.x, y)].symbol(), buffer[(right.x, y)].symbol()));
+    let mut below = sides.skip_while(|sides| *sides == ("│", "│"));
+    left.y == right.y && below.next() == Some(("└", "┘"))
+}
+
 /// Every line is as wide as it is told to be, also where characters take two columns or none: a cell that follows a wide
 /// one is empty, and the frame around a popup stands where it should.
 #[test]
@@ -162,9 +174,7 @@ fn no_name_breaks_the_layout_or_moves_the_cursor() {
                         let columns = tracer::tui::text::width(line);
                         assert!(columns <= usize::from(size.0), "{columns} columns in line {n}: {line:?}");
                     }
-                    let right = text(&buffer).iter().filter(|line| line.ends_with('│')).count();
-                    let left = text(&buffer).iter().filter(|line| line.trim_start().starts_with('│')).count();
-                    assert_eq!(left, right, "{}", text(&buffer).join("\n"));
+                    assert!(frame_is_whole(&buffer), "{}", text(&buffer).join("\n"));
                     seen += 1;
                 }
             }

@@ -1,40 +1,35 @@
 //! The chain: from the symptom through everybody who waits for somebody to what it ends in, and who else waits for that.
 
-use super::{Column, Row, column, fact, from, name, number, sure};
-use crate::correlator::{Diagnosis, Link, StuckCall, words};
+use super::{Column, Row, column, fact, from, number, sure};
+use crate::correlator::{Diagnosis, EdgeKind, Link, StuckCall, words};
 use crate::event::SeenBy;
 use crate::sinks::text;
 use crate::tui::model::Model;
 use crate::tui::text::{Ink, Line};
 
-/// Age, share of the critical path, the way with its links, who does it, how sure that is.
-pub const COLUMNS: [Column; 6] = [
+/// Age, share of the critical path, how sure it is, the way with its links, the container.
+pub const COLUMNS: [Column; 5] = [
     number("age", 7),
     number("here", 7),
     column("sure", 8),
-    column("waits for", 0),
-    from(130, column("who", 34)),
-    from(150, column("container", 12)),
+    column("who waits for what", 0),
+    from(120, column("container", 12)),
 ];
 
 /// The row of what it ends in.
 pub const END: &str = "end";
 
-/// Panes that are narrower show who does something behind what is done.
-const WITH_WHO: u16 = 130;
-
 /// A row for each link, one for what it ends in, one for each other call that waits for the same.
 pub fn rows(model: &Model) -> Vec<Row> {
     let Some((d, ..)) = model.diagnosis() else { return Vec::new() };
-    let with_who = model.size.0 < WITH_WHO;
     let mut rows = Vec::new();
-    for (depth, step) in text::steps(d).into_iter().enumerate() {
+    for (depth, step) in steps(model, d).into_iter().enumerate() {
         let links = d.chain.links.get(step.links.clone()).unwrap_or_default();
         let Some(first) = links.first() else { continue };
         let way = if step.way.is_empty() { String::new() } else { format!("{} ", step.way) };
         let tree = if depth == 0 { String::new() } else { format!("{}└ ", " ".repeat(depth - 1)) };
         let who = step.who.clone().unwrap_or_default();
-        let aside = if with_who && !who.is_empty() { format!(" · {who}") } else { String::new() };
+        let aside = if who.is_empty() { String::new() } else { format!(" · {who}") };
         let (ink, word) = step.sure.as_ref().map_or((Ink::Dim, ""), |(c, _)| sure(*c));
         let heavy = u128::from(step.critical) * 4 >= u128::from(d.chain.age.max(1));
         let here = if heavy { Ink::Bold } else { Ink::Dim };
@@ -56,7 +51,6 @@ pub fn rows(model: &Model) -> Vec<Row> {
                 Line::new(here, words::duration(step.critical)),
                 Line::new(ink, word),
                 Line::new(Ink::Dim, tree).and(Ink::Dim, way).and(Ink::Plain, step.what).and(Ink::Dim, aside),
-                Line::new(Ink::Dim, who),
                 Line::new(Ink::Name, container.map(|s| words::short_id(&s.id)).unwrap_or_default()),
             ],
             full,
@@ -67,6 +61,15 @@ pub fn rows(model: &Model) -> Vec<Row> {
     rows.push(end(d));
     rows.extend(d.stuck_calls.iter().skip(1).enumerate().map(|(n, call)| also(d, n, call)));
     rows
+}
+
+/// The chain as it is told: where it has few lines, a caller's side is told with the caller.
+fn steps(model: &Model, d: &Diagnosis) -> Vec<text::Step> {
+    /// Lines of other things on the screen.
+    const OTHERS: usize = 14;
+    let steps = text::steps(d);
+    let room = usize::from(model.size.1).saturating_sub(OTHERS);
+    if steps.len() < room { steps } else { text::dense_steps(d) }
 }
 
 fn end(d: &Diagnosis) -> Row {
@@ -82,7 +85,6 @@ fn end(d: &Diagnosis) -> Row {
             Line::default(),
             Line::new(ink, word),
             head.clone(),
-            Line::default(),
             Line::new(Ink::Name, container.map(|s| words::short_id(&s.id)).unwrap_or_default()),
         ],
         full: head.and(ink, format!(" · {word}")).and(Ink::Dim, format!(": {}", d.evidence)),
@@ -112,7 +114,6 @@ fn also(d: &Diagnosis, n: usize, call: &StuckCall) -> Row {
             Line::default(),
             Line::default(),
             line.clone(),
-            Line::default(),
             Line::new(Ink::Name, call.subject.as_ref().map(|s| words::short_id(&s.id)).unwrap_or_default()),
         ],
         full: line.and(Ink::Dim, format!(" · {joins}")),
@@ -166,7 +167,7 @@ pub fn detail(model: &Model, id: &str) -> Option<Vec<Line>> {
         let id = row.container.map(|id| fact("container", id));
         return Some(std::iter::once(row.full).chain(id).collect());
     }
-    let steps = text::steps(d);
+    let steps = steps(model, d);
     let is_it = |links: &[Link]| links.first().is_some_and(|l| key(l) == id);
     let step = steps.iter().find(|s| d.chain.links.get(s.links.clone()).is_some_and(is_it))?;
     let mut out = Vec::new();
@@ -184,7 +185,7 @@ fn detail_of(model: &Model, l: &Link) -> Vec<Line> {
     let mut out = vec![Line::new(Ink::Bold, words::link(l))];
     if let Some(edge) = &l.edge {
         let (ink, word) = sure(edge.confidence);
-        out.push(fact("way here", format!("{:?}: ", edge.kind)).and(ink, word));
+        out.push(fact("way here", format!("{}: ", way(edge.kind))).and(ink, word));
         out.push(fact("evidence", &edge.evidence));
     }
     let comm = l.who.comm.as_ref().map(|comm| format!(" ({comm})")).unwrap_or_default();
@@ -193,9 +194,7 @@ fn detail_of(model: &Model, l: &Link) -> Vec<Line> {
     let since = format!("since {}, {least}{}", model.time_of_day(l.since), words::duration(l.age));
     out.push(fact("age", since));
     out.push(fact("here", format!("{} of the stuck call's age", words::duration(l.critical))));
-    if let Some(s) = &l.subject {
-        out.push(fact("container", format!("{} {}", name(Some(s)), s.id)));
-    }
+    out.extend(l.subject.iter().flat_map(super::container));
     if let Some(lock) = &l.lock {
         let base = lock.base.map(|b| format!(" at {b:#x} of process {}", lock.pid)).unwrap_or_default();
         out.push(fact("lock", format!("{}{base}", words::lock(lock))));
@@ -245,11 +244,10 @@ fn detail_of_end(d: &Diagnosis) -> Vec<Line> {
     for c in &d.consequences {
         out.push(fact("so far", format!("{}: {}", words::harm(c), c.evidence)));
     }
-    for s in &d.containers {
-        out.push(fact("container", format!("{} {}", name(Some(s)), s.id)));
-    }
+    out.extend(d.containers.iter().flat_map(super::container));
     for (label, steps) in [("do now", &d.advice.do_now), ("do not", &d.advice.do_not)] {
-        out.extend(steps.iter().map(|step| fact(label, step)));
+        let step = |step: &String| fact(label, step.strip_prefix("do not ").unwrap_or(step));
+        out.extend(steps.iter().map(step));
     }
     for f in &d.advice.fixes {
         out.push(Line::default());
@@ -261,6 +259,19 @@ fn detail_of_end(d: &Diagnosis) -> Vec<Line> {
     out.push(Line::default());
     out.push(fact("signature", &d.signature));
     out
+}
+
+/// How the one before waits for this.
+fn way(kind: EdgeKind) -> &'static str {
+    match kind {
+        EdgeKind::Contains => "done within the one before",
+        EdgeKind::WaitsForHolder => "holds the lock that the one before waits for",
+        EdgeKind::Calls => "serves the call of the one before",
+        EdgeKind::SameSuperBlock => "syncs the same file system, and was first",
+        EdgeKind::SameDevice => "syncs the same device, and was first",
+        EdgeKind::Behind => "its turn comes before",
+        EdgeKind::RunsIn => "the process that does the one before",
+    }
 }
 
 fn seen_by(by: SeenBy) -> &'static str {

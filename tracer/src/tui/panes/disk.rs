@@ -24,7 +24,7 @@ pub fn rows(model: &Model) -> Vec<Row> {
     let Some(frame) = model.frame() else { return Vec::new() };
     let mut rows = Vec::new();
     if let Some(memory) = frame.memory {
-        let series = |of: fn(&Second) -> Option<u64>| model.history.series(frame.now, PICTURE, STEP, of);
+        let series = |of: fn(&Second) -> Option<u64>| model.history().series(PICTURE, STEP, of);
         let dirty = series(|s| s.memory.map(|m| m.0));
         let writeback = series(|s| s.memory.map(|m| m.1));
         rows.push(row(
@@ -46,7 +46,7 @@ pub fn rows(model: &Model) -> Vec<Row> {
     for (n, d) in devices.into_iter().enumerate() {
         let of =
             |s: &Second| s.rates.iter().find(|(device, _)| *device == d.device.device).map(|(_, rate)| *rate);
-        let rates = model.history.series(frame.now, PICTURE, STEP, of);
+        let rates = model.history().series(PICTURE, STEP, of);
         let note = if ends(d) { Line::new(Ink::Bad, "the chain ends here") } else { Line::default() };
         let mut row = match d.bytes_per_second {
             Some(rate) => row(&words::device(&d.device), rate, bars(&rates), note),

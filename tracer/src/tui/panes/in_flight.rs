@@ -76,9 +76,7 @@ pub fn detail(model: &Model, id: &str) -> Option<Vec<Line>> {
     let comm = f.who.comm.as_ref().map(|comm| format!(" ({comm})")).unwrap_or_default();
     out.push(fact("who", format!("{}{comm}, begun on thread {}", super::who(&f.who), f.who.tid)));
     out.push(fact("age", format!("since {}, {}", model.time_of_day(op.begin), words::duration(f.age))));
-    if let Some(s) = &f.subject {
-        out.push(fact("container", format!("{} {}", name(Some(s)), s.id)));
-    }
+    out.extend(f.subject.iter().flat_map(super::container));
     out.extend(op.path.as_ref().map(|path| fact("path", path)));
     out.extend(op.device.map(|d| fact("device", d.to_string())));
     out.extend(op.fs_type.as_ref().map(|fs| fact("file system", fs)));

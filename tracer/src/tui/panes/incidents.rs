@@ -1,6 +1,6 @@
 //! Incidents so far, the newest first.
 
-use super::{Column, Order, Row, column, fact, from, name, number};
+use super::{Column, Order, Row, column, fact, from, number};
 use crate::correlator::words;
 use crate::sinks::text;
 use crate::tui::history::Known;
@@ -18,7 +18,7 @@ pub const COLUMNS: [Column; 5] = [
 
 /// A row for each.
 pub fn rows(model: &Model) -> Vec<Row> {
-    model.history.incidents(model.now()).map(|known| row(model, known)).collect()
+    model.history().incidents().map(|known| row(model, known)).collect()
 }
 
 fn is_over(model: &Model, known: &Known) -> bool {
@@ -61,8 +61,8 @@ fn row(model: &Model, known: &Known) -> Row {
 
 /// How many, and how many of them are open.
 pub fn count(model: &Model) -> String {
-    let (mut all, mut open) = (model.history.forgotten, 0);
-    for known in model.history.incidents(model.now()) {
+    let (mut all, mut open) = (model.history().forgotten, 0);
+    for known in model.history().incidents() {
         all += 1;
         open += u64::from(!is_over(model, known));
     }
@@ -75,7 +75,7 @@ pub fn count(model: &Model) -> String {
 
 /// All that is known of it.
 pub fn detail(model: &Model, id: &str) -> Option<Vec<Line>> {
-    let known = model.history.incidents(model.now()).find(|known| known.incident.id == id)?;
+    let known = model.history().incidents().find(|known| known.incident.id == id)?;
     let i = &known.incident;
     let mut out = vec![Line::new(Ink::Bold, &i.summary)];
     out.push(fact("incident", &i.id));
@@ -91,7 +91,7 @@ pub fn detail(model: &Model, id: &str) -> Option<Vec<Line>> {
     out.push(fact("calls", format!("up to {} at once", i.stuck_calls)));
     out.push(fact("cause", &i.cause));
     out.extend(i.consequences.iter().map(|c| fact("so far", format!("{}: {}", words::harm(c), c.evidence))));
-    out.extend(i.containers.iter().map(|s| fact("container", format!("{} {}", name(Some(s)), s.id))));
+    out.extend(i.containers.iter().flat_map(super::container));
     out.push(fact("signature", &i.signature));
     let now = model.frame().and_then(|f| {
         let d = f.diagnoses.iter().find(|d| d.incident.as_deref() == Some(id))?;

@@ -11,11 +11,11 @@ use crate::tui::text::{Ink, Line};
 pub const COLUMNS: [Column; 7] = [
     column("of", 14),
     number("count", 6),
-    number("p50", 6),
-    from(46, number("p90", 6)),
-    number("p99", 6),
-    number("max", 6),
-    from(64, column("10ms      100ms     1s        10s       1m40s", 46)),
+    number("p50", 5),
+    from(46, number("p90", 5)),
+    number("p99", 5),
+    number("max", 5),
+    from(70, column("10ms 0.1s 1s   10s  100s", 24)),
 ];
 
 /// A row for each distribution.
@@ -58,10 +58,10 @@ pub fn rows(model: &Model) -> Vec<Row> {
     frame.distributions.iter().map(row).collect()
 }
 
-/// Ten characters for each power of ten, from ten milliseconds on.
+/// Five characters for each power of ten, from ten milliseconds on.
 fn at(ns: Ns) -> usize {
     let tens = (ns.max(1) as f64 / (10 * MILLISECOND) as f64).log10();
-    (tens * 10.0).round().clamp(0.0, 45.0) as usize
+    (tens * 5.0).round().clamp(0.0, 23.0) as usize
 }
 
 /// Where the quantiles lie, on a line that has the same width for each power of ten.
@@ -95,8 +95,8 @@ mod tests {
             p99: SECOND,
             max: 10 * SECOND,
         };
-        assert_eq!(picture(&d).plain(), format!("{}{}{}│", "▒".repeat(10), "━".repeat(10), "┄".repeat(10)));
+        assert_eq!(picture(&d).plain(), format!("{}{}{}│", "▒".repeat(5), "━".repeat(5), "┄".repeat(5)));
         let longest = Distribution { max: u64::MAX, ..d };
-        assert_eq!(picture(&longest).width(), 46);
+        assert_eq!(picture(&longest).width(), 24);
     }
 }

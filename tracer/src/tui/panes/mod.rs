@@ -210,6 +210,11 @@ pub fn fact(name: &str, value: impl AsRef<str>) -> Line {
     Line::new(Ink::Dim, format!("{name}{}", " ".repeat(room))).and(Ink::Plain, value)
 }
 
+/// Lines of a detail for a container: its name, and its id as a whole.
+pub fn container(s: &Subject) -> [Line; 2] {
+    [fact("container", words::subject(s)), Line::new(Ink::Name, format!("    {}", s.id))]
+}
+
 /// How sure something is: never by its colour alone.
 pub fn sure(confidence: Confidence) -> (Ink, &'static str) {
     match confidence {

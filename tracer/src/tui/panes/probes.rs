@@ -48,7 +48,7 @@ pub fn rows(model: &Model) -> Vec<Row> {
                 Ink::Dim,
                 words::role(Some(p.role)),
                 version,
-                &format!("{} processes, {}", p.processes, p.go_version),
+                &format!("{}, {}", processes(p.processes), p.go_version),
             )
         };
         groups.push(f.programs.iter().map(program).collect());
@@ -107,7 +107,7 @@ fn probe(p: &Probe) -> Row {
 /// What it costs a program that is probed.
 fn cost(c: &ProgramCost) -> Row {
     let share = format!("{} of a core", percent(c.share_ppm));
-    let rest = format!("{} hits, {} in {} processes", c.hits, words::bytes(c.memory), c.processes);
+    let rest = format!("{} hits, {} in {}", c.hits, words::bytes(c.memory), processes(c.processes));
     let ink = if c.share_ppm >= 10_000 { Ink::Warn } else { Ink::Dim };
     row("costs", ink, &c.comm, &share, &format!("{share}; {rest}"))
 }
@@ -122,6 +122,10 @@ fn own(own: Own) -> Vec<Row> {
         Some(row("costs", Ink::Dim, names[n], &share, &format!("{share}{memory}")))
     });
     each.collect()
+}
+
+fn processes(n: u32) -> String {
+    if n == 1 { "1 process".to_owned() } else { format!("{n} processes") }
 }
 
 /// Millionths as people read them.

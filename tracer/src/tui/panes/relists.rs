@@ -28,7 +28,7 @@ pub fn rows(model: &Model) -> Vec<Row> {
             ..Row::default()
         }
     };
-    model.history.relists(model.now()).map(row).collect()
+    model.history().relists().map(row).collect()
 }
 
 /// What the threshold is, and whether it was read from the kubelet.

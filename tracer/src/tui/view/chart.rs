@@ -19,8 +19,10 @@ pub fn height(model: &Model, pane: Pane, area: Rect) -> u16 {
     match pane {
         Pane::Relists => {
             let words = relists::summary(model).len() as u16;
-            let rest = area.height.saturating_sub(words + 4);
-            words + if rest < 3 { 0 } else { (rest * 3 / 5).clamp(3, 14) }
+            // Heading and titles, and some of those that have ended.
+            let ended = model.history().relists().take(3).count().max(1) as u16;
+            let rest = area.height.saturating_sub(words + 2 + ended);
+            words + if rest < 3 { 0 } else { rest.min(12) }
         }
         _ => 0,
     }
@@ -46,7 +48,7 @@ fn draw_relists(model: &Model, area: Rect, canvas: &mut Canvas<'_>) {
     let (threshold, is_read) = relists::threshold(model);
     let columns = usize::from(area.width - SCALE);
     let step = (crate::tui::history::SECONDS.div_ceil(columns).max(1)) as u64;
-    let series = model.history.series(model.now(), columns, step, |s| Some(s.relist.unwrap_or(0)));
+    let series = model.history().series(columns, step, |s| Some(s.relist.unwrap_or(0)));
     let lines = usize::from(area.height - 1);
     let eighths = (lines.saturating_sub(1) * 8).max(1);
     let high = |age: Ns| scaled(age, threshold, eighths);
@@ -82,8 +84,10 @@ fn draw_relists(model: &Model, area: Rect, canvas: &mut Canvas<'_>) {
 fn mark(value: Option<Ns>, threshold: Ns, high: impl Fn(Ns) -> usize, floor: usize) -> (Ink, &'static str) {
     const BARS: [&str; 9] = [" ", "▁", "▂", "▃", "▄", "▅", "▆", "▇", "█"];
     match value {
-        // Nothing was heard in that second.
-        None => (Ink::Dim, if floor == 0 { "·" } else { " " }),
+        // Nothing is known of that time.
+        None => (Ink::Dim, " "),
+        // None was slow.
+        Some(0) => (Ink::Dim, if floor == 0 { "·" } else { " " }),
         Some(age) => {
             let ink = match () {
                 () if age >= threshold => Ink::Bad,

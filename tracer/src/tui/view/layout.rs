@@ -43,8 +43,8 @@ pub fn plan(model: &Model, area: Rect) -> Plan {
         return Plan { header, verdict: between, words, panes: Vec::new(), footer };
     }
     let is_large = is_large((area.width, area.height));
-    // A third for the verdict: what follows is what proves it.
-    let most = if is_large { between.height / 3 } else { (between.height * 2 / 5).max(4) };
+    // Room for the verdict: what follows is what proves it.
+    let most = if is_large { between.height / 4 } else { (between.height / 3).max(4) };
     let words = verdict::words(model, between.width, most);
     let height = (words.len() as u16).min(most);
     let verdict = Rect { height, ..between };
@@ -58,34 +58,36 @@ pub fn is_large(size: (u16, u16)) -> bool {
     size.0 >= LARGE.0 && size.1 >= LARGE.1
 }
 
-/// The chain over the whole width, below it the others in two rows.
+/// At the left the chain, and below it what is in flight; at the right the others.
 fn all(model: &Model, area: Rect) -> Vec<(Pane, Rect)> {
+    let width = area.width * 11 / 20;
     let links = Pane::Chain.rows(model).len() as u16;
     // A heading, titles, and what is said in full of the selected link.
-    let height = (links + 4).clamp(4, area.height / 2);
-    let chain = Rect { height, ..area };
-    let below = Rect { y: chain.bottom(), height: area.height.saturating_sub(height), ..area };
-    let first = Rect { height: below.height.div_ceil(2), ..below };
-    let second = Rect { y: first.bottom(), height: below.height.saturating_sub(first.height), ..below };
-    let mut panes = vec![(Pane::Chain, chain)];
-    panes.extend(columns(first, [Pane::InFlight, Pane::Relists, Pane::Latencies]));
-    panes.extend(columns(second, [Pane::Disk, Pane::Incidents, Pane::Probes]));
+    let height = (links + 5).clamp(area.height / 3, area.height * 3 / 5);
+    let chain = Rect { width, height, ..area };
+    let in_flight = Rect { y: chain.bottom(), height: area.height - height, ..chain };
+    let right = Rect { x: area.x + width + 1, width: area.width - width - 1, ..area };
+    let mut panes = vec![(Pane::Chain, chain), (Pane::InFlight, in_flight)];
+    /// Panes at the right, with their parts of the height.
+    const RIGHT: [(Pane, u16); 5] =
+        [(Pane::Relists, 11), (Pane::Latencies, 8), (Pane::Disk, 8), (Pane::Incidents, 5), (Pane::Probes, 7)];
+    let all: u16 = RIGHT.iter().map(|(_, part)| part).sum();
+    let mut y = right.y;
+    let mut parts = 0;
+    for (pane, part) in RIGHT {
+        parts += part;
+        let bottom = area.y + (u32::from(area.height) * u32::from(parts) / u32::from(all)) as u16;
+        panes.push((pane, Rect { y, height: bottom - y, ..right }));
+        y = bottom;
+    }
     panes
-}
-
-/// Three beside each other, with a blank between them.
-fn columns(area: Rect, panes: [Pane; 3]) -> [(Pane, Rect); 3] {
-    let width = area.width / 3;
-    let at = |n: u16| Rect { x: area.x + n * width, width: width.saturating_sub(1), ..area };
-    let last = Rect { x: area.x + 2 * width, width: area.width.saturating_sub(2 * width), ..area };
-    [(panes[0], at(0)), (panes[1], at(1)), (panes[2], last)]
 }
 
 /// What must be known whatever is looked at.
 pub fn marks(model: &Model) -> Vec<(Ink, String)> {
     let mut marks = Vec::new();
     if let (Some(frozen), Some(latest)) = (&model.frozen, &model.latest) {
-        let behind = words::duration((latest.now - frozen.now.min(latest.now)) / SECOND * SECOND);
+        let behind = words::duration(latest.now.saturating_sub(frozen.frame.now) / SECOND * SECOND);
         marks.push((Ink::WarnMark, format!("FROZEN, {behind} behind")));
     }
     let silent = (model.ticks - model.news_at.min(model.ticks)) / TICKS;

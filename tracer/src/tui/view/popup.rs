@@ -34,7 +34,9 @@ pub fn wrapped(popup: &Popup, screen: Rect) -> Vec<Line> {
         PopupKind::Detail(..) | PopupKind::Help => 13,
         PopupKind::Ticket => 4,
     };
-    let wrap = |line: &Line| match line.wrap(columns, MOST, indent) {
+    // What is indented stays so where it goes on.
+    let before = |line: &Line| line.plain().chars().take_while(|c| *c == ' ').count();
+    let wrap = |line: &Line| match line.wrap(columns, MOST, indent.max(before(line) + 2)) {
         empty if empty.is_empty() => vec![Line::default()],
         lines => lines,
     };

@@ -8,6 +8,9 @@ use crate::tui::text::{Ink, Line};
 use ratatui::layout::Rect;
 use ratatui::style::Modifier;
 
+/// Lines of the picture of relists where nothing else is to be shown.
+const CHART: u16 = 14;
+
 /// How the lines of a pane are used.
 struct Parts {
     heading: Rect,
@@ -60,13 +63,20 @@ pub fn draw(model: &Model, pane: Pane, area: Rect, canvas: &mut Canvas<'_>) {
         let lines: Vec<Line> =
             line.wrap(columns, most, 0).into_iter().map(|l| Line::new(Ink::Plain, " ").and_all(l)).collect();
         canvas.lines(room, &lines);
+        if pane == Pane::Chain && (model.zoomed || !super::layout::is_large(model.size)) {
+            // Nothing is stuck: how relists have fared says more than an empty place.
+            let used = (lines.len() as u16 + 1).min(room.height);
+            let below = Rect { y: room.y + used, height: room.height - used, ..room };
+            chart::draw(model, Pane::Relists, Rect { height: below.height.min(CHART), ..below }, canvas);
+        }
         return;
     }
     let columns = widths(pane, area.width);
     canvas.line(parts.titles, &titles(model, pane, &columns));
     let page = usize::from(parts.rows.height);
-    // The selected row stays in the middle where there is more than has room.
-    let top = if rows.len() <= page { 0 } else { selected.saturating_sub(page / 2).min(rows.len() - page) };
+    // As far down as it takes to see the selected row, and a few behind it.
+    let behind = if model.table(pane).selected.is_some() { (page / 4).min(2) } else { 0 };
+    let top = (selected + 1 + behind).saturating_sub(page).min(rows.len().saturating_sub(page));
     for (line, (n, row)) in parts.rows.rows().zip(rows.iter().enumerate().skip(top)) {
         let is_selected = has_keys && n == selected;
         canvas.line(line, &cells(row, &columns, is_selected));
@@ -107,37 +117,12 @@ fn joined(row: &Row) -> Line {
 /// Where other panes can be gone to, when this one has all of the screen; else only its own name.
 fn heading(model: &Model, pane: Pane, columns: u16) -> Line {
     let columns = usize::from(columns);
-    let name = |p: Pane| {
-        let count = p.count(model);
-        let count = if count.is_empty() { String::new() } else { format!(" ({count})") };
-        format!(" {} {}{count} ", p as usize + 1, p.title())
-    };
     let mut line = Line::new(Ink::Dim, "─");
-    let has_all = columns == usize::from(model.size.0) && (pane != Pane::Chain || model.pane == pane);
-    let alone = model.zoomed || !is_large(model);
-    if has_all && alone {
-        for p in Pane::ALL {
-            let short = format!(" {} {} ", p as usize + 1, p.title());
-            let next = if p == pane { Line::new(Ink::Mark, name(p)) } else { Line::new(Ink::Plain, short) };
-            line = line.and_all(next).and(Ink::Dim, "─");
-        }
-        // Where the names have no room, numbers tell that there are others.
-        if line.width() > columns {
-            line = Line::new(Ink::Dim, "─").and(Ink::Mark, name(pane)).and(Ink::Dim, "─");
-            for p in Pane::ALL.into_iter().filter(|p| *p != pane) {
-                let room = columns.saturating_sub(line.width());
-                let full = format!(" {} {} ", p as usize + 1, p.title());
-                let text = if crate::tui::text::width(&full) + 8 <= room {
-                    full
-                } else {
-                    format!(" {} ", p as usize + 1)
-                };
-                line = line.and(Ink::Plain, text);
-            }
-        }
+    if model.zoomed || !super::layout::is_large(model.size) {
+        line = line.and_all(names(model, columns.saturating_sub(1)));
     } else {
         let ink = if model.pane == pane { Ink::Mark } else { Ink::Bold };
-        line = line.and(ink, name(pane));
+        line = line.and(ink, name(model, pane, true));
     }
     let table = model.table(pane);
     if !table.filter.is_empty() {
@@ -147,8 +132,31 @@ fn heading(model: &Model, pane: Pane, columns: u16) -> Line {
     line.and(Ink::Dim, "─".repeat(gap)).cut(columns)
 }
 
-fn is_large(model: &Model) -> bool {
-    super::layout::is_large(model.size)
+/// What a pane is called, with its number and perhaps how much there is in it.
+fn name(model: &Model, pane: Pane, counted: bool) -> String {
+    let count = if counted { pane.count(model) } else { String::new() };
+    let count = if count.is_empty() { count } else { format!(" ({count})") };
+    format!(" {} {}{count} ", pane as usize + 1, pane.title())
+}
+
+/// The names of all panes as far as they have room: the one that is shown first of all, then counts.
+fn names(model: &Model, columns: usize) -> Line {
+    let line = |counted: bool, count_of_shown: bool, named: bool| {
+        let mut line = Line::default();
+        for pane in Pane::ALL {
+            let is_shown = pane == model.pane;
+            let text = match is_shown || named {
+                true => name(model, pane, counted || (is_shown && count_of_shown)),
+                false => format!(" {} ", pane as usize + 1),
+            };
+            line = line.and(if is_shown { Ink::Mark } else { Ink::Plain }, text);
+        }
+        line
+    };
+    let ways =
+        [line(true, true, true), line(false, true, true), line(false, false, true), line(false, true, false)];
+    let fits = |line: &Line| line.width() <= columns;
+    ways.into_iter().find(fits).unwrap_or_else(|| line(false, false, false))
 }
 
 /// Columns that are shown, with what each has.

@@ -129,8 +129,9 @@ fn parts(d: &Diagnosis, frame: &Frame, columns: usize, lines: usize) -> Vec<Line
         all.push((Ink::Warn, "not seen", d.blind_spots.join("; ")));
     }
     all.extend(d.advice.fixes.iter().map(|f| (Ink::Bold, "fix", text::fix(f))));
-    // Each has a line; what is left goes to what comes first, which is to be read whole.
-    let shown = all.len().min(lines);
+    // Where there is little room, what to do and what comes, but that whole; else each has a line.
+    const SMALL: usize = 8;
+    let shown = all.len().min(if lines < SMALL { 3 } else { lines }).min(lines);
     let mut spare = lines - shown;
     let mut out = Vec::new();
     for (ink, label, text) in all.into_iter().take(shown) {
