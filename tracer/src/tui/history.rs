@@ -144,6 +144,11 @@ impl History {
         known.incident = Incident { last: None, ..incident.clone() };
     }
 
+    /// How far back it reaches.
+    pub fn span(&self) -> Ns {
+        self.seconds.front().map_or(0, |first| self.latest.saturating_sub(first.at))
+    }
+
     /// The seconds, oldest first.
     pub fn seconds(&self) -> impl DoubleEndedIterator<Item = &Second> {
         self.seconds.iter()

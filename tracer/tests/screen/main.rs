@@ -5,6 +5,8 @@
 
 mod cells;
 mod hands;
+mod picture;
 mod random;
 mod shown;
+mod svg;
 mod world;

@@ -47,7 +47,9 @@ pub fn draw(model: &Model, pane: Pane, area: Rect, canvas: &mut Canvas<'_>) {
 fn draw_relists(model: &Model, area: Rect, canvas: &mut Canvas<'_>) {
     let (threshold, is_read) = relists::threshold(model);
     let columns = usize::from(area.width - SCALE);
-    let step = (crate::tui::history::SECONDS.div_ceil(columns).max(1)) as u64;
+    // All that is known has room.
+    let known = model.history().span() / SECOND + 1;
+    let step = known.div_ceil(columns as u64).max(1);
     let series = model.history().series(columns, step, |s| Some(s.relist.unwrap_or(0)));
     let lines = usize::from(area.height - 1);
     let eighths = (lines.saturating_sub(1) * 8).max(1);
