@@ -7,6 +7,7 @@ mod demo;
 mod kubelet;
 mod lab;
 mod packages;
+mod picture;
 mod shell;
 mod test;
 mod tidy;
@@ -44,6 +45,8 @@ enum Command {
     Story(lab::stories::Args),
     /// Measure what plegscope costs, side by side with bpftrace
     Bench(bench::Args),
+    /// Draw the picture of the screen in docs/screen.svg anew
+    Picture(picture::Args),
     /// Boot other kernels in QEMU and prove the kernel half on each
     Vm(vm::Args),
 }
@@ -62,6 +65,7 @@ fn main() -> ExitCode {
         Command::Kubelet(args) => kubelet::run(&args),
         Command::Story(args) => lab::stories::run(args),
         Command::Bench(args) => bench::run(args),
+        Command::Picture(args) => picture::run(&args),
         Command::Vm(args) => vm::run(&args),
     };
     match result {

@@ -3,7 +3,9 @@
 use super::message::{Key, Message};
 use crossterm::event::{self, Event, KeyCode, KeyEvent, KeyEventKind, KeyModifiers};
 use crossterm::{Command, cursor, style, terminal};
-use std::io::{self, IsTerminal};
+use std::io::{self, IsTerminal, Write};
+use std::os::fd::AsRawFd;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 /// Whether there is a terminal that a screen can be drawn on and that keys come from.
@@ -25,25 +27,56 @@ pub fn size() -> (u16, u16) {
     }
 }
 
-/// Keys come one by one and are not shown; gives the bytes that take over the screen.
+/// Whether a screen has the terminal.
+static TAKEN: AtomicBool = AtomicBool::new(false);
+
+/// Keys come one by one and are not shown; gives the bytes that take over the screen. A panic, on whichever thread, gives
+/// the terminal back before it says anything: else nobody could read that.
 pub fn enter() -> io::Result<Vec<u8>> {
+    give_back_when_panicking();
     terminal::enable_raw_mode()?;
+    TAKEN.store(true, Ordering::Release);
     let mut bytes = String::new();
     write(&mut bytes, terminal::EnterAlternateScreen);
     write(&mut bytes, cursor::Hide);
     Ok(bytes.into_bytes())
 }
 
-/// The terminal is as it was; gives the bytes that give the screen back.
+/// The terminal is as it was; gives the bytes that give the screen back, unless that was done already.
 pub fn leave() -> Vec<u8> {
+    if !TAKEN.swap(false, Ordering::AcqRel) {
+        return Vec::new();
+    }
     // There is nothing to be done where the terminal is gone.
     let _ = terminal::disable_raw_mode();
     let mut bytes = String::new();
-    write(&mut bytes, style::ResetColor);
     write(&mut bytes, style::SetAttribute(style::Attribute::Reset));
     write(&mut bytes, cursor::Show);
     write(&mut bytes, terminal::LeaveAlternateScreen);
     bytes.into_bytes()
+}
+
+fn give_back_when_panicking() {
+    static ONCE: std::sync::Once = std::sync::Once::new();
+    ONCE.call_once(|| {
+        let before = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |info| {
+            let bytes = leave();
+            let mut stdout = io::stdout();
+            if !bytes.is_empty() && takes_bytes(&stdout) {
+                let _ = stdout.write_all(&bytes).and_then(|()| stdout.flush());
+            }
+            before(info);
+        }));
+    });
+}
+
+/// Whether something can be written without waiting.
+fn takes_bytes(stream: &impl AsRawFd) -> bool {
+    let mut poll = libc::pollfd { fd: stream.as_raw_fd(), events: libc::POLLOUT, revents: 0 };
+    // SAFETY: one valid pollfd, which lives through the call; it does not wait.
+    let ready = unsafe { libc::poll(&raw mut poll, 1, 0) };
+    ready > 0 && poll.revents & libc::POLLOUT != 0
 }
 
 fn write(to: &mut String, command: impl Command) {

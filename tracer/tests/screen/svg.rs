@@ -43,7 +43,13 @@ fn look(buffer: &Buffer, x: u16, y: u16) -> Look {
     if has(Modifier::REVERSED) {
         (ink, ground) = (ground, ink);
     }
-    Look { ink, ground, bold: has(Modifier::BOLD), dim: has(Modifier::DIM), underlined: has(Modifier::UNDERLINED) }
+    Look {
+        ink,
+        ground,
+        bold: has(Modifier::BOLD),
+        dim: has(Modifier::DIM),
+        underlined: has(Modifier::UNDERLINED),
+    }
 }
 
 /// The picture.

@@ -7,8 +7,7 @@ use crate::tui::message::{Own, TICKS};
 use crate::tui::paint::Painter;
 use crate::tui::view::{ink::Palette, view};
 use crate::tui::{Effect, Message, Model, terminal, update};
-use std::io::{self, Write};
-use std::os::fd::AsRawFd;
+use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
@@ -27,9 +26,6 @@ const OWN_EVERY: Duration = Duration::from_secs(5);
 const PATIENCE: Duration = Duration::from_millis(150);
 /// Stack of the threads.
 const STACK: usize = 512 << 10;
-
-/// Whether a screen has the terminal.
-static TAKEN: AtomicBool = AtomicBool::new(false);
 
 /// A screen that is drawn.
 pub struct Drawing {
@@ -61,10 +57,8 @@ pub fn start(
     hands: Hands,
     most_waiting: usize,
 ) -> io::Result<(Drawing, SyncSender<Message>)> {
-    give_back_when_panicking();
     let (inbox, messages) = sync_channel(most_waiting);
     let stop = Arc::new(AtomicBool::new(false));
-    TAKEN.store(true, Ordering::Release);
     out.write(terminal::enter()?);
     let keys = (inbox.clone(), Arc::clone(&stop));
     thread::Builder::new().name("keys".into()).stack_size(STACK).spawn(move || read_keys(&keys.0, &keys.1))?;
@@ -148,7 +142,6 @@ impl Thread {
                 }
             }
         }
-        TAKEN.store(false, Ordering::Release);
         self.out.write(terminal::leave());
         self.out.finish(PATIENCE);
         update::last_words(&self.model)
@@ -200,30 +193,4 @@ impl Costs {
         let resident = usage.map(|usage| usage.map(|usage| usage.resident));
         Some(Own { cpu_ppm: [share(0), share(1)], resident })
     }
-}
-
-/// Before anything is said of a panic the terminal is given back: else nobody could read it.
-fn give_back_when_panicking() {
-    static ONCE: std::sync::Once = std::sync::Once::new();
-    ONCE.call_once(|| {
-        let before = std::panic::take_hook();
-        std::panic::set_hook(Box::new(move |info| {
-            if TAKEN.swap(false, Ordering::AcqRel) {
-                let bytes = terminal::leave();
-                let mut stdout = io::stdout();
-                if takes_bytes(&stdout) {
-                    let _ = stdout.write_all(&bytes).and_then(|()| stdout.flush());
-                }
-            }
-            before(info);
-        }));
-    });
-}
-
-/// Whether a terminal takes something without waiting.
-fn takes_bytes(stream: &impl AsRawFd) -> bool {
-    let mut poll = libc::pollfd { fd: stream.as_raw_fd(), events: libc::POLLOUT, revents: 0 };
-    // SAFETY: one valid pollfd, which lives through the call; it does not wait.
-    let ready = unsafe { libc::poll(&raw mut poll, 1, 0) };
-    ready > 0 && poll.revents & libc::POLLOUT != 0
 }
