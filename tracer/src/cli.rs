@@ -1,11 +1,12 @@
 //! What the user types.
 
 use crate::{
+    capture::{line::At, player::Speed},
     thresholds::Thresholds,
     warden::{Ladder, Settings},
 };
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use std::time::Duration;
+use std::{path::PathBuf, time::Duration};
 
 /// Shows, live and by name, why a Kubernetes node's PLEG relist is blocked.
 ///
@@ -30,12 +31,16 @@ Exit status:
   2  the command line was not understood
   3  not allowed: not root, or the kernel refuses BPF
   4  doctor, now: something that matters cannot be seen on this node
+  5  the file cannot be used: capture would write where chains end, or what is to be read is damaged, foreign or newer
 
 Examples:
   sudo plegscope doctor                  what can be seen on this node, and what not and why
   sudo plegscope now                     what is blocked at this moment, without a probe
-  sudo plegscope live --plain            the blocking chain, as it changes
-  sudo plegscope watch --umount-over 2s  one line when an unmount takes longer, while it is still blocked";
+  sudo plegscope                         the blocking chain and all about it, on a screen
+  sudo plegscope live --plain            the blocking chain, as it changes, in lines
+  sudo plegscope watch --umount-over 2s  one line when an unmount takes longer, while it is still blocked
+  sudo plegscope capture --until-incident  the next incident with the minute before it, to a file
+  plegscope replay FILE                  the same on another machine, without root";
 
 /// The verbs.
 #[derive(Debug, Subcommand)]
@@ -48,6 +53,14 @@ pub enum Verb {
     /// Show what is blocked at this moment, by whom, and where each goroutine sits, without a single probe: by reading the
     /// memory of containerd, its shims and the kubelet. Works where BPF is not allowed, and sees what began before.
     Now(Now),
+    /// Write all that is seen to a file that needs nothing of the node to be understood later.
+    ///
+    /// Names, stacks, devices and what is attached are in it; nothing else of the memory of other programs is. It can be
+    /// read up to its last two seconds whatever happens: after a kill, a full disk, a crash of the node. The format is in
+    /// docs/capture-format.md. The path of the file is the only line on standard output.
+    Capture(Capture),
+    /// Tell a capture as it was told on the node, on any machine and without root.
+    Replay(Replay),
     /// Tell how exposed this node is before anything happens, what can be seen on it, how, and what not and why. Attaches
     /// nothing and writes nothing to a disk.
     Doctor(Doctor),
@@ -103,15 +116,18 @@ pub enum Probes {
 /// Options of `live`.
 #[derive(Clone, Debug, Args)]
 pub struct Live {
-    /// Lines of text instead of a screen. This version has no screen yet, so it is always on.
+    /// Lines of text instead of a screen. Always on where the output is no terminal.
     #[arg(long)]
     pub plain: bool,
+    /// A screen without colours; so does NO_COLOR in the environment.
+    #[arg(long)]
+    pub no_color: bool,
     /// One JSON object (a frame) per change, one per line.
     #[arg(long, conflicts_with = "plain")]
     pub json: bool,
     /// Write the JSON objects to this file as well.
     #[arg(long, value_name = "FILE", hide = true)]
-    pub json_to: Option<std::path::PathBuf>,
+    pub json_to: Option<PathBuf>,
     /// What to attach.
     #[command(flatten)]
     pub probing: Probing,
@@ -158,6 +174,89 @@ pub struct Now {
     /// How long it may take; what was not looked at by then is left out, and said so.
     #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration, default_value = "1s")]
     pub within: Duration,
+}
+
+/// Options of `capture`.
+#[derive(Clone, Debug, Args)]
+pub struct Capture {
+    /// The file, which must not exist. Without this a new one in /run/plegscope, which is on a tmpfs: a disk may be stuck.
+    #[arg(long, short, value_name = "FILE")]
+    pub output: Option<PathBuf>,
+    /// Keep what is seen in memory until an incident begins; write it with what was before it, and end when it is over.
+    #[arg(long)]
+    pub until_incident: bool,
+    /// How much to keep from before the incident; at most an hour, and what fits into 16 MiB of memory.
+    #[arg(long, value_name = "DURATION", value_parser = before, default_value = "60s", requires = "until_incident")]
+    pub before: Duration,
+    /// End when the file has this size.
+    #[arg(long, value_name = "SIZE", value_parser = size, default_value = "256MiB")]
+    pub max_size: u64,
+    /// Hide the names of the node, of pods, namespaces, containers and folders behind hashes, the same ones in each capture
+    /// of this node. Ids and numbers stay. Images are not in a capture at all.
+    #[arg(long)]
+    pub redact: bool,
+    /// Make the hashes with the content of this file instead of the node's machine id, for the same ones on many nodes.
+    #[arg(long, value_name = "FILE", requires = "redact")]
+    pub redact_key: Option<PathBuf>,
+    /// Write also to the file system that unmounts of containers sync. If that disk is stuck, plegscope waits with it.
+    #[arg(long)]
+    pub force: bool,
+    /// What to attach.
+    #[command(flatten)]
+    pub probing: Probing,
+}
+
+/// Options of `replay`.
+#[derive(Clone, Debug, Args)]
+pub struct Replay {
+    /// The capture.
+    #[arg(value_name = "FILE")]
+    pub file: PathBuf,
+    /// Lines of text instead of a screen. Always on where the output is no terminal.
+    #[arg(long)]
+    pub plain: bool,
+    /// A screen without colours; so does NO_COLOR in the environment.
+    #[arg(long)]
+    pub no_color: bool,
+    /// One JSON object (a frame) per change, one per line.
+    #[arg(long, conflicts_with = "plain")]
+    pub json: bool,
+    /// How many times as fast as it happened, or max; on a screen 1, else max, where nothing is said.
+    #[arg(long, value_name = "TIMES")]
+    pub speed: Option<Speed>,
+    /// Begin here: a time as 12:30:00 or 2024-02-29T12:30:00+01:00, or 90s after the beginning.
+    #[arg(long, value_name = "TIME")]
+    pub at: Option<At>,
+    /// Begin where an incident does: the first, the second, …
+    #[arg(long, value_name = "NUMBER", value_parser = clap::value_parser!(u32).range(1..), conflicts_with = "at")]
+    pub incident: Option<u32>,
+    /// Read around what is damaged or cut off, and say what is missing.
+    #[arg(long)]
+    pub salvage: bool,
+    /// Tell more on standard error, also what plegscope said for itself.
+    #[arg(long, short)]
+    pub verbose: bool,
+}
+
+/// The longest time before an incident.
+const MOST_BEFORE: Duration = Duration::from_secs(3600);
+
+fn before(text: &str) -> Result<Duration, String> {
+    let before = humantime::parse_duration(text).map_err(|error| error.to_string())?;
+    if (Duration::from_secs(1)..=MOST_BEFORE).contains(&before) {
+        Ok(before)
+    } else {
+        Err("between 1s and 1h".into())
+    }
+}
+
+fn size(text: &str) -> Result<u64, String> {
+    /// Less holds no incident.
+    const LEAST: u64 = 64 << 10;
+    match crate::exposure::parse_rate(text) {
+        Ok(size) if size >= LEAST && !text.ends_with("/s") => Ok(size),
+        _ => Err("a size of at least 64KiB, for instance 256MiB".into()),
+    }
 }
 
 /// How `now` tells what it has seen.
@@ -271,12 +370,40 @@ mod tests {
     }
 
     #[test]
+    fn what_cannot_be_meant_is_refused() {
+        let parse = |text: &str| Cli::try_parse_from(text.split(' ')).map(|cli| cli.verb);
+        let Ok(Some(Verb::Capture(capture))) = parse("plegscope capture") else { panic!() };
+        assert_eq!((capture.max_size, capture.before), (256 << 20, Duration::from_secs(60)));
+        for wrong in [
+            "capture --before 10s",
+            "capture --until-incident --before 0s",
+            "capture --until-incident --before 2h",
+            "capture --max-size 10",
+            "capture --max-size 10MB/s",
+            "capture --redact-key /k",
+            "replay",
+            "replay a --speed 0",
+            "replay a --speed fast",
+            "replay a --at noon",
+            "replay a --incident 0",
+            "replay a --incident 1 --at 5s",
+        ] {
+            assert!(parse(&format!("plegscope {wrong}")).is_err(), "{wrong}");
+        }
+        for right in ["2024-02-29T12:30:00+01:00", "12:30:00", "1m30s"] {
+            assert!(parse(&format!("plegscope replay a --at {right}")).is_ok(), "{right}");
+        }
+    }
+
+    #[test]
     fn help_is_as_it_was() {
         for (name, command) in [
             ("help", None),
             ("help_live", Some("live")),
             ("help_watch", Some("watch")),
             ("help_now", Some("now")),
+            ("help_capture", Some("capture")),
+            ("help_replay", Some("replay")),
             ("help_doctor", Some("doctor")),
         ] {
             let mut top = Cli::command().term_width(100);

@@ -12,7 +12,7 @@ fn main() -> ExitCode {
             // Nobody may read the standard error; that is no reason to panic.
             let _ =
                 writeln!(std::io::stderr(), "plegscope: {}", tracer::sinks::sanitise(&format!("{error:#}")));
-            Exit::Failed.into()
+            commands::exit_of(&error).into()
         }
     }
 }

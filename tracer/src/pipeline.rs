@@ -12,6 +12,7 @@ use crate::{
 const MOST_HELD: usize = 65_536;
 
 /// Orders, correlates, ticks.
+#[derive(Clone)]
 pub struct Pipeline {
     order: Orderer<TieBreak, Event>,
     correlator: Correlator,
@@ -36,9 +37,14 @@ impl Pipeline {
     /// Takes events in any order.
     pub fn push(&mut self, events: Vec<Event>) {
         for event in events {
-            if let Some(released) = self.order.push(event.at, TieBreak::of(&event), event) {
-                self.apply(released);
-            }
+            self.push_one(event);
+        }
+    }
+
+    /// Takes one event.
+    pub fn push_one(&mut self, event: Event) {
+        if let Some(released) = self.order.push(event.at, TieBreak::of(&event), event) {
+            self.apply(released);
         }
     }
 

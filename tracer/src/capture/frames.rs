@@ -1,7 +1,7 @@
 //! zstd frames of a file, one after the other, each checked as a whole. Never trusts the file: memory is bounded, and
 //! after damage it can be taken up at the next frame.
 
-use std::io::{self, Read};
+use std::io::{self, Read, Seek, SeekFrom};
 use zstd::zstd_safe;
 
 /// Largest frame that is read, compressed; plegscope closes them at a fraction of that.
@@ -110,6 +110,17 @@ impl<R: Read> Frames<R> {
     /// The file again.
     pub fn into_inner(self) -> R {
         self.from
+    }
+
+    /// Takes the frame that begins at byte `to` as the next one.
+    pub fn go(&mut self, to: u64) -> io::Result<()>
+    where
+        R: Seek,
+    {
+        self.from.seek(SeekFrom::Start(to))?;
+        self.held.clear();
+        (self.at, self.before, self.over) = (0, to, false);
+        Ok(())
     }
 
     fn rest(&self) -> &[u8] {

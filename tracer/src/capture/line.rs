@@ -6,6 +6,8 @@ use crate::event::{Event, Ns};
 use crate::thresholds::Thresholds;
 use crate::warden::protocol::{Level, Survey};
 use serde::{Deserialize, Serialize};
+use std::str::FromStr;
+use std::time::Duration;
 
 /// Version of the schema.
 pub const VERSION: u32 = 1;
@@ -89,10 +91,67 @@ impl Clock {
 
     /// The time of day at `at` with the node's offset, to the millisecond: `2024-02-29T12:00:00.250+01:00`.
     pub fn rfc3339(&self, at: Ns) -> String {
+        self.zoned(at).strftime("%Y-%m-%dT%H:%M:%S%.3f%:z").to_string()
+    }
+
+    /// The time of day at `at` as the node's clock on the wall showed it, without the date: `12:00:00`.
+    pub fn time_of_day(&self, at: Ns) -> String {
+        self.zoned(at).strftime("%H:%M:%S").to_string()
+    }
+
+    /// The time of day at `at` with the node's offset.
+    pub fn zoned(&self, at: Ns) -> jiff::Zoned {
         use jiff::{Timestamp, tz::Offset};
         let time = Timestamp::from_nanosecond(i128::from(self.realtime_of(at))).unwrap_or_default();
         let offset = Offset::from_seconds(self.offset).unwrap_or(Offset::UTC);
-        time.to_zoned(offset.to_time_zone()).strftime("%Y-%m-%dT%H:%M:%S%.3f%:z").to_string()
+        time.to_zoned(offset.to_time_zone())
+    }
+}
+
+/// A moment of a capture, as people name it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum At {
+    /// So much after its beginning.
+    After(Duration),
+    /// By the node's clock on the wall: the first such time from the beginning on.
+    TimeOfDay(jiff::civil::Time),
+    /// By any clock.
+    Time(jiff::Timestamp),
+}
+
+impl FromStr for At {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<At, String> {
+        humantime::parse_duration(text)
+            .map(At::After)
+            .or_else(|_| text.parse().map(At::Time))
+            .or_else(|_| text.parse().map(At::TimeOfDay))
+            .map_err(|_| "a time as 12:30:00 or 2024-02-29T12:30:00+01:00, or a duration as 90s".into())
+    }
+}
+
+impl At {
+    /// The same as a time of the capture; before its beginning where it was before.
+    pub fn resolve(&self, clock: &Clock) -> Ns {
+        let realtime = match self {
+            At::After(time) => {
+                let after = u64::try_from(time.as_nanos()).unwrap_or(Ns::MAX);
+                return clock.monotonic.saturating_add(after);
+            }
+            At::Time(time) => time.as_nanosecond(),
+            At::TimeOfDay(time) => {
+                let begin = clock.zoned(clock.monotonic);
+                let same_day = begin.date().to_datetime(*time).to_zoned(begin.time_zone().clone());
+                let same_day = same_day.map_or(0, |time| time.timestamp().as_nanosecond());
+                let day = 86_400_000_000_000;
+                // A time to the second is within that second.
+                let passed = same_day + 1_000_000_000 <= begin.timestamp().as_nanosecond();
+                same_day + if passed { day } else { 0 }
+            }
+        };
+        let at = i128::from(clock.monotonic) + realtime - i128::from(clock.realtime);
+        u64::try_from(at.max(0)).unwrap_or(Ns::MAX)
     }
 }
 
@@ -134,5 +193,24 @@ mod tests {
         assert_eq!(Clock { offset: -19_800, ..clock }.rfc3339(5_000), "2024-02-29T05:30:00.000-05:30");
         let hostile = Clock { realtime: i64::MAX, offset: i32::MAX, ..clock };
         assert!(!hostile.rfc3339(u64::MAX).is_empty());
+    }
+
+    #[test]
+    fn a_moment_can_be_named_in_three_ways() {
+        // 12:00:00.000+01:00 at 5 s.
+        let clock = Clock {
+            monotonic: 5_000_000_000,
+            boottime: 0,
+            realtime: 1_709_204_400_000_000_000,
+            offset: 3_600,
+        };
+        let at = |text: &str| text.parse::<At>().unwrap().resolve(&clock) / 1_000_000;
+        assert_eq!(at("90s"), 95_000);
+        assert_eq!(at("2024-02-29T11:01:00Z"), 65_000);
+        assert_eq!(at("2024-02-29T12:01:00.5+01:00"), 65_500);
+        assert_eq!(at("2024-02-28T00:00:00Z"), 0, "before");
+        assert_eq!(at("12:00:30"), 35_000);
+        assert_eq!(at("12:00:00"), 5_000);
+        assert_eq!(at("11:59:00"), 5_000 + 86_340_000, "the next day");
     }
 }

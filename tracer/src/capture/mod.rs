@@ -11,11 +11,21 @@
 
 mod frames;
 pub mod line;
+pub mod place;
+pub mod player;
 pub mod reader;
 pub mod record;
+pub mod recorder;
+pub mod redact;
 pub mod replay;
+mod ring;
+mod scribe;
 pub mod writer;
 
 pub use line::{End, Header, Line, Loss, VERSION};
+pub use place::Place;
+pub use player::Player;
 pub use reader::{ReadError, Reader, Unread, open};
 pub use record::Record;
+pub use recorder::Recorder;
+pub use redact::Redactor;

@@ -101,12 +101,26 @@ impl Unread {
     }
 }
 
+/// A place between two lines, to which a reader can come back.
+#[derive(Clone, Debug)]
+pub struct Mark {
+    /// Where in the file the frame begins.
+    frame: u64,
+    /// Where in its content.
+    at: usize,
+    line: u64,
+    unread: Unread,
+    latest: Ns,
+}
+
 /// The lines of a capture. Headers are not among them.
 pub struct Reader<R: Read> {
     frames: Frames<R>,
     /// Lines, from `at` on not given out; the last may not be whole.
     text: Vec<u8>,
     at: usize,
+    /// Where in the file the frame begins that `text` is the content of; `None` when it is more than that.
+    frame: Option<u64>,
     /// The file is read, `text` is all that is left.
     over: bool,
     /// Lines so far.
@@ -152,6 +166,7 @@ impl<R: Read> Reader<R> {
             frames: Frames::new(from),
             text: Vec::new(),
             at: 0,
+            frame: None,
             over: false,
             line: 0,
             header: Header::default(),
@@ -268,9 +283,11 @@ impl<R: Read> Reader<R> {
         let trouble = if self.text.len() > LONGEST {
             Trouble::Damaged(format!("a line is longer than {} MiB", LONGEST >> 20))
         } else {
+            let whole = self.text.is_empty();
             match self.frames.next(&mut self.text) {
                 Ok(more) => {
                     self.over = !more;
+                    self.frame = (whole && more).then_some(begin);
                     return Ok(None);
                 }
                 Err(trouble) => trouble,
@@ -299,7 +316,39 @@ impl<R: Read> Reader<R> {
     }
 }
 
+/// The time of the last line of a capture, found without reading what stands before; 0 when it is not found.
+pub fn last_time(from: &mut (impl Read + Seek)) -> io::Result<Ns> {
+    /// More than the longest frames that plegscope writes.
+    const TAIL: u64 = 1 << 20;
+    let length = from.seek(SeekFrom::End(0))?;
+    from.seek(SeekFrom::Start(length.saturating_sub(TAIL)))?;
+    let mut tail = Vec::new();
+    from.take(TAIL).read_to_end(&mut tail)?;
+    let mut reader = Reader::without_header(&tail[..], true);
+    while reader.line().is_some_and(|line| line.is_ok()) {}
+    Ok(reader.latest)
+}
+
 impl<R: Read + Seek> Reader<R> {
+    /// The place between the last line and the next; `None` where a line lies across two frames.
+    pub fn mark(&self) -> Option<Mark> {
+        let Reader { at, line, unread, latest, .. } = *self;
+        Some(Mark { frame: self.frame?, at, line, unread, latest })
+    }
+
+    /// Goes on from a place where this reader was before.
+    pub fn go_back(&mut self, mark: &Mark) -> Result<(), ReadError> {
+        let after = mark.line;
+        self.frames.go(mark.frame).map_err(|source| ReadError::Io { after, source })?;
+        self.text.clear();
+        (self.at, self.over, self.failed, self.end) = (0, false, false, false);
+        (self.line, self.latest) = (mark.line, mark.latest);
+        self.fill()?;
+        self.at = mark.at.min(self.text.len());
+        self.unread = mark.unread;
+        Ok(())
+    }
+
     /// Reads around all damage: every whole frame, and a [`Line::Loss`] in the place of what is not. The header may stand
     /// anywhere.
     pub fn salvage(from: R) -> Result<Reader<R>, ReadError> {

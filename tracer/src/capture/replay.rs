@@ -14,29 +14,31 @@ pub enum Told {
     Line(Line),
 }
 
-/// Plays lines through a new pipeline.
+/// Plays lines through a new pipeline. What is live goes the same way, so that both tell the same.
+#[derive(Clone)]
 pub struct Replay {
     pipeline: Pipeline,
-    heard: Vec<Event>,
 }
 
 impl Replay {
     /// With the thresholds of the capture, or others.
     pub fn new(thresholds: Thresholds) -> Replay {
-        Replay { pipeline: Pipeline::new(thresholds), heard: Vec::new() }
+        Replay { pipeline: Pipeline::new(thresholds) }
     }
 
     /// The next line of the capture; `each` gets what follows from it.
     pub fn line(&mut self, line: Line, mut each: impl FnMut(Told)) {
         match line {
-            Line::Event(event) => self.heard.push(event),
+            Line::Event(event) => self.pipeline.push_one(event),
             Line::Known(event) => self.pipeline.known(&event),
-            Line::Heard(now) => {
-                self.pipeline.push(std::mem::take(&mut self.heard));
-                self.pipeline.advance(now, |frame| each(Told::Frame(frame)));
-            }
+            Line::Heard(now) => self.pipeline.advance(now, |frame| each(Told::Frame(frame))),
             other => each(Told::Line(other)),
         }
+    }
+
+    /// All that is known by now, as events that make another replay know it too.
+    pub fn known(&self) -> Vec<Event> {
+        self.pipeline.all_known()
     }
 
     /// All lines of a capture; stops at the first that cannot be read.

@@ -17,6 +17,8 @@ pub struct Frame {
     pub bytes: Vec<u8>,
     /// Lines in it.
     pub lines: u64,
+    /// How many of them are [`Line::Event`].
+    pub events: u64,
 }
 
 /// Collects lines into frames.
@@ -24,6 +26,7 @@ pub struct Framer {
     compressor: Compressor<'static>,
     text: Vec<u8>,
     lines: u64,
+    events: u64,
 }
 
 impl Framer {
@@ -32,13 +35,14 @@ impl Framer {
         let mut compressor = Compressor::new(LEVEL)?;
         // What was damaged is known as such, and never taken for something else that happened.
         compressor.set_parameter(CParameter::ChecksumFlag(true))?;
-        Ok(Framer { compressor, text: Vec::with_capacity(FRAME + (16 << 10)), lines: 0 })
+        Ok(Framer { compressor, text: Vec::with_capacity(FRAME + (16 << 10)), lines: 0, events: 0 })
     }
 
     /// Adds a line; gives the frame that is full by it.
     pub fn line(&mut self, line: &Line) -> io::Result<Option<Frame>> {
         json::append(&mut self.text, line)?;
         self.lines += 1;
+        self.events += u64::from(matches!(line, Line::Event(_)));
         if self.text.len() >= FRAME { self.close() } else { Ok(None) }
     }
 
@@ -51,7 +55,8 @@ impl Framer {
         self.text.clear();
         // A line that was much longer than a frame is no reason to keep its room.
         self.text.shrink_to(2 * FRAME);
-        Ok(Some(Frame { bytes, lines: std::mem::take(&mut self.lines) }))
+        let (lines, events) = (std::mem::take(&mut self.lines), std::mem::take(&mut self.events));
+        Ok(Some(Frame { bytes, lines, events }))
     }
 }
 

@@ -11,7 +11,7 @@ use crate::{
     exit::Exit,
     exposure,
     sinks::{json, sanitise},
-    source::Live,
+    source::Messages,
     warden::{
         self, Settings,
         protocol::{Message, Survey},
@@ -97,7 +97,7 @@ struct Heard {
 
 /// Hears until all is known; what came before a time-out stays in `heard`.
 async fn listen(socket: std::os::unix::net::UnixStream, heard: &mut Heard) -> anyhow::Result<()> {
-    let mut source = Live::new(socket)?;
+    let mut source = Messages::new(socket)?;
     loop {
         if heard.survey.attached_after.is_some() && heard.exposure.complete {
             return Ok(());
@@ -162,7 +162,7 @@ fn findings(survey: &Survey) -> Vec<Finding> {
         }
     }
     if !survey.programs.iter().any(|p| p.role == Role::Containerd) {
-        add("containerd", super::no_containerd(survey));
+        add("containerd", super::follow::no_containerd(survey));
     }
     for probe in survey.probes.iter().filter(|p| p.how.is_none()) {
         add(&probe.what, reason(probe));
@@ -246,7 +246,7 @@ fn write_text(out: &mut String, survey: &Survey, findings: &[Finding]) -> std::f
         )?;
     }
     if survey.programs.is_empty() {
-        writeln!(out, "  none; {}", super::no_containerd(survey))?;
+        writeln!(out, "  none; {}", super::follow::no_containerd(survey))?;
     }
     write_costs(out, survey)?;
     writeln!(out, "\nprobes")?;

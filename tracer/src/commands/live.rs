@@ -1,9 +1,9 @@
 //! `live`: what is blocked, by whom and what it ends in, told whenever that changes.
 
 use super::{
-    Follower, follow,
+    follow::{self, Follower, Moment, Why},
     output::{Output, Streams},
-    wall_clock,
+    screen::{self, Screen},
 };
 use crate::{
     cli::Live,
@@ -11,7 +11,9 @@ use crate::{
     event::{Ns, OperationId},
     exit::Exit,
     sinks::{json, text},
+    source::Source,
     thresholds::{MILLISECOND, SECOND, Thresholds},
+    tui::model::Mode,
 };
 use anyhow::Context;
 use std::{collections::BTreeSet, fs::File, io::Write, path::PathBuf, time::Duration};
@@ -28,12 +30,21 @@ const SETTLED: Ns = 500 * MILLISECOND;
 pub fn run(options: &Live) -> anyhow::Result<Exit> {
     let create = |path: &PathBuf| File::create(path).with_context(|| format!("creating {}", path.display()));
     let file = options.json_to.as_ref().map(create).transpose()?;
-    let mut teller = Teller { json: options.json, file, ..Teller::default() };
-    follow(options.probing.settings(), Thresholds::default(), options.probing.duration, &mut teller)
+    let node = follow::Node {
+        settings: options.probing.settings(),
+        thresholds: Thresholds::default(),
+        duration: options.probing.duration,
+        redactor: None,
+    };
+    if !options.plain && !options.json && file.is_none() && screen::is_possible() {
+        return follow::node(node, &mut Screen::new(Mode::Live, options.no_color));
+    }
+    follow::node(node, &mut Teller { file, ..Teller::new(options.json) })
 }
 
+/// Tells what changes.
 #[derive(Default)]
-struct Teller {
+pub struct Teller {
     json: bool,
     /// Takes the JSON objects as well; opened before the warden is forked, so that an error is told at once.
     file: Option<File>,
@@ -45,6 +56,13 @@ struct Teller {
     /// Losses and blind spots as told last.
     notes: Vec<String>,
     settling: Settling,
+}
+
+impl Teller {
+    /// To people, or to a program.
+    pub fn new(json: bool) -> Teller {
+        Teller { json, ..Teller::default() }
+    }
 }
 
 /// Holds back what may be invisible for a moment only.
@@ -117,7 +135,7 @@ impl Shape {
 }
 
 impl Follower for Teller {
-    fn frame(&mut self, frame: Frame, streams: &Streams) -> anyhow::Result<()> {
+    fn frame(&mut self, frame: Frame, moment: &Moment<'_>) -> anyhow::Result<()> {
         let shape = Shape::of(&frame);
         let stuck = frame.diagnoses.iter().any(|d| d.is_stuck());
         let elapsed = |since: Ns| frame.now.saturating_sub(since);
@@ -146,7 +164,7 @@ impl Follower for Teller {
         if self.json {
             out = json::line(&frame)?;
         } else {
-            let clock = wall_clock();
+            let clock = moment.time(frame.now);
             for line in frame.incidents.iter().filter_map(text::change) {
                 writeln!(out, "{clock} {line}")?;
             }
@@ -154,7 +172,7 @@ impl Follower for Teller {
                 writeln!(out, "{clock} {note}")?;
             }
             if held {
-                streams.out.write(out);
+                moment.streams.out.write(out);
                 self.told.changes = shape.changes;
                 self.notes = notes;
                 return Ok(());
@@ -171,17 +189,18 @@ impl Follower for Teller {
                 }
             }
         }
-        streams.out.write(out);
+        moment.streams.out.write(out);
         self.told = shape;
         self.notes = notes;
         self.told_at = frame.now;
         Ok(())
     }
 
-    fn end(&mut self) {
+    fn end(&mut self, _source: &mut Source, _why: Why, _streams: &Streams) -> anyhow::Result<Exit> {
         if let Some(copy) = self.copy.take() {
             copy.finish(Duration::from_millis(100));
         }
+        Ok(Exit::Done)
     }
 }
 

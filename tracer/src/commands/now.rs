@@ -7,7 +7,7 @@ use crate::{
     exit::Exit,
     look::{LookedAt, Looks, Summary},
     sinks::{self, json},
-    source::Live,
+    source::Messages,
     thresholds::Thresholds,
     warden::{
         self, LookOnce, Settings,
@@ -93,7 +93,7 @@ struct Heard {
 }
 
 async fn listen(socket: UnixStream, heard: &mut Heard) -> anyhow::Result<()> {
-    let mut source = Live::new(socket)?;
+    let mut source = Messages::new(socket)?;
     loop {
         match source.next().await.context("hearing from the warden")? {
             Some(Message::Look(looked)) => heard.looked.push(looked),

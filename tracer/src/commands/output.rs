@@ -31,6 +31,7 @@ pub struct Output {
 #[derive(Default)]
 struct Shared {
     waiting: AtomicUsize,
+    pieces: AtomicUsize,
     lost: AtomicU64,
     error: Mutex<Option<io::Error>>,
 }
@@ -46,6 +47,7 @@ impl Output {
             for piece in pieces {
                 let result = stream.write_all(&piece).and_then(|()| stream.flush());
                 theirs.waiting.fetch_sub(piece.len(), Ordering::Relaxed);
+                theirs.pieces.fetch_sub(1, Ordering::Relaxed);
                 if let Err(error) = result {
                     *theirs.error.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
                     break;
@@ -63,9 +65,11 @@ impl Output {
         }
         let length = piece.len();
         let before = self.shared.waiting.fetch_add(length, Ordering::Relaxed);
+        self.shared.pieces.fetch_add(1, Ordering::Relaxed);
         let fits = before == 0 || before.saturating_add(length) <= MOST_BYTES;
         if !fits || self.queue.try_send(piece).is_err() {
             self.shared.waiting.fetch_sub(length, Ordering::Relaxed);
+            self.shared.pieces.fetch_sub(1, Ordering::Relaxed);
             self.shared.lost.fetch_add(1, Ordering::Relaxed);
         }
     }
@@ -81,6 +85,23 @@ impl Output {
             return 0;
         }
         self.shared.lost.swap(0, Ordering::Relaxed)
+    }
+
+    /// Waits until the reader has taken all but this part of what fits, or never will. May be cancelled.
+    async fn room(&self, parts: usize) {
+        while self.shared.waiting.load(Ordering::Relaxed) > MOST_BYTES / parts
+            || self.shared.pieces.load(Ordering::Relaxed) > MOST_PIECES / parts
+        {
+            if self.shared.error.lock().unwrap_or_else(PoisonError::into_inner).is_some() {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    }
+
+    /// Whether all that was handed over is written.
+    pub fn is_idle(&self) -> bool {
+        self.shared.waiting.load(Ordering::Relaxed) == 0
     }
 
     /// Why nothing can be written any more.
@@ -106,8 +127,22 @@ pub struct Streams {
 
 impl Streams {
     /// Takes over both. To be called after the warden was forked, since it starts threads.
-    pub fn new() -> io::Result<Streams> {
-        Ok(Streams { out: Output::new(io::stdout())?, messages: Output::new(io::stderr())? })
+    /// Messages go to `messages`, where there is one, else to standard error.
+    pub fn new(messages: Option<Box<dyn Write + Send>>) -> io::Result<Streams> {
+        let messages = messages.unwrap_or_else(|| Box::new(io::stderr()));
+        Ok(Streams { out: Output::new(io::stdout())?, messages: Output::new(messages)? })
+    }
+
+    /// Waits for a slow reader, so that nothing is lost that can wait: a capture. May be cancelled.
+    pub async fn room(&self) {
+        self.out.room(2).await;
+        self.messages.room(2).await;
+    }
+
+    /// Waits until all is read. May be cancelled.
+    pub async fn drained(&self) {
+        self.out.room(usize::MAX).await;
+        self.messages.room(usize::MAX).await;
     }
 
     /// To be called now and then: an error when nobody reads the standard output any more, also when nothing was written

@@ -1,6 +1,6 @@
 //! `watch`: a line at the first crossing of a threshold while it is still blocked, at growth, and at the end.
 
-use super::{Follower, follow, output::Streams, wall_clock};
+use super::follow::{self, Follower, Moment};
 use crate::{
     cli::Watch,
     correlator::Frame,
@@ -12,7 +12,13 @@ use std::io::Write;
 /// Runs the verb.
 pub fn run(options: &Watch) -> anyhow::Result<Exit> {
     let mut teller = Teller { json: options.json };
-    follow(options.probing.settings(), options.thresholds(), options.probing.duration, &mut teller)
+    let node = follow::Node {
+        settings: options.probing.settings(),
+        thresholds: options.thresholds(),
+        duration: options.probing.duration,
+        redactor: None,
+    };
+    follow::node(node, &mut teller)
 }
 
 struct Teller {
@@ -20,16 +26,16 @@ struct Teller {
 }
 
 impl Follower for Teller {
-    fn frame(&mut self, frame: Frame, streams: &Streams) -> anyhow::Result<()> {
+    fn frame(&mut self, frame: Frame, moment: &Moment<'_>) -> anyhow::Result<()> {
         let mut out = Vec::new();
         for incident in frame.incidents.iter().filter(|i| i.change.is_some()) {
             if self.json {
                 out.extend(json::line(incident)?);
             } else if let Some(line) = text::change(incident) {
-                writeln!(out, "{} {line}", wall_clock())?;
+                writeln!(out, "{} {line}", moment.time(frame.now))?;
             }
         }
-        streams.out.write(out);
+        moment.streams.out.write(out);
         Ok(())
     }
 }

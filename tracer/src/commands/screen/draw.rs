@@ -61,7 +61,10 @@ pub fn start(
     let stop = Arc::new(AtomicBool::new(false));
     out.write(terminal::enter()?);
     let keys = (inbox.clone(), Arc::clone(&stop));
-    thread::Builder::new().name("keys".into()).stack_size(STACK).spawn(move || read_keys(&keys.0, &keys.1))?;
+    thread::Builder::new()
+        .name("keys".into())
+        .stack_size(STACK)
+        .spawn(move || read_keys(&keys.0, &keys.1))?;
     let screen = Thread {
         model,
         painter: Painter::default(),
@@ -72,7 +75,8 @@ pub fn start(
         stop: Arc::clone(&stop),
         costs: Costs::default(),
     };
-    let thread = thread::Builder::new().name("screen".into()).stack_size(STACK).spawn(move || screen.run())?;
+    let thread =
+        thread::Builder::new().name("screen".into()).stack_size(STACK).spawn(move || screen.run())?;
     let drawing = Drawing { thread: Some(thread), inbox: inbox.clone(), stop };
     Ok((drawing, inbox))
 }

@@ -49,7 +49,9 @@ pub fn stop(recorder: Recorder, reason: String, wish: Sender<Wish>, wake: Arc<No
 pub fn words(status: &Status) -> (String, String) {
     let how = match &status.ended {
         Some(Ended::Whole(why)) => why.clone(),
-        Some(Ended::Failed(why) | Ended::OnTheDisk(why)) => format!("{why}; what was written before is whole"),
+        Some(Ended::Failed(why) | Ended::OnTheDisk(why)) => {
+            format!("{why}; what was written before is whole")
+        }
         None => "its disk does not keep up; the last lines may not be in it".to_owned(),
     };
     let lost = if status.lost > 0 { format!(", {} lines lost", status.lost) } else { String::new() };

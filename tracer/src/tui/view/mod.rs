@@ -125,6 +125,7 @@ fn clock(ns: u64) -> String {
 
 fn speed(thousandths: u32) -> String {
     match thousandths {
+        u32::MAX => "max".to_owned(),
         n if n % 1_000 == 0 => (n / 1_000).to_string(),
         n => format!("{}", f64::from(n) / 1_000.0),
     }
