@@ -174,3 +174,12 @@ pub struct Position {
     /// Whether it has come to the end.
     pub ended: bool,
 }
+
+impl Position {
+    /// Whether it has come to be so otherwise than by going on.
+    pub fn is_elsewhere(&self, before: &Position) -> bool {
+        let at_once = crate::thresholds::SECOND;
+        (self.paused, self.speed, self.ended) != (before.paused, before.speed, before.ended)
+            || !(before.at..=before.at.saturating_add(at_once)).contains(&self.at)
+    }
+}

@@ -115,7 +115,7 @@ fn the_end_of_a_replay_stays_and_can_be_left_backwards() {
     let Some(tmux) = terminal("end") else { return };
     let file = capture("full-chain-with-kubelet");
     tmux.run(&format!("{PLEGSCOPE} replay {} --speed max", file.display()));
-    tmux.shows(" END ");
+    tmux.shows("END");
     tmux.shows("nothing is stuck");
     tmux.keys(&["I"]);
     tmux.shows("STUCK 3.1s");
@@ -203,6 +203,10 @@ fn pseudo_terminal() -> (OwnedFd, OwnedFd) {
     unsafe {
         let made = libc::openpty(&mut ours, &mut theirs, std::ptr::null_mut(), std::ptr::null(), &size);
         assert_eq!(made, 0);
+        // What other tests start at the same time shall not keep it open.
+        for fd in [ours, theirs] {
+            assert_eq!(libc::fcntl(fd, libc::F_SETFD, libc::FD_CLOEXEC), 0);
+        }
         (OwnedFd::from_raw_fd(ours), OwnedFd::from_raw_fd(theirs))
     }
 }

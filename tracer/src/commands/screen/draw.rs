@@ -153,8 +153,10 @@ impl Thread {
 
     /// Takes a message in; how long a picture may wait for others after the one before.
     fn take(&mut self, message: Message) -> Duration {
-        let wait = match message {
-            Message::Key(_) | Message::Resize(..) | Message::Told(_) | Message::Position(_) => QUICK,
+        let wait = match &message {
+            Message::Key(_) | Message::Resize(..) | Message::Told(_) => QUICK,
+            // Only what somebody has asked for; that time goes on is seen at the next tick.
+            Message::Position(next) if next.is_elsewhere(&self.model.position) => QUICK,
             _ => TICK,
         };
         for effect in update::update(&mut self.model, message) {

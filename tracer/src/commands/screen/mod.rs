@@ -96,13 +96,17 @@ impl Screen {
         }
     }
 
-    /// Hands something to the thread that draws, without waiting.
+    /// Hands something to the thread that draws; live, without waiting.
     fn tell(&mut self, message: Message) {
         let Some(inbox) = &self.inbox else { return };
         if self.skipped > 0 && inbox.try_send(Message::Skipped(self.skipped)).is_ok() {
             self.skipped = 0;
         }
-        if let Err(TrySendError::Full(_)) = inbox.try_send(message) {
+        if matches!(self.mode, Mode::Replay(_)) {
+            // A capture can wait, and the thread that draws does not make it wait long. That it has failed is seen at the
+            // next frame.
+            let _ = inbox.send(message);
+        } else if let Err(TrySendError::Full(_)) = inbox.try_send(message) {
             self.skipped += 1;
         }
     }

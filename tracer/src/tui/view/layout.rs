@@ -86,6 +86,11 @@ fn all(model: &Model, area: Rect) -> Vec<(Pane, Rect)> {
 /// What must be known whatever is looked at.
 pub fn marks(model: &Model) -> Vec<(Ink, String)> {
     let mut marks = Vec::new();
+    match (model.is_replay(), model.position.ended, model.position.paused) {
+        (true, true, _) => marks.push((Ink::Mark, "END".to_owned())),
+        (true, false, true) => marks.push((Ink::WarnMark, "PAUSED".to_owned())),
+        _ => {}
+    }
     if let (Some(frozen), Some(latest)) = (&model.frozen, &model.latest) {
         let behind = words::duration(latest.now.saturating_sub(frozen.frame.now) / SECOND * SECOND);
         marks.push((Ink::WarnMark, format!("FROZEN, {behind} behind")));

@@ -96,14 +96,12 @@ fn header(model: &Model, columns: u16) -> Line {
             let p = &model.position;
             let (at, all) = (p.at.saturating_sub(p.from), p.to.saturating_sub(p.from));
             left = left
-                .and(Ink::Dim, format!(" replay {} ", words::clip(file, 30)))
+                .and(Ink::Dim, format!(" replay {} ", words::clip(file, 24)))
                 .and(Ink::Plain, format!("{now} "))
                 .and(Ink::Dim, format!("{} of {} ", clock(at), clock(all)));
-            left = match (p.ended, p.paused) {
-                (true, _) => left.and(Ink::Mark, " END "),
-                (false, true) => left.and(Ink::WarnMark, " PAUSED "),
-                (false, false) => left.and(Ink::Dim, format!("×{}", speed(p.speed))),
-            };
+            if !p.ended && !p.paused {
+                left = left.and(Ink::Dim, format!("×{}", speed(p.speed)));
+            }
         }
     }
     let mut marks = Line::default();
