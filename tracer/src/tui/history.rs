@@ -1,7 +1,7 @@
 //! What has been: seconds, slow relists and incidents, each in a bounded row. Made of frames alone, so that a replay shows
 //! what the live screen showed.
 
-use crate::correlator::{Change, Diagnosis, Frame, Head, Incident, words};
+use crate::correlator::{Change, Diagnosis, EndsIn, Frame, Head, Incident, words};
 use crate::event::{Device, Ns};
 use crate::sinks::text;
 use crate::thresholds::SECOND;
@@ -109,7 +109,10 @@ impl History {
 
     fn relist(&mut self, frame: &Frame) {
         let is_its = |d: &&Diagnosis| matches!(d.head, Head::Relist | Head::ListCall);
-        let cause = frame.diagnoses.iter().find(is_its).map(words::cause);
+        // While the convoy comes back it is seen no more what it was waiting for: what was seen before counts.
+        let shows_why = |d: &&Diagnosis| !matches!(d.ends_in, EndsIn::NotVisible { .. });
+        let why = frame.diagnoses.iter().find(is_its);
+        let cause = why.filter(shows_why).map(words::cause);
         let age = frame.relists.in_flight;
         if let Some(before) = self.relist.take_if(|before| age.is_none_or(|age| age < before.age)) {
             if self.relists.len() >= RELISTS {
@@ -119,7 +122,8 @@ impl History {
         }
         if let Some(age) = age {
             let known = self.relist.take().and_then(|before| before.cause);
-            self.relist = Some(SlowRelist { at: frame.now, age, cause: cause.or(known) });
+            let cause = cause.or(known).or_else(|| why.map(words::cause));
+            self.relist = Some(SlowRelist { at: frame.now, age, cause });
         }
     }
 

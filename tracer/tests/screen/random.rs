@@ -76,7 +76,7 @@ fn all_frames() -> &'static [Arc<Frame>] {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(32))]
+    #![proptest_config(ProptestConfig::with_cases(16))]
     #[test]
     fn no_sequence_breaks_it(steps in proptest::collection::vec(step(), 1..50), is_replay in any::<bool>()) {
         let frames = all_frames();

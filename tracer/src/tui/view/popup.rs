@@ -8,10 +8,11 @@ use ratatui::layout::Rect;
 /// Columns that are enough.
 const WIDE: u16 = 132;
 
-/// Where it lies: under the header, over the footer, in the middle.
-fn place(screen: Rect) -> Rect {
+/// Where it lies: under the header, over the footer, in the middle; no larger than its lines need.
+fn place(screen: Rect, lines: usize) -> Rect {
     let width = screen.width.min(WIDE);
-    let height = screen.height.saturating_sub(2);
+    let needed = u16::try_from(lines + 2).unwrap_or(u16::MAX);
+    let height = screen.height.saturating_sub(2).min(needed);
     Rect {
         x: screen.x + (screen.width - width) / 2,
         y: screen.y + u16::from(screen.height > 1),
@@ -22,14 +23,14 @@ fn place(screen: Rect) -> Rect {
 
 /// Lines that have room in it.
 pub fn page(screen: Rect) -> usize {
-    usize::from(place(screen).height.saturating_sub(2))
+    usize::from(screen.height.saturating_sub(4))
 }
 
 /// Its lines as they are drawn.
 pub fn wrapped(popup: &Popup, screen: Rect) -> Vec<Line> {
     /// Of one line.
     const MOST: usize = 64;
-    let columns = usize::from(place(screen).width.saturating_sub(4));
+    let columns = usize::from(screen.width.min(WIDE).saturating_sub(4));
     let indent = match popup.kind {
         PopupKind::Detail(..) | PopupKind::Help => 13,
         PopupKind::Ticket => 4,
@@ -45,7 +46,8 @@ pub fn wrapped(popup: &Popup, screen: Rect) -> Vec<Line> {
 
 /// Draws it.
 pub fn draw(popup: &Popup, screen: Rect, canvas: &mut Canvas<'_>) {
-    let area = place(screen);
+    let lines = wrapped(popup, screen);
+    let area = place(screen, lines.len());
     if area.height < 3 || area.width < 8 {
         return;
     }
@@ -55,8 +57,7 @@ pub fn draw(popup: &Popup, screen: Rect, canvas: &mut Canvas<'_>) {
         PopupKind::Detail(pane, _) => (format!("{}: detail", pane.title()), "Esc: close, c: copy id"),
         PopupKind::Ticket => ("for the ticket".to_owned(), "Esc: close, e: all panes to a file"),
     };
-    let lines = wrapped(popup, screen);
-    let page = page(screen);
+    let page = usize::from(area.height - 2);
     let scroll = popup.scroll.min(lines.len().saturating_sub(page));
     let where_in = if lines.len() > page {
         format!(" {}–{} of {} ", scroll + 1, (scroll + page).min(lines.len()), lines.len())
