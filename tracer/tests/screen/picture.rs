@@ -2,12 +2,12 @@
 
 use super::cells::drawn;
 use super::svg::svg;
-use super::world::{frames, live};
+use super::world::replayed;
 use std::path::Path;
 
 #[test]
 fn the_picture_is_what_the_screen_shows() {
-    let model = live((132, 40), &frames("dirtied-by-another", 60.0));
+    let model = replayed((140, 42), 22);
     let now = svg(&drawn(&model, true));
     let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/screen.svg");
     if std::env::var_os("UPDATE_PICTURE").is_some() {

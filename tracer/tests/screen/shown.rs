@@ -1,7 +1,7 @@
 //! Screens as they were, of scenarios.
 
 use super::cells::{drawn, picture, text};
-use super::world::{frames, live, press, tell, type_in};
+use super::world::{frames, live, press, replayed, tell, type_in};
 use ratatui::style::{Color, Modifier};
 use tracer::tui::message::{Capture, Position, Probing};
 use tracer::tui::model::Mode;
@@ -16,6 +16,21 @@ fn an_incident_at_one_glance() {
         let model = live(size, &frames("full-chain-with-kubelet", 41.0));
         insta::assert_snapshot!(format!("stuck_{name}"), picture(&model));
     }
+}
+
+#[test]
+fn a_real_incident() {
+    for (name, size) in [("80x24", SMALL), ("160x50", LARGE)] {
+        insta::assert_snapshot!(format!("real_{name}"), picture(&replayed(size, 22)));
+    }
+    let mut model = replayed(LARGE, 22);
+    press(&mut model, Key::Up);
+    press(&mut model, Key::Enter);
+    let shown = text(&drawn(&model, true)).join("\n");
+    for there in ["evidence", "pkg/process.(*Init).Delete", "in state D", "folio_wait_writeback"] {
+        assert!(shown.contains(there), "no {there}: {shown}");
+    }
+    insta::assert_snapshot!("real_after_80x24", picture(&replayed(SMALL, 60)));
 }
 
 #[test]

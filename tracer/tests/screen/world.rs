@@ -2,12 +2,14 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use tracer::capture::Reader;
 use tracer::capture::line::Clock;
+use tracer::capture::replay::{Replay, Told};
 use tracer::correlator::scenario::{Step, parse};
 use tracer::correlator::{Correlator, Frame};
 use tracer::event::{Event, Ns};
 use tracer::thresholds::{SECOND, Thresholds};
-use tracer::tui::message::{Own, Probe, Probing};
+use tracer::tui::message::{Own, Position, Probe, Probing};
 use tracer::tui::model::Mode;
 use tracer::tui::update::update;
 use tracer::tui::{Effect, Key, Message, Model};
@@ -44,6 +46,29 @@ pub fn frames(name: &str, until: f64) -> Vec<Arc<Frame>> {
     let mut frames = frames_of(&file, |event| event);
     frames.retain(|frame| frame.now <= until);
     frames
+}
+
+/// A screen of this size that replays a real capture, and has seen what it tells up to so many seconds after its begin.
+pub fn replayed(size: (u16, u16), seconds: u64) -> Model {
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("captures/slow-disk.pleg");
+    let reader = Reader::new(std::fs::File::open(file).unwrap()).unwrap();
+    let header = reader.header().clone();
+    let mut model = Model::new(Mode::Replay("slow-disk.pleg".to_owned()), &header.host, size);
+    tell(&mut model, Message::Clock(header.clock));
+    let (from, to) = (header.clock.monotonic, header.clock.monotonic + 55 * SECOND);
+    let until = from + seconds * SECOND;
+    let replay = Replay::new(header.thresholds);
+    let each = |told| match told {
+        Told::Frame(frame) if frame.now <= until => {
+            let at = frame.now;
+            let position = Position { from, to, at, paused: true, speed: 1_000, ended: false };
+            tell(&mut model, Message::Position(position));
+            tell(&mut model, Message::Frame(Arc::new(frame)));
+        }
+        Told::Frame(_) | Told::Line(_) => {}
+    };
+    replay.all(reader, each).unwrap();
+    model
 }
 
 /// A live screen of this size that has attached and seen these frames.

@@ -76,6 +76,18 @@ fn terminal(test: &str) -> Option<Tmux> {
 }
 
 #[test]
+fn the_capture_that_comes_with_it_opens() {
+    let Some(tmux) = terminal("shipped") else { return };
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("captures/slow-disk.pleg");
+    tmux.run(&format!("{PLEGSCOPE} replay {} --at 20s", file.display()));
+    tmux.shows("sync of /dev/loop0 in the unmount of");
+    tmux.keys(&["Enter"]);
+    tmux.shows("the sync is in flight");
+    tmux.keys(&["q"]);
+    tmux.is_back();
+}
+
+#[test]
 fn a_replay_is_driven_by_keys_and_leaves_the_terminal_as_it_was() {
     let Some(tmux) = terminal("keys") else { return };
     let file = capture("full-chain-with-kubelet");
@@ -211,11 +223,26 @@ fn pseudo_terminal() -> (OwnedFd, OwnedFd) {
     }
 }
 
-fn on_terminal(theirs: &OwnedFd, file: &Path) -> Child {
+/// A program that does not outlive its test.
+struct Program(Child);
+
+impl Program {
+    fn has_ended(&mut self) -> bool {
+        self.0.try_wait().unwrap().is_some()
+    }
+}
+
+impl Drop for Program {
+    fn drop(&mut self) {
+        let _ = self.0.kill().and_then(|()| self.0.wait());
+    }
+}
+
+fn on_terminal(theirs: &OwnedFd, file: &Path) -> Program {
     let stdio = || Stdio::from(theirs.try_clone().unwrap());
     let mut command = Command::new(PLEGSCOPE);
     command.args(["replay", "--speed", "1"]).arg(file).env("TERM", "xterm");
-    command.stdin(stdio()).stdout(stdio()).stderr(Stdio::null()).spawn().unwrap()
+    Program(command.stdin(stdio()).stdout(stdio()).stderr(Stdio::null()).spawn().unwrap())
 }
 
 /// Bytes that wait to be read.
@@ -234,15 +261,15 @@ fn a_terminal_that_takes_nothing_holds_up_neither_work_nor_end() {
     // Its buffer is full, and stays so.
     wait_for(|| waiting(&ours) > 2_000, || format!("{} bytes", waiting(&ours)));
     std::thread::sleep(Duration::from_secs(2));
-    assert!(child.try_wait().unwrap().is_none(), "it goes on");
-    let cpu = cpu_seconds(child.id());
+    assert!(!child.has_ended(), "it goes on");
+    let cpu = cpu_seconds(child.0.id());
     std::thread::sleep(Duration::from_secs(2));
-    let used = cpu_seconds(child.id()) - cpu;
+    let used = cpu_seconds(child.0.id()) - cpu;
     assert!(used < 0.5, "{used} s of a core in 2 s while nothing can be shown");
     let begin = Instant::now();
     // SAFETY: a process of ours.
-    assert_eq!(unsafe { libc::kill(child.id() as i32, libc::SIGTERM) }, 0);
-    wait_for(|| child.try_wait().unwrap().is_some(), || "it does not end".to_owned());
+    assert_eq!(unsafe { libc::kill(child.0.id() as i32, libc::SIGTERM) }, 0);
+    wait_for(|| child.has_ended(), || "it does not end".to_owned());
     assert!(begin.elapsed() < Duration::from_secs(3), "{:?}", begin.elapsed());
 }
 
@@ -254,7 +281,7 @@ fn a_terminal_that_goes_away_ends_it() {
     drop(theirs);
     let mut first = [0; 512];
     assert!(File::from(ours).read(&mut first).unwrap() > 0);
-    wait_for(|| child.try_wait().unwrap().is_some(), || "it does not end".to_owned());
+    wait_for(|| child.has_ended(), || "it does not end".to_owned());
 }
 
 /// The first picture is there at once, before anything is known.
@@ -263,7 +290,7 @@ fn it_starts_quickly() {
     let file = capture("full-chain-with-kubelet");
     let (ours, theirs) = pseudo_terminal();
     let begin = Instant::now();
-    let mut child = on_terminal(&theirs, &file);
+    let _child = on_terminal(&theirs, &file);
     let mut seen = Vec::new();
     let mut from = File::from(ours);
     while !String::from_utf8_lossy(&seen).contains("plegscope") {
@@ -273,8 +300,6 @@ fn it_starts_quickly() {
     }
     let took = begin.elapsed();
     println!("the first picture after {took:?}");
-    child.kill().unwrap();
-    child.wait().unwrap();
     // 300 ms on a machine that does nothing else; here others build.
     assert!(took < Duration::from_secs(3), "{took:?}");
 }

@@ -45,26 +45,25 @@ pub fn summary(model: &Model) -> Vec<Line> {
     let (threshold, _) = threshold(model);
     let is_its = |d: &&crate::correlator::Diagnosis| matches!(d.head, Head::Relist | Head::ListCall);
     let not_ready = f.diagnoses.iter().find(is_its).and_then(|d| d.not_ready.as_ref());
-    let mut out = Vec::new();
-    let name = if f.relists.stand_in { "list call (the kubelet's relist is not seen)" } else { "relist" };
-    out.push(match (f.relists.in_flight, not_ready) {
-        (Some(age), Some(n)) if n.at > f.now => {
-            Line::new(Ink::Bad, format!("{name} in flight for {}", words::duration(age))).and(
-                Ink::Plain,
-                format!(
-                    " · NotReady in {} (threshold {})",
-                    words::duration(n.at - f.now),
-                    words::duration(n.threshold)
-                ),
-            )
-        }
-        (Some(age), Some(n)) => Line::new(Ink::Bad, format!("{name} in flight for {}", words::duration(age)))
+    let name = if f.relists.stand_in { "list call" } else { "relist" };
+    let in_flight = |age| format!("{name} in flight for {}", words::duration(age));
+    let limit = words::duration(threshold);
+    let mut first = match (f.relists.in_flight, not_ready) {
+        (Some(age), Some(n)) if n.at > f.now => Line::new(Ink::Bad, in_flight(age))
+            .and(Ink::Plain, format!(" · NotReady in {}", words::duration(n.at - f.now))),
+        (Some(age), Some(n)) => Line::new(Ink::Bad, in_flight(age))
+            .and(Ink::Plain, " ")
             .and(Ink::BadMark, format!(" NotReady since {} ", words::duration(f.now - n.at))),
-        (Some(age), None) => Line::new(Ink::Bold, format!("{name} in flight for {}", words::duration(age)))
-            .and(Ink::Dim, format!(" · threshold of NotReady {}", words::duration(threshold))),
+        (Some(age), None) => {
+            Line::new(Ink::Bold, in_flight(age)).and(Ink::Dim, format!(" · NotReady at {limit}"))
+        }
         (None, _) => Line::new(Ink::Plain, format!("no slow {name} in flight"))
-            .and(Ink::Dim, format!(" · threshold of NotReady {}", words::duration(threshold))),
-    });
+            .and(Ink::Dim, format!(" · NotReady at {limit}")),
+    };
+    if f.relists.stand_in {
+        first = first.and(Ink::Dim, " · the kubelet's relist is not seen");
+    }
+    let mut out = vec![first];
     let slow = f.relists.explained + f.relists.unexplained;
     if slow > 0 {
         out.push(Line::new(
