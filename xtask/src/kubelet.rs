@@ -3,7 +3,7 @@
 //! Debian ships no kubelet binary. Its source package `kubernetes` of bullseye holds the complete original tarball,
 //! dependencies included, and Go 1.15 of the same suite builds it; newer Go refuses that vendor folder.
 
-use crate::packages::{Index, Suite, fresh_folder};
+use crate::packages::{Index, Suite, alone, fresh_folder};
 use crate::{shell, toolchains};
 use anyhow::{Context, Result, bail};
 use std::fs;
@@ -48,6 +48,11 @@ pub fn build() -> Result<PathBuf> {
     }
     let folder = folder()?;
     let kubelet = folder.join("kubelet");
+    // Another run may be in the middle of it, or done with it meanwhile.
+    let _alone = alone("kubelet")?;
+    if kubelet.is_file() {
+        return Ok(kubelet);
+    }
     eprintln!("kubelet: building {VERSION} in {} (about 4 minutes)", folder.display());
     let go = toolchains::goroot(SUITE, GO)?;
     let source = unpack_source(&folder)?;

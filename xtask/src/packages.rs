@@ -39,7 +39,7 @@ impl Suite {
         let mirror = Mirror::of_this_machine()?;
         let suffix = if index == Index::Sources { "-sources" } else { "" };
         let folder = shell::cache()?.join(format!("apt/{name}{suffix}"));
-        let _alone = alone()?;
+        let _alone = alone("packages")?;
         for part in ["state/lists/partial", "cache/archives/partial"] {
             fs::create_dir_all(folder.join(part))
                 .with_context(|| format!("cannot create {}", folder.join(part).display()))?;
@@ -79,7 +79,7 @@ impl Suite {
     pub fn unpack(&self, package: &str, version: &str) -> Result<PathBuf> {
         let name = format!("{package}_{version}").replace(':', "%3a");
         let unpacked = shell::cache()?.join("packages").join(name);
-        let _alone = alone()?;
+        let _alone = alone("packages")?;
         if is_whole(&unpacked) {
             return Ok(unpacked);
         }
@@ -161,9 +161,9 @@ fn is_whole(unpacked: &Path) -> bool {
     lists && shell::capture(&mut check).is_ok()
 }
 
-/// Waits until no other run of ours changes what is in the cache; the value keeps the others waiting.
-fn alone() -> Result<File> {
-    let path = shell::cache()?.join("packages.lock");
+/// Waits until no other run of ours changes this part of the cache; the value keeps the others waiting.
+pub fn alone(part: &str) -> Result<File> {
+    let path = shell::cache()?.join(format!("{part}.lock"));
     let file = File::create(&path).with_context(|| format!("cannot create {}", path.display()))?;
     file.lock().with_context(|| format!("waiting for {}", path.display()))?;
     Ok(file)

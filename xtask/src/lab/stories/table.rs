@@ -4,7 +4,7 @@ use crate::lab::sys::seconds;
 use crate::lab::tracer::workspace;
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fs;
 
 /// What came of one story.
@@ -68,8 +68,12 @@ impl Row {
             (_, 0) => "-".to_owned(),
             (found, of) => format!("{found} of {of}"),
         };
+        let blind = match self.blind.join("; ").replace('|', "/") {
+            none if none.is_empty() => "-".to_owned(),
+            said => said,
+        };
         format!(
-            "| {} | {} | {} | {} of {} | {} | {} | {} | {links} | {worst} | {} | {} |",
+            "| {} | {} | {} | {} of {} | {} | {} | {} | {links} | {blind} | {worst} | {} | {} |",
             self.story,
             self.version,
             self.times,
@@ -86,8 +90,8 @@ impl Row {
 
 /// Heading of the table.
 pub const HEADING: &str = "\
-| story | containerd | times | incidents told of expected | false | wrong names | wrong containers | links found | worst duration | first shown | |
-|---|---|---|---|---|---|---|---|---|---|---|";
+| story | containerd | times | incidents told of expected | false | wrong names | wrong containers | links found | not seen: said so | worst duration | first shown | |
+|---|---|---|---|---|---|---|---|---|---|---|---|";
 
 /// Several lines of the same story with the same containerd become one: the worst of each.
 pub fn join(rows: &mut Vec<Row>) {
@@ -134,13 +138,8 @@ pub fn record(rows: &[Row]) -> Result<()> {
         let line = row.markdown();
         lines.insert(key(&line).unwrap_or_default(), line);
     }
-    let blind: BTreeSet<&String> = rows.iter().flat_map(|row| &row.blind).collect();
     let mut text = format!("{BEFORE}\n{HEADING}\n");
     lines.values().for_each(|line| text += &format!("{line}\n"));
-    if !blind.is_empty() {
-        text += "\nLinks that were not seen, and what plegscope said instead:\n\n";
-        blind.iter().for_each(|line| text += &format!("* {line}\n"));
-    }
     fs::write(&file, text).with_context(|| format!("writing {}", file.display()))
 }
 
@@ -155,7 +154,8 @@ compared; `cargo xtask story --list` says what each is about. This file is writt
 
 * *times*: how often it was played; a line holds the worst of all.
 * *wrong names*: pods, devices and writers that were named and are not it. *wrong containers*: blamed without a part in it.
-* *links found*: of the chains that must be shown while they last.
+* *links found*: of the chains that must be shown while they last. *not seen: said so*: links of these that cannot be seen, with
+  the words in which plegscope says so.
 * *worst duration*: the age of a link or a relist that was furthest from its clock, in any frame.
 * *first shown*: after all of the chain had begun.
 ";

@@ -77,6 +77,11 @@ fn frame(at: u64) -> Value {
 }
 
 fn wrong(change: impl Fn(&mut Value)) -> Vec<String> {
+    wrong_beside(Vec::new(), change)
+}
+
+/// The same, and the daemon's threads were seen in these calls.
+fn wrong_beside(daemon: Vec<Stay>, change: impl Fn(&mut Value)) -> Vec<String> {
     let story = language::parse("x", STORY).unwrap_or_else(|error| panic!("{error:#}"));
     let call = |method: &str| Call {
         method: method.to_owned(),
@@ -106,6 +111,7 @@ fn wrong(change: impl Fn(&mut Value)) -> Vec<String> {
         own: ["victim", "other"].iter().flat_map(|name| [format!("c-{name}"), format!("s-{name}")]).collect(),
         calls: vec![call("relist"), call("ListContainers")],
         runs: vec![run],
+        daemon,
         ..Record::default()
     };
     let judged = judge(&story, &record);
@@ -141,6 +147,29 @@ fn another_container_pod_device_or_writer_fails() {
     assert_eq!(wrong(device), ["wrong names"]);
     let writer = first(|one| one["dirtied_by"][0]["source"]["Container"]["id"] = json!("c-other"));
     assert_eq!(wrong(writer), ["writer", "wrong names"]);
+}
+
+#[test]
+fn a_write_of_the_daemon_is_nobodys_fault_if_the_lab_has_seen_it() {
+    let writes = |frame: &mut Value| {
+        if frame["now"] != json!(12 * SECOND) {
+            return;
+        }
+        let Some(mut one) = frame["diagnoses"].get(0).cloned() else { return };
+        one["chain"]["links"][2]["subject"]["id"] = json!("c-other");
+        one["chain"]["links"][2]["subject"]["pod"] = json!("other");
+        one["ends_in"] = json!("StatusWrite");
+        if let Some(all) = frame["diagnoses"].as_array_mut() {
+            all.push(one);
+        }
+    };
+    let stay = |call, begin, end| {
+        vec![Stay { call, begin: begin * SECOND, end: Some(end * SECOND), ..Stay::default() }]
+    };
+    assert_eq!(wrong(writes), ["who is blamed"]);
+    assert!(wrong_beside(stay(libc::SYS_fsync, 11, 13), writes).is_empty());
+    assert_eq!(wrong_beside(stay(libc::SYS_fsync, 6, 8), writes), ["who is blamed"], "before");
+    assert_eq!(wrong_beside(stay(libc::SYS_umount2, 11, 13), writes), ["who is blamed"], "no write");
 }
 
 #[test]
