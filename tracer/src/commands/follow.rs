@@ -142,7 +142,6 @@ async fn listen(
 ) -> anyhow::Result<Exit> {
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut terminate = signal(SignalKind::terminate())?;
-    let mut hang_up = signal(SignalKind::hangup())?;
     let deadline = async {
         match duration {
             Some(duration) => tokio::time::sleep(duration).await,
@@ -157,6 +156,12 @@ async fn listen(
     let wake = follower.wake();
     let woken = async || match &wake {
         Some(wake) => wake.notified().await,
+        None => future::pending().await,
+    };
+    // Only who has a terminal ends with it: another may have been started to outlive it (nohup).
+    let mut hang_up = wake.is_some().then(|| signal(SignalKind::hangup())).transpose()?;
+    let mut hung_up = async || match &mut hang_up {
+        Some(signal) => signal.recv().await,
         None => future::pending().await,
     };
     follower.begin(source, streams)?;
@@ -174,7 +179,7 @@ async fn listen(
             }
             _ = interrupt.recv() => break Why::Interrupted,
             _ = terminate.recv() => break Why::Interrupted,
-            _ = hang_up.recv() => break Why::Interrupted,
+            _ = hung_up() => break Why::Interrupted,
             () = &mut deadline => break Why::TimeIsUp,
         };
         if is_over && wake.is_none() {
@@ -197,7 +202,7 @@ async fn listen(
                 () = streams.room() => {}
                 _ = interrupt.recv() => break Why::Interrupted,
                 _ = terminate.recv() => break Why::Interrupted,
-                _ = hang_up.recv() => break Why::Interrupted,
+                _ = hung_up() => break Why::Interrupted,
             }
         }
         streams.check()?;

@@ -172,7 +172,7 @@ impl Streams {
 }
 
 /// Whether the other end of a pipe or terminal is closed.
-fn has_no_reader(stream: &impl AsRawFd) -> bool {
+pub fn has_no_reader(stream: &impl AsRawFd) -> bool {
     let mut poll = libc::pollfd { fd: stream.as_raw_fd(), events: 0, revents: 0 };
     // SAFETY: one valid pollfd, which lives through the call; it does not wait.
     let ready = unsafe { libc::poll(&raw mut poll, 1, 0) };

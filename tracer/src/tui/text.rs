@@ -107,8 +107,11 @@ impl Line {
                 if head.is_empty() {
                     break; // Not even one character has room.
                 }
-                used += width(head);
-                line.0.push((ink, head.to_owned()));
+                // The blank behind the last word needs no room.
+                let room = columns.saturating_sub(used);
+                let shown = if width(head) > room { head.trim_end() } else { head };
+                used += width(shown);
+                line.0.push((ink, shown.to_owned()));
                 rest = tail;
             }
         }

@@ -61,7 +61,7 @@ pub fn replayed(size: (u16, u16), seconds: u64) -> Model {
     let each = |told| match told {
         Told::Frame(frame) if frame.now <= until => {
             let at = frame.now;
-            let position = Position { from, to, at, paused: true, speed: 1_000, ended: false };
+            let position = Position { from, to, at, paused: false, speed: 1_000, ended: false };
             tell(&mut model, Message::Position(position));
             tell(&mut model, Message::Frame(Arc::new(frame)));
         }

@@ -1,6 +1,6 @@
 //! The thread that draws, and the one that reads keys.
 
-use super::super::output::Output;
+use super::super::output::{Output, has_no_reader};
 use super::hands::Hands;
 use crate::node::own;
 use crate::tui::message::{Own, TICKS};
@@ -131,6 +131,10 @@ impl Thread {
             if now >= next_tick {
                 next_tick = now + TICK;
                 self.take(Message::Tick);
+                // At the end of a capture nobody else would notice.
+                if has_no_reader(&io::stdout()) {
+                    self.hands.wish(Effect::Quit);
+                }
                 if let Some(own) = self.costs.sample(now) {
                     self.take(Message::Own(own));
                 }

@@ -169,7 +169,7 @@ impl Screen {
             Wish::Quit => return Some(Why::Enough),
             Wish::Capture(_) if self.busy => self.tell(Message::Told("one moment…".to_owned())),
             Wish::Capture(true) => {
-                let Some(live) = source.live() else { return None };
+                let live = source.live()?;
                 self.busy = true;
                 files::place(live.header(), self.wish.clone(), Arc::clone(&self.wake));
             }

@@ -98,7 +98,7 @@ fn header(model: &Model, columns: u16) -> Line {
             left = left
                 .and(Ink::Dim, format!(" replay {} ", words::clip(file, 24)))
                 .and(Ink::Plain, format!("{now} "))
-                .and(Ink::Dim, format!("{} of {} ", clock(at), clock(all)));
+                .and(Ink::Dim, format!("{}/{} ", clock(at), clock(all)));
             if !p.ended && !p.paused {
                 left = left.and(Ink::Dim, format!("×{}", speed(p.speed)));
             }
