@@ -79,7 +79,7 @@ fn terminal(test: &str) -> Option<Tmux> {
 fn the_capture_that_comes_with_it_opens() {
     let Some(tmux) = terminal("shipped") else { return };
     let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("captures/slow-disk.pleg");
-    tmux.run(&format!("{PLEGSCOPE} replay {} --at 20s", file.display()));
+    tmux.run(&format!("{PLEGSCOPE} replay {} --at 20s --speed 0.01", file.display()));
     tmux.shows("sync of /dev/loop0 in the unmount of");
     tmux.keys(&["Enter"]);
     tmux.shows("the sync is in flight");
@@ -91,7 +91,7 @@ fn the_capture_that_comes_with_it_opens() {
 fn a_replay_is_driven_by_keys_and_leaves_the_terminal_as_it_was() {
     let Some(tmux) = terminal("keys") else { return };
     let file = capture("full-chain-with-kubelet");
-    tmux.run(&format!("{PLEGSCOPE} replay {} --incident 1", file.display()));
+    tmux.run(&format!("{PLEGSCOPE} replay {} --incident 1 --speed 0.01", file.display()));
     tmux.shows("STUCK");
     tmux.shows("who waits for what");
     tmux.keys(&["Space"]);
@@ -139,7 +139,7 @@ fn signals_give_the_terminal_back() {
         let Some(tmux) = terminal(signal) else { return };
         let file = capture("two-causes");
         // In the shell's place, so that it gets the hangup alone.
-        tmux.run(&format!("{PLEGSCOPE} replay {} --incident 1", file.display()));
+        tmux.run(&format!("{PLEGSCOPE} replay {} --incident 1 --speed 0.01", file.display()));
         tmux.shows("STUCK");
         assert!(tmux.is_taken());
         let pid = tmux.child();
@@ -154,7 +154,7 @@ fn without_colours_there_are_none() {
     for (test, how) in [("no-color", "NO_COLOR=1"), ("no-color-flag", "")] {
         let Some(tmux) = terminal(test) else { return };
         let flag = if how.is_empty() { "--no-color" } else { "" };
-        tmux.run(&format!("{how} {PLEGSCOPE} replay {} --incident 1 {flag}", file.display()));
+        tmux.run(&format!("{how} {PLEGSCOPE} replay {} --incident 1 --speed 0.01 {flag}", file.display()));
         tmux.shows("STUCK");
         let screen = tmux.escaped();
         let coloured = ["\u{1b}[31m", "\u{1b}[41m", "\u{1b}[37;41m", "\u{1b}[32m", "\u{1b}[36m"];

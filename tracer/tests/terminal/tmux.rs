@@ -4,7 +4,7 @@ use std::process::{Command, Output};
 use std::time::{Duration, Instant};
 
 /// Everything is waited for at most this long: other work may have the machine.
-const PATIENCE: Duration = Duration::from_secs(30);
+const PATIENCE: Duration = Duration::from_secs(120);
 /// What the shell says when it is ready.
 const PROMPT: &str = "ready-for-more";
 

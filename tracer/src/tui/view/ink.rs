@@ -14,7 +14,8 @@ pub struct Palette {
 impl Palette {
     /// How this looks.
     pub fn style(self, ink: Ink) -> Style {
-        let plain = Style::default();
+        // What was there before shows through in nothing.
+        let plain = Style::reset();
         let bold = plain.add_modifier(Modifier::BOLD);
         let coloured = |style: Style, colour: Color| if self.colours { style.fg(colour) } else { style };
         let mark = |fg: Color, bg: Color| match self.colours {
