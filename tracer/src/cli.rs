@@ -41,7 +41,8 @@ status has its own, as health checks expect them: 0 nothing is stuck, 1 somethin
 Examples:
   sudo plegscope doctor                  what can be seen on this node, and what not and why
   sudo plegscope now                     what is blocked at this moment, without a probe
-  sudo plegscope live --plain            the blocking chain, as it changes
+  sudo plegscope                         the blocking chain and all about it, on a screen
+  sudo plegscope live --plain            the blocking chain, as it changes, in lines
   sudo plegscope watch --umount-over 2s  one line when an unmount takes longer, while it is still blocked
   plegscope status                       what watch sees right now, in one line
   sudo plegscope incidents --since 24h   what watch has seen while nobody looked
@@ -134,9 +135,12 @@ pub enum Probes {
 /// Options of `live`.
 #[derive(Clone, Debug, Args)]
 pub struct Live {
-    /// Lines of text instead of a screen. This version has no screen yet, so it is always on.
+    /// Lines of text instead of a screen. Always on where the output is no terminal.
     #[arg(long)]
     pub plain: bool,
+    /// A screen without colours; so does NO_COLOR in the environment.
+    #[arg(long)]
+    pub no_color: bool,
     /// One JSON object (a frame) per change, one per line.
     #[arg(long, conflicts_with = "plain")]
     pub json: bool,
@@ -201,15 +205,18 @@ pub struct Replay {
     /// The capture.
     #[arg(value_name = "FILE")]
     pub file: PathBuf,
-    /// Lines of text instead of a screen. This version has no screen yet, so it is always on.
+    /// Lines of text instead of a screen. Always on where the output is no terminal.
     #[arg(long)]
     pub plain: bool,
+    /// A screen without colours; so does NO_COLOR in the environment.
+    #[arg(long)]
+    pub no_color: bool,
     /// One JSON object (a frame) per change, one per line.
     #[arg(long, conflicts_with = "plain")]
     pub json: bool,
-    /// How many times as fast as it happened, or max.
-    #[arg(long, value_name = "TIMES", default_value = "max")]
-    pub speed: Speed,
+    /// How many times as fast as it happened, or max; on a screen 1, else max, where nothing is said.
+    #[arg(long, value_name = "TIMES")]
+    pub speed: Option<Speed>,
     /// Begin here: a time as 12:30:00 or 2024-02-29T12:30:00+01:00, or 90s after the beginning.
     #[arg(long, value_name = "TIME")]
     pub at: Option<At>,

@@ -32,4 +32,5 @@ pub mod sinks;
 pub mod source;
 pub mod stats;
 pub mod thresholds;
+pub mod tui;
 pub mod warden;

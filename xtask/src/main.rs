@@ -9,6 +9,7 @@ mod fuzz;
 mod kubelet;
 mod lab;
 mod packages;
+mod picture;
 mod readers;
 mod shell;
 mod test;
@@ -51,6 +52,8 @@ enum Command {
     Captures(captures::Args),
     /// Fuzz the parsers of foreign bytes
     Fuzz(fuzz::Args),
+    /// Draw the picture of the screen in docs/screen.svg anew
+    Picture(picture::Args),
     /// Boot other kernels in QEMU and prove the kernel half on each
     Vm(vm::Args),
 }
@@ -71,6 +74,7 @@ fn main() -> ExitCode {
         Command::Bench(args) => bench::run(args),
         Command::Captures(args) => captures::run(&args),
         Command::Fuzz(args) => fuzz::run(&args),
+        Command::Picture(args) => picture::run(&args),
         Command::Vm(args) => vm::run(&args),
     };
     match result {

@@ -232,7 +232,11 @@ fn tools(run: &mut Run) -> Result<Outcome> {
         }
     }
     if !run.fast && shell::is_root() {
-        packages::ensure(&[packages::need("git", "git"), packages::need("dpkg-deb", "dpkg")])?;
+        packages::ensure(&[
+            packages::need("git", "git"),
+            packages::need("dpkg-deb", "dpkg"),
+            packages::need("tmux", "tmux"),
+        ])?;
     }
     Ok(Outcome::Passed)
 }

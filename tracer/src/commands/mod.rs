@@ -17,6 +17,7 @@ mod output;
 mod papers;
 mod replay;
 mod report;
+mod screen;
 mod status;
 mod watch;
 

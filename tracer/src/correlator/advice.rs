@@ -357,6 +357,7 @@ mod tests {
             lock: None,
             exit: None,
             goroutine: None,
+            thread: None,
             since: 0,
             age: seconds * SECOND,
             critical: seconds * SECOND,

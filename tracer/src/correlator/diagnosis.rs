@@ -8,7 +8,7 @@ use super::frame::{
     Subject,
 };
 use super::graph::{Graph, Next, RELIST_CALLS};
-use super::leaf::{FailedUnmounts, Leaf, leaf_of};
+use super::leaf::{self, FailedUnmounts, Leaf, leaf_of};
 use super::other_cause::Case;
 use super::outlook::{NotReady, not_ready, outlook};
 use super::{exits, leaked, limits, stalls, words};
@@ -500,6 +500,9 @@ impl Inputs<'_> {
             lock,
             exit: node.exit.clone(),
             goroutine: self.facts.goroutine_of(&op.actor, op.begin).cloned(),
+            thread: leaf::site_of(self.graph, n, self.facts, self.now)
+                .filter(|(_, is_certain)| *is_certain)
+                .map(|(site, _)| site.clone()),
             since: node.since,
             age: self.age(n),
             critical,

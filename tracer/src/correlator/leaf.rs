@@ -134,7 +134,12 @@ fn not_visible(because: String) -> Leaf {
 
 /// Where the operation's thread sits, and whether that is certain: a kernel operation is pinned to its thread, a
 /// goroutine may have left the thread it began on.
-fn site_of<'f>(graph: &Graph<'_>, tip: usize, facts: &'f Facts, now: Ns) -> Option<(&'f ThreadSite, bool)> {
+pub fn site_of<'f>(
+    graph: &Graph<'_>,
+    tip: usize,
+    facts: &'f Facts,
+    now: Ns,
+) -> Option<(&'f ThreadSite, bool)> {
     let op = &graph.nodes[tip].flight.op;
     let since = op.begin.max(now.saturating_sub(limits::SITE_FRESH));
     let pinned = super::operations::is_kernel(op.kind);
