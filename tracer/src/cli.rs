@@ -1,8 +1,12 @@
 //! What the user types.
 
+mod watch;
+
+pub use watch::{Completions, ConfigCommand, ConfigOptions, Incidents, Man, Status, Watch};
+
 use crate::{
     capture::{line::At, player::Speed},
-    thresholds::Thresholds,
+    config::resolve,
     warden::{Ladder, Settings},
 };
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -32,6 +36,7 @@ Exit status:
   3  not allowed: not root, or the kernel refuses BPF
   4  doctor, now: something that matters cannot be seen on this node
   5  the file cannot be used: capture would write where chains end, or what is to be read is damaged, foreign or newer
+status has its own, as health checks expect them: 0 nothing is stuck, 1 something is, 2 it cannot be told.
 
 Examples:
   sudo plegscope doctor                  what can be seen on this node, and what not and why
@@ -39,6 +44,8 @@ Examples:
   sudo plegscope                         the blocking chain and all about it, on a screen
   sudo plegscope live --plain            the blocking chain, as it changes, in lines
   sudo plegscope watch --umount-over 2s  one line when an unmount takes longer, while it is still blocked
+  plegscope status                       what watch sees right now, in one line
+  sudo plegscope incidents --since 24h   what watch has seen while nobody looked
   sudo plegscope capture --until-incident  the next incident with the minute before it, to a file
   plegscope replay FILE                  the same on another machine, without root";
 
@@ -64,6 +71,18 @@ pub enum Verb {
     /// Tell how exposed this node is before anything happens, what can be seen on it, how, and what not and why. Attaches
     /// nothing and writes nothing to a disk.
     Doctor(Doctor),
+    /// Tell in one line what `watch` sees right now, from a file in memory: answers in milliseconds also while every disk
+    /// hangs.
+    Status(Status),
+    /// List what `watch` has seen while nobody looked.
+    Incidents(Incidents),
+    /// Check the settings of `watch`, or show them and where each comes from.
+    #[command(subcommand)]
+    Config(ConfigCommand),
+    /// Print the completions of a shell.
+    Completions(Completions),
+    /// Write the manual pages into a folder.
+    Man(Man),
 }
 
 /// What all verbs that attach have in common.
@@ -91,15 +110,7 @@ pub struct Probing {
 pub struct Limit(pub Option<u32>);
 
 fn percent(text: &str) -> Result<Limit, String> {
-    if matches!(text, "none" | "0") {
-        return Ok(Limit(None));
-    }
-    let number: f64 =
-        text.trim_end_matches('%').trim().parse().map_err(|_| "not a number of percent, nor none")?;
-    if !(0.0001..=100.0).contains(&number) {
-        return Err("between 0.0001 and 100, or none".into());
-    }
-    Ok(Limit(Some((number * 10_000.0).round() as u32)))
+    resolve::share(text).map(Limit)
 }
 
 /// How high on the ladder.
@@ -109,6 +120,9 @@ pub enum Probes {
     None,
     /// Kernel probes only: unmounts and syncs, no Go locks.
     Kernel,
+    /// Kernel probes; containerd, its shims and the kubelet are looked at from outside, now and then and when an unmount
+    /// lasts, instead of being probed.
+    Auto,
     /// Kernel probes, and uprobes in containerd, its shims and the kubelet.
     All,
 }
@@ -128,32 +142,6 @@ pub struct Live {
     /// Write the JSON objects to this file as well.
     #[arg(long, value_name = "FILE", hide = true)]
     pub json_to: Option<PathBuf>,
-    /// What to attach.
-    #[command(flatten)]
-    pub probing: Probing,
-}
-
-/// Options of `watch`.
-#[derive(Clone, Debug, Args)]
-pub struct Watch {
-    /// An unmount that takes longer.
-    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
-    pub umount_over: Option<Duration>,
-    /// A lock wait that takes longer.
-    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
-    pub lock_over: Option<Duration>,
-    /// A CRI call that takes longer.
-    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
-    pub cri_over: Option<Duration>,
-    /// A relist that takes longer.
-    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
-    pub relist_over: Option<Duration>,
-    /// The exit of a container that containerd handles for longer.
-    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
-    pub exit_over: Option<Duration>,
-    /// JSON objects instead of text, one per line.
-    #[arg(long)]
-    pub json: bool,
     /// What to attach.
     #[command(flatten)]
     pub probing: Probing,
@@ -279,40 +267,27 @@ pub struct Doctor {
     pub write_rate: Option<u64>,
 }
 
-impl Watch {
-    /// The defaults, where nothing else is asked for.
-    pub fn thresholds(&self) -> Thresholds {
-        let defaults = Thresholds::default();
-        let or = |asked: Option<Duration>, default| {
-            asked.map_or(default, |d| u64::try_from(d.as_nanos()).unwrap_or(u64::MAX))
-        };
-        Thresholds {
-            shown: defaults.shown,
-            unmount: or(self.umount_over, defaults.unmount),
-            lock: or(self.lock_over, defaults.lock),
-            cri: or(self.cri_over, defaults.cri),
-            relist: or(self.relist_over, defaults.relist),
-            exit: or(self.exit_over, defaults.exit),
-        }
-    }
-}
-
 impl Probing {
     /// What the warden shall do.
     pub fn settings(&self) -> Settings {
         Settings {
-            ladder: match self.probes {
-                Probes::None => Ladder::None,
-                Probes::Kernel => Ladder::Kernel,
-                Probes::All => Ladder::All,
-            },
-            survey_only: false,
-            look: None,
+            ladder: self.probes.ladder(),
+            patrol: self.probes == Probes::Auto,
             also: self.also.clone(),
             max_target_cost: self.max_target_cost.0,
             diagnostics: self.verbose,
-            one_by_one: false,
-            without: Vec::new(),
+            ..Settings::default()
+        }
+    }
+}
+
+impl Probes {
+    /// How high that is on the ladder.
+    pub fn ladder(self) -> Ladder {
+        match self {
+            Probes::None => Ladder::None,
+            Probes::Kernel | Probes::Auto => Ladder::Kernel,
+            Probes::All => Ladder::All,
         }
     }
 }
@@ -361,15 +336,6 @@ mod tests {
     }
 
     #[test]
-    fn watch_keeps_defaults_for_what_is_not_typed() {
-        let cli = Cli::try_parse_from(["plegscope", "watch", "--umount-over", "1m30s"]).unwrap();
-        let Some(Verb::Watch(watch)) = cli.verb else { panic!("{cli:?}") };
-        let asked = watch.thresholds();
-        assert_eq!(asked.unmount, 90_000_000_000);
-        assert_eq!(asked.lock, Thresholds::default().lock);
-    }
-
-    #[test]
     fn what_cannot_be_meant_is_refused() {
         let parse = |text: &str| Cli::try_parse_from(text.split(' ')).map(|cli| cli.verb);
         let Ok(Some(Verb::Capture(capture))) = parse("plegscope capture") else { panic!() };
@@ -405,6 +371,11 @@ mod tests {
             ("help_capture", Some("capture")),
             ("help_replay", Some("replay")),
             ("help_doctor", Some("doctor")),
+            ("help_status", Some("status")),
+            ("help_incidents", Some("incidents")),
+            ("help_config", Some("config")),
+            ("help_completions", Some("completions")),
+            ("help_man", Some("man")),
         ] {
             let mut top = Cli::command().term_width(100);
             let text = match command {

@@ -9,7 +9,10 @@ pub enum Exit {
     Done,
     /// 1: something unforeseen failed; standard error says what.
     Failed,
-    // 2 is clap's: the command line was not understood.
+    /// 1, of `status`: something is stuck.
+    Stuck,
+    /// 2: the command line (which is clap's to say) or another setting was not understood; of `status`: it cannot be told.
+    Usage,
     /// 3: not allowed (not root, or the kernel refuses BPF); standard error says what would help.
     NotAllowed,
     /// 4: `doctor` and `now`: something that matters cannot be seen on this node; the output says what and why.
@@ -24,7 +27,8 @@ impl Exit {
     pub const fn code(self) -> u8 {
         match self {
             Exit::Done => 0,
-            Exit::Failed => 1,
+            Exit::Failed | Exit::Stuck => 1,
+            Exit::Usage => 2,
             Exit::NotAllowed => 3,
             Exit::PartlyBlind => 4,
             Exit::File => 5,

@@ -10,11 +10,14 @@
 //! Everything left of `decode` runs in a child process (the *warden*) that may hang so that the parent never does.
 //! `decode`, `look`, `order`, `correlator` and `golang` are pure: no I/O, no clock, no threads.
 
+pub mod alert;
 pub mod bpf;
 pub mod capture;
 pub mod cli;
 pub mod commands;
+pub mod config;
 pub mod correlator;
+pub mod courier;
 pub mod decode;
 pub mod event;
 pub mod exit;

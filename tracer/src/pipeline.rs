@@ -175,4 +175,29 @@ mod tests {
         let at_once = 10_800 * MILLISECOND;
         assert_eq!(quiet, [at_once, 11 * SECOND, 12 * SECOND, 13 * SECOND, 14 * SECOND]);
     }
+
+    #[test]
+    fn not_ready_that_is_near_is_an_incident_however_patient_the_thresholds_are() {
+        let patient = Thresholds { relist: 600 * SECOND, ..Thresholds::default() };
+        for (within, expected) in [(60 * SECOND, Some(120)), (0, None)] {
+            let mut pipeline = Pipeline::new(Thresholds { not_ready_within: within, ..patient.clone() });
+            let relist = Operation { kind: Kind::Relist, ..unmount(10 * SECOND) };
+            let mut first = None;
+            for tick in 105..=1800 {
+                let at = tick * TICK_EVERY;
+                let in_flight = Event { at, body: Body::InFlight(relist.clone()) };
+                let complete = Body::PollComplete { kinds: Kind::ALL.to_vec(), older_than: at };
+                pipeline.push(vec![in_flight, Event { at, body: complete }]);
+                pipeline.advance(at + LATENESS, |frame| {
+                    if let (None, Some(incident)) = (first, frame.incidents.first()) {
+                        let by = "time since the last good relist over 2m00s";
+                        assert_eq!(incident.crossed_by, by);
+                        let not_ready = frame.diagnoses[0].not_ready.as_ref().unwrap();
+                        first = Some((not_ready.at - frame.now) / SECOND + 60);
+                    }
+                });
+            }
+            assert_eq!(first, expected);
+        }
+    }
 }

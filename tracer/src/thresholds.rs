@@ -38,6 +38,9 @@ pub struct Thresholds {
     pub relist: Ns,
     /// A container exit that containerd has not finished handling is an incident once it is this old.
     pub exit: Ns,
+    /// NotReady that is this near is an incident, whatever makes it so; 0 for never.
+    #[serde(default)]
+    pub not_ready_within: Ns,
 }
 
 impl Thresholds {
@@ -49,6 +52,7 @@ impl Thresholds {
         cri: 5 * SECOND,
         relist: 5 * SECOND,
         exit: 10 * SECOND,
+        not_ready_within: 60 * SECOND,
     };
 }
 

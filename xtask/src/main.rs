@@ -3,7 +3,9 @@
 mod bench;
 mod binaries;
 mod bpf;
+mod captures;
 mod demo;
+mod fuzz;
 mod kubelet;
 mod lab;
 mod packages;
@@ -47,6 +49,10 @@ enum Command {
     Bench(bench::Args),
     /// Draw the picture of the screen in docs/screen.svg anew
     Picture(picture::Args),
+    /// Make the captures that are checked in, from stories
+    Captures(captures::Args),
+    /// Fuzz the parsers of foreign bytes
+    Fuzz(fuzz::Args),
     /// Boot other kernels in QEMU and prove the kernel half on each
     Vm(vm::Args),
 }
@@ -66,6 +72,8 @@ fn main() -> ExitCode {
         Command::Story(args) => lab::stories::run(args),
         Command::Bench(args) => bench::run(args),
         Command::Picture(args) => picture::run(&args),
+        Command::Captures(args) => captures::run(&args),
+        Command::Fuzz(args) => fuzz::run(&args),
         Command::Vm(args) => vm::run(&args),
     };
     match result {

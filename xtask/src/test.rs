@@ -164,10 +164,11 @@ fn go_toolchains(run: &mut Run) -> Result<Outcome> {
         let builds = toolchains::builds()?.into_os_string();
         run.go_toolchains = vec![(toolchains::VARIABLE, roots), (toolchains::BUILDS, builds)];
     }
+    run.go_toolchains.extend(found.panicparse.map(|tool| (toolchains::PANICPARSE, tool.into())));
     if found.missing.is_empty() {
         return Ok(Outcome::Passed);
     }
-    Ok(Outcome::Skipped(format!("programs are not built by these:\n{}", found.missing.join("\n"))))
+    Ok(Outcome::Skipped(format!("tests go without these:\n{}", found.missing.join("\n"))))
 }
 
 /// The lab's stories on a real containerd, by our own other command.
@@ -197,7 +198,7 @@ fn stories(run: &mut Run) -> Result<Outcome> {
 /// on four kernels, is `cargo xtask vm`.
 fn other_kernels(run: &mut Run) -> Result<Outcome> {
     const KERNELS: [&str; 2] = ["5.10", "6.12"];
-    const TESTS: &str = "features,plan,verifier,links,unmounts by fentry,unmounts by kprobe,lock log";
+    const TESTS: &str = "features,plan,verifier,links,unmounts by fentry,unmounts by kprobe,unmounts by wrapper,lock log,lock phantoms";
     if run.fast {
         return Ok(Outcome::Skipped("takes minutes, and kernels from the network (--fast)".into()));
     }

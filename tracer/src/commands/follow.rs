@@ -31,6 +31,8 @@ pub trait Follower {
     fn wake(&self) -> Option<Arc<Notify>> {
         None
     }
+    /// The warden is forked, and this process still has one thread.
+    fn alone(&mut self) {}
     /// It begins; nothing was heard yet.
     fn begin(&mut self, _source: &mut Source, _streams: &Streams) -> anyhow::Result<()> {
         Ok(())
@@ -99,6 +101,7 @@ pub fn node(node: Node, follower: &mut dyn Follower) -> anyhow::Result<Exit> {
     let verbose = node.settings.diagnostics;
     let header = crate::source::header(node.thresholds, zone()).context("reading the clocks of the node")?;
     let socket = warden::fork(node.settings).context("starting the warden process")?;
+    follower.alone();
     let streams = Streams::new(follower.messages()).context("starting to write")?;
     if let Err(error) = warden::lock_memory()
         && verbose

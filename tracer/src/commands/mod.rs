@@ -2,20 +2,27 @@
 //! start a runtime.
 
 mod capture;
+mod captures;
+mod config;
 mod costs;
 mod doctor;
+mod files;
 mod follow;
+mod incidents;
 mod live;
 mod now;
 mod output;
+mod papers;
 mod replay;
 mod screen;
+mod status;
 mod watch;
 
 use crate::{
-    capture::ReadError,
+    capture::{ReadError, place::PlaceError},
     cli::{Cli, Verb},
     exit::Exit,
+    source::SourceError,
 };
 
 /// Runs what was typed.
@@ -28,13 +35,20 @@ pub fn run(cli: Cli) -> anyhow::Result<Exit> {
         Some(Verb::Capture(options)) => capture::run(&options),
         Some(Verb::Replay(options)) => replay::run(&options),
         Some(Verb::Doctor(options)) => doctor::run(&options),
+        Some(Verb::Status(options)) => status::run(&options),
+        Some(Verb::Incidents(options)) => incidents::run(&options),
+        Some(Verb::Config(command)) => config::run(&command),
+        Some(Verb::Completions(options)) => papers::completions(&options),
+        Some(Verb::Man(options)) => papers::man(&options),
     }
 }
 
 /// The status that an error ends with.
 pub fn exit_of(error: &anyhow::Error) -> Exit {
     let is_file = |cause: &(dyn std::error::Error + 'static)| {
-        cause.is::<ReadError>() || cause.is::<crate::capture::place::PlaceError>()
+        cause.is::<ReadError>()
+            || cause.is::<PlaceError>()
+            || matches!(cause.downcast_ref(), Some(SourceError::Capture(_)))
     };
     if error.chain().any(is_file) { Exit::File } else { Exit::Failed }
 }

@@ -56,7 +56,7 @@ pub fn run(options: &Replay) -> anyhow::Result<Exit> {
         return follow::capture(Played::new(player, told), options.verbose, &mut screen);
     }
     let mut teller = Replayed { teller: Teller::new(options.json), file: file.to_string() };
-    follow::capture(Played::new(player, told), options.verbose, &mut teller)
+    follow::capture(Played::new(player, told), options.verbose, &mut teller).with_context(|| file.to_string())
 }
 
 /// Tells as `live` does, and what is missing.

@@ -79,6 +79,11 @@ impl<'a> Circumstances<'a> {
         self.links.last().map(|l| l.critical)
     }
 
+    /// Whether the last link is containerd's own handling of an exit.
+    fn in_the_daemon(&self) -> bool {
+        self.links.last().is_some_and(|l| l.operation.kind == Kind::ExitHandling)
+    }
+
     fn last_pid(&self) -> Option<u32> {
         self.links.last().map(|l| l.who.pid)
     }
@@ -254,7 +259,7 @@ fn do_now(ends_in: &EndsIn, on: &Circumstances<'_>) -> Vec<String> {
         EndsIn::NotVisible { .. } => "run `plegscope doctor`: it says what cannot be seen and how to change that".into(),
     };
     let mut steps = vec![step];
-    if *ends_in == EndsIn::IoDrain {
+    if *ends_in == EndsIn::IoDrain && !on.in_the_daemon() {
         steps.push("know the limit: Delete waits 2s for output (10s since containerd 1.7.29, 2.0.7, 2.1.5); beyond that look for a runc child of the shim".into());
     }
     steps

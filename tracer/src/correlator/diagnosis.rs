@@ -409,7 +409,7 @@ impl Inputs<'_> {
             None => (Vec::new(), None),
         };
         let signature = signature(&leaf.ends_in, &chain, self.facts);
-        let worst = self.worst(&walks);
+        let worst = self.worst(&walks).or_else(|| self.near(not_ready.as_ref()?));
         Found {
             diagnosis: Diagnosis {
                 outlook: outlook(
@@ -543,6 +543,18 @@ impl Inputs<'_> {
             .map(|id| words::pod(&self.facts.subject(id)))
             .collect();
         pods.len() as u64
+    }
+
+    /// NotReady that is near is a crossing by itself, however patient the thresholds are. It is not near before half of the
+    /// time is over: a kubelet that sends no heartbeats has less than a minute in all.
+    fn near(&self, not_ready: &NotReady) -> Option<Crossing> {
+        let within = self.thresholds.not_ready_within.min(not_ready.threshold / 2);
+        let left = not_ready.at.saturating_sub(self.now);
+        (within > 0 && left <= within).then(|| Crossing {
+            what: "time since the last good relist",
+            age: not_ready.threshold.saturating_sub(left),
+            threshold: not_ready.threshold.saturating_sub(within),
+        })
     }
 
     /// The member that is farthest beyond its threshold.

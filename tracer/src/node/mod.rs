@@ -9,6 +9,7 @@
 //! and anything below a container's rootfs or an overlay's upper folder (it would pin what is to be unmounted).
 
 pub mod alive;
+pub mod aside;
 pub mod bundle;
 pub mod cgroups;
 pub mod clock;

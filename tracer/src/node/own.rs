@@ -1,7 +1,8 @@
 //! This process itself: which parts of which files it is made of, and keeping all of it in memory.
 
 use super::{ReadError, read_file};
-use std::io;
+use rustix::thread::CapabilitySet;
+use std::{io, os::fd::AsRawFd};
 
 /// More mappings than this program can come to have.
 const SMALL: usize = 256 * 1024;
@@ -99,6 +100,40 @@ pub fn child() -> Option<u32> {
     String::from_utf8_lossy(&children).split_ascii_whitespace().next()?.parse().ok()
 }
 
+/// What locked memory needs, also what is allocated later.
+pub const MEMORY: CapabilitySet = CapabilitySet::IPC_LOCK;
+
+/// Gives up all capabilities but these, for the calling thread and those it starts.
+pub fn keep_capabilities(keep: CapabilitySet) -> io::Result<()> {
+    let mut sets = rustix::thread::capabilities(None)?;
+    sets.effective &= keep;
+    sets.permitted &= keep;
+    sets.inheritable = CapabilitySet::empty();
+    Ok(rustix::thread::set_capabilities(None, sets)?)
+}
+
+/// Lets go of everything the caller may wait for or want to take away: its terminal and pipes (standard input, output and
+/// error become `/dev/null`), every descriptor it has passed on, its working folder.
+pub fn leave_all_but(keep: &impl AsRawFd) -> io::Result<()> {
+    let null = std::fs::OpenOptions::new().read(true).write(true).open("/dev/null")?;
+    for fd in 0..3 {
+        // SAFETY: both descriptors are valid; dup2 replaces the second.
+        if unsafe { libc::dup2(null.as_raw_fd(), fd) } < 0 {
+            return Err(io::Error::last_os_error());
+        }
+    }
+    let kept = [null.as_raw_fd(), keep.as_raw_fd()];
+    let folder = std::fs::read_dir("/proc/self/fd")?;
+    let open: Vec<i32> =
+        folder.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect();
+    for fd in open.into_iter().filter(|fd| *fd > 2 && !kept.contains(fd)) {
+        // SAFETY: the process has one thread and no other owner of a descriptor but the two that are kept: what was
+        // opened before the fork belongs to the parent's copy, which this process never drops (it ends by `_exit`).
+        unsafe { libc::close(fd) };
+    }
+    std::env::set_current_dir("/")
+}
+
 /// The GNU build id of this program, from memory.
 pub fn build_id() -> Option<String> {
     /// # Safety
@@ -172,6 +207,23 @@ mod tests {
         assert_eq!(usage_of("7 (a", 100, 4096), None);
         let own = usage(std::process::id()).unwrap();
         assert!(own.resident > 1 << 20, "{own:?}");
+    }
+
+    #[test]
+    fn capabilities_that_are_given_up_are_gone_for_this_thread_and_those_it_starts() {
+        let effective = || {
+            let status = std::fs::read_to_string("/proc/thread-self/status").unwrap();
+            let line = status.lines().find_map(|line| line.strip_prefix("CapEff:")).unwrap();
+            u64::from_str_radix(line.trim(), 16).unwrap()
+        };
+        let before = effective();
+        let alone = std::thread::spawn(move || {
+            keep_capabilities(MEMORY).unwrap();
+            (effective(), std::thread::spawn(effective).join().unwrap())
+        });
+        const IPC_LOCK: u64 = 1 << 14;
+        assert_eq!(alone.join().unwrap(), (before & IPC_LOCK, before & IPC_LOCK));
+        assert_eq!(effective(), before, "others keep theirs");
     }
 
     #[test]

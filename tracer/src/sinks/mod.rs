@@ -1,5 +1,6 @@
 //! Where frames go: text here, alerts, metrics and files beside it. Sinks render, they decide nothing.
 
+pub mod deliver;
 pub mod goroutine;
 pub mod json;
 pub mod now;

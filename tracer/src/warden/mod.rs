@@ -23,10 +23,7 @@ mod verify;
 
 use std::{
     io,
-    os::{
-        fd::{AsRawFd, OwnedFd},
-        unix::net::UnixStream,
-    },
+    os::{fd::OwnedFd, unix::net::UnixStream},
 };
 
 /// Which probes may be attached: how high on the ladder.
@@ -46,6 +43,8 @@ pub enum Ladder {
 pub struct Settings {
     /// How high on the ladder.
     pub ladder: Ladder,
+    /// Look at containerd and the kubelet now and then, also while no probe tells that anything is blocked there.
+    pub patrol: bool,
     /// Find out and tell, attach nothing, and exit.
     pub survey_only: bool,
     /// Look once into the memory of Go programs, tell, and exit; nothing is attached.
@@ -98,7 +97,7 @@ pub fn lock_memory() -> io::Result<()> {
 
 /// Makes the allocator return large blocks to the system at once: with its own moving limit, the type description of the
 /// kernel and the programs that were read stay in its heap for good.
-fn return_memory_early() {
+pub fn return_memory_early() {
     #[cfg(target_env = "gnu")]
     // SAFETY: sets parameters of the allocator; called while the process has one thread.
     unsafe {
@@ -115,26 +114,4 @@ fn trim_memory() {
     unsafe {
         libc::malloc_trim(64 << 10);
     }
-}
-
-/// Lets go of everything the caller may wait for or want to take away: its terminal and pipes (standard input, output and
-/// error become `/dev/null`), every descriptor it has passed on, its working folder.
-fn leave_all_but(socket: &UnixStream) -> io::Result<()> {
-    let null = std::fs::OpenOptions::new().read(true).write(true).open("/dev/null")?;
-    for fd in 0..3 {
-        // SAFETY: both descriptors are valid; dup2 replaces the second.
-        if unsafe { libc::dup2(null.as_raw_fd(), fd) } < 0 {
-            return Err(io::Error::last_os_error());
-        }
-    }
-    let keep = [null.as_raw_fd(), socket.as_raw_fd()];
-    let folder = std::fs::read_dir("/proc/self/fd")?;
-    let open: Vec<i32> =
-        folder.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect();
-    for fd in open.into_iter().filter(|fd| *fd > 2 && !keep.contains(fd)) {
-        // SAFETY: the process has one thread and no other owner of a descriptor but the two that are kept: what was
-        // opened before the fork belongs to the parent's copy, which this process never drops (it ends by `_exit`).
-        unsafe { libc::close(fd) };
-    }
-    std::env::set_current_dir("/")
 }

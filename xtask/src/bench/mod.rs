@@ -6,12 +6,14 @@
 mod attach;
 pub mod bpf;
 pub mod contend;
+mod events;
 mod forks;
 mod idle;
 mod now;
 mod peer;
 mod probe_cost;
 mod runtime;
+mod soak;
 mod table;
 
 use crate::lab::containerd::Programs;
@@ -20,12 +22,13 @@ use anyhow::{Context, Result, ensure};
 use serde::Serialize;
 use std::fs;
 use std::path::PathBuf;
+use std::time::Duration;
 
 /// What to measure.
 #[derive(clap::Args)]
 pub struct Args {
     /// Only these benches
-    #[arg(long, value_enum, value_delimiter = ',', default_values = ["probe-cost", "runtime", "attach", "idle", "forks", "now"])]
+    #[arg(long, value_enum, value_delimiter = ',', default_values = ["probe-cost", "runtime", "attach", "idle", "forks", "now", "throughput", "growth", "capture"])]
     only: Vec<Bench>,
     /// Rounds in which all variants take turns
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u64).range(3..))]
@@ -36,6 +39,9 @@ pub struct Args {
     /// Shims that run while plegscope attaches or looks
     #[arg(long, default_value_t = 250, value_parser = clap::value_parser!(u64).range(1..=1000))]
     shims: u64,
+    /// How long the daemon runs in the long run
+    #[arg(long = "for", value_name = "SECONDS", default_value_t = 300, value_parser = clap::value_parser!(u64).range(30..))]
+    seconds: u64,
     /// Measure only the others, not plegscope
     #[arg(long)]
     without_plegscope: bool,
@@ -59,13 +65,31 @@ pub enum Bench {
     Forks,
     /// Time and memory of `now` beside many shims
     Now,
+    /// B7: alerts of `watch` as a daemon: in time, none lost, none twice, memory flat
+    Soak,
+    /// B5: how fast events are correlated
+    Throughput,
+    /// B6: how that grows
+    Growth,
+    /// B9: what a capture takes
+    Capture,
+}
+
+impl Bench {
+    /// Whether it needs neither root nor a node.
+    fn is_pure(self) -> bool {
+        matches!(self, Bench::Throughput | Bench::Growth | Bench::Capture)
+    }
 }
 
 /// Runs the benches and writes their tables.
 pub fn run(args: Args) -> Result<()> {
-    ensure!(sys::is_root(), "probes need root: run the bench as root");
-    packages::ensure(&packages::BENCH)?;
-    let scope = if args.without_plegscope { None } else { Some(tracer::binary()?) };
+    let pure = args.only.iter().all(|bench| bench.is_pure());
+    ensure!(pure || sys::is_root(), "probes need root: run the bench as root");
+    if !pure {
+        packages::ensure(&packages::BENCH)?;
+    }
+    let scope = if args.without_plegscope || pure { None } else { Some(tracer::binary()?) };
     let out = if args.out.is_absolute() { args.out.clone() } else { tracer::workspace().join(&args.out) };
     fs::create_dir_all(&out).with_context(|| format!("creating {}", out.display()))?;
     let mut results = Vec::new();
@@ -103,6 +127,16 @@ pub fn run(args: Args) -> Result<()> {
                     now::measure(ledger, programs, scope.as_deref(), args.rounds, args.shims as usize).await
                 })?
             }
+            Bench::Soak => {
+                packages::ensure(&packages::LAB)?;
+                let programs = Programs::find(None)?;
+                lab::run_interruptible(async |ledger| {
+                    soak::measure(ledger, programs, scope.as_deref(), Duration::from_secs(args.seconds)).await
+                })?
+            }
+            Bench::Throughput => events::throughput(args.rounds)?,
+            Bench::Growth => events::growth(args.rounds)?,
+            Bench::Capture => events::capture(args.rounds)?,
             Bench::Idle => {
                 packages::ensure(&packages::LAB)?;
                 let programs = Programs::find(None)?;

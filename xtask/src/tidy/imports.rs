@@ -26,7 +26,7 @@ const ONLY_IN: [OnlyIn; 3] = [
     },
     OnlyIn {
         crates: &["clap", "clap_complete", "clap_mangen"],
-        places: &["tracer/src/cli.rs", "tracer/src/commands/", "tracer/src/main.rs"],
+        places: &["tracer/src/cli.rs", "tracer/src/cli/", "tracer/src/commands/", "tracer/src/main.rs"],
         why: "what the user typed is turned into settings at the edge",
     },
 ];
@@ -41,6 +41,7 @@ struct Never {
 const NEVER: [Never; 2] = [
     Never {
         places: &[
+            "tracer/src/alert/",
             "tracer/src/correlator/",
             "tracer/src/correlator.rs",
             "tracer/src/golang/",

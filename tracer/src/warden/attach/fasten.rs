@@ -135,8 +135,11 @@ impl Attacher {
         if let Some(reason) = &self.known_bad {
             return Err(reason.clone());
         }
-        if self.settings.ladder != Ladder::All {
-            return Err("--probes says not to probe programs".into());
+        // As high as it must be: what sees no unmount sees nothing begin.
+        let needed = self.settings.patrol && target.kind == Kind::Unmount && !self.kernel_sees_unmounts;
+        if self.settings.ladder != Ladder::All && !needed {
+            let instead = if self.settings.patrol { ", but to look at them from outside" } else { "" };
+            return Err(format!("--probes says not to probe programs{instead}"));
         }
         if target.kind == Kind::Unmount && self.kernel_sees_unmounts {
             return Err("not needed: a kernel probe sees every unmount".into());

@@ -230,7 +230,7 @@ fn watched(truth: &Truth, lines: &[Line], verdict: &mut Verdict) {
     let at = |name: &str| {
         told.iter().find(|(_, one)| verdict::variant(&one["change"]).0 == name).map(|(at, _)| *at)
     };
-    let last = told.last().and_then(|(_, one)| one["summary"].as_str());
+    let last = told.last().and_then(|(_, one)| one["sentence"].as_str());
     verdict.note("watch: said last", "", last.unwrap_or("-"));
     verdict.check(
         "watch: tells it",
