@@ -7,7 +7,7 @@ use std::path::Path;
 
 #[test]
 fn the_picture_is_what_the_screen_shows() {
-    let model = replayed((160, 46), 40);
+    let model = replayed((160, 46), 12);
     let now = svg(&drawn(&model, true));
     let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/screen.svg");
     if std::env::var_os("UPDATE_PICTURE").is_some() {

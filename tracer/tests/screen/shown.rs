@@ -21,9 +21,9 @@ fn an_incident_at_one_glance() {
 #[test]
 fn a_real_incident() {
     for (name, size) in [("80x24", SMALL), ("160x50", LARGE)] {
-        insta::assert_snapshot!(format!("real_{name}"), picture(&replayed(size, 22)));
+        insta::assert_snapshot!(format!("real_{name}"), picture(&replayed(size, 12)));
     }
-    let mut model = replayed(LARGE, 22);
+    let mut model = replayed(LARGE, 12);
     press(&mut model, Key::Up);
     press(&mut model, Key::Enter);
     let shown = text(&drawn(&model, true)).join("\n");

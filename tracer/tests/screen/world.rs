@@ -48,26 +48,26 @@ pub fn frames(name: &str, until: f64) -> Vec<Arc<Frame>> {
     frames
 }
 
-/// A screen of this size that replays a real capture, and has seen what it tells up to so many seconds after its begin.
+/// A screen of this size that replays a real capture, and has seen it up to so many seconds after something was stuck.
 pub fn replayed(size: (u16, u16), seconds: u64) -> Model {
     let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("captures/slow-disk.pleg");
     let reader = Reader::new(std::fs::File::open(file).unwrap()).unwrap();
     let header = reader.header().clone();
+    let mut frames = Vec::new();
+    let each = |told| match told {
+        Told::Frame(frame) => frames.push(Arc::new(frame)),
+        Told::Line(_) => {}
+    };
+    Replay::new(header.thresholds).all(reader, each).unwrap();
+    let stuck = frames.iter().find(|frame| !frame.diagnoses.is_empty()).unwrap().now;
+    let (from, to) = (frames[0].now, frames.last().unwrap().now);
     let mut model = Model::new(Mode::Replay("slow-disk.pleg".to_owned()), &header.host, size);
     tell(&mut model, Message::Clock(header.clock));
-    let (from, to) = (header.clock.monotonic, header.clock.monotonic + 55 * SECOND);
-    let until = from + seconds * SECOND;
-    let replay = Replay::new(header.thresholds);
-    let each = |told| match told {
-        Told::Frame(frame) if frame.now <= until => {
-            let at = frame.now;
-            let position = Position { from, to, at, paused: false, speed: 1_000, ended: false };
-            tell(&mut model, Message::Position(position));
-            tell(&mut model, Message::Frame(Arc::new(frame)));
-        }
-        Told::Frame(_) | Told::Line(_) => {}
-    };
-    replay.all(reader, each).unwrap();
+    for frame in frames.into_iter().filter(|frame| frame.now <= stuck + seconds * SECOND) {
+        let position = Position { from, to, at: frame.now, paused: false, speed: 1_000, ended: false };
+        tell(&mut model, Message::Position(position));
+        tell(&mut model, Message::Frame(frame));
+    }
     model
 }
 

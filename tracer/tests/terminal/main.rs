@@ -79,7 +79,7 @@ fn terminal(test: &str) -> Option<Tmux> {
 fn the_capture_that_comes_with_it_opens() {
     let Some(tmux) = terminal("shipped") else { return };
     let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("captures/slow-disk.pleg");
-    tmux.run(&format!("{PLEGSCOPE} replay {} --at 20s --speed 0.01", file.display()));
+    tmux.run(&format!("{PLEGSCOPE} replay {} --incident 1 --speed 0.01", file.display()));
     tmux.shows("sync of /dev/loop0 in the unmount of");
     tmux.keys(&["Enter"]);
     tmux.shows("the sync is in flight");
