@@ -41,7 +41,8 @@ status has its own, as health checks expect them: 0 nothing is stuck, 1 somethin
 Examples:
   sudo plegscope doctor                  what can be seen on this node, and what not and why
   sudo plegscope now                     what is blocked at this moment, without a probe
-  sudo plegscope live --plain            the blocking chain, as it changes
+  sudo plegscope                         the blocking chain and all about it, on a screen
+  sudo plegscope live --plain            the blocking chain, as it changes, in lines
   sudo plegscope watch --umount-over 2s  one line when an unmount takes longer, while it is still blocked
   plegscope status                       what watch sees right now, in one line
   sudo plegscope incidents --since 24h   what watch has seen while nobody looked
@@ -82,6 +83,11 @@ pub enum Verb {
     Completions(Completions),
     /// Write the manual pages into a folder.
     Man(Man),
+    /// Tell what a capture comes to: incidents with their chains, how long things took, slow relists explained and not, what
+    /// was not seen, what would have helped, and where the logs tell of it. Needs nothing but the file.
+    Report(Report),
+    /// Turn a capture into what other programs read: a trace for ui.perfetto.dev, stacks for flame graphs, lines of JSON.
+    Export(Export),
 }
 
 /// What all verbs that attach have in common.
@@ -129,9 +135,12 @@ pub enum Probes {
 /// Options of `live`.
 #[derive(Clone, Debug, Args)]
 pub struct Live {
-    /// Lines of text instead of a screen. This version has no screen yet, so it is always on.
+    /// Lines of text instead of a screen. Always on where the output is no terminal.
     #[arg(long)]
     pub plain: bool,
+    /// A screen without colours; so does NO_COLOR in the environment.
+    #[arg(long)]
+    pub no_color: bool,
     /// One JSON object (a frame) per change, one per line.
     #[arg(long, conflicts_with = "plain")]
     pub json: bool,
@@ -196,15 +205,18 @@ pub struct Replay {
     /// The capture.
     #[arg(value_name = "FILE")]
     pub file: PathBuf,
-    /// Lines of text instead of a screen. This version has no screen yet, so it is always on.
+    /// Lines of text instead of a screen. Always on where the output is no terminal.
     #[arg(long)]
     pub plain: bool,
+    /// A screen without colours; so does NO_COLOR in the environment.
+    #[arg(long)]
+    pub no_color: bool,
     /// One JSON object (a frame) per change, one per line.
     #[arg(long, conflicts_with = "plain")]
     pub json: bool,
-    /// How many times as fast as it happened, or max.
-    #[arg(long, value_name = "TIMES", default_value = "max")]
-    pub speed: Speed,
+    /// How many times as fast as it happened, or max; on a screen 1, else max, where nothing is said.
+    #[arg(long, value_name = "TIMES")]
+    pub speed: Option<Speed>,
     /// Begin here: a time as 12:30:00 or 2024-02-29T12:30:00+01:00, or 90s after the beginning.
     #[arg(long, value_name = "TIME")]
     pub at: Option<At>,
@@ -258,6 +270,72 @@ pub struct Doctor {
     /// What the disk under the containers writes, for instance 150MB/s, if you have measured it. Never measured here.
     #[arg(long, value_name = "RATE", value_parser = crate::exposure::parse_rate)]
     pub write_rate: Option<u64>,
+}
+
+/// Options of `report`.
+#[derive(Clone, Debug, Args)]
+pub struct Report {
+    /// The capture.
+    #[arg(value_name = "FILE")]
+    pub file: PathBuf,
+    /// How to tell it.
+    #[arg(long, value_enum, default_value_t = ReportFormat::Text, value_name = "FORMAT")]
+    pub format: ReportFormat,
+    /// An older capture, to compare before and after a fix.
+    #[arg(long, value_name = "OLD")]
+    pub against: Option<PathBuf>,
+    /// Where to.
+    #[command(flatten)]
+    pub to: To,
+}
+
+/// What a report is written as.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum ReportFormat {
+    /// Plain text.
+    Text,
+    /// One JSON object, durations in nanoseconds.
+    Json,
+    /// Markdown, for an issue or a chat.
+    Md,
+    /// One page with pictures that needs nothing else.
+    Html,
+}
+
+/// Options of `export`.
+#[derive(Clone, Debug, Args)]
+pub struct Export {
+    /// The capture.
+    #[arg(value_name = "FILE")]
+    pub file: PathBuf,
+    /// What to make of it.
+    #[arg(long, value_enum, value_name = "FORMAT")]
+    pub format: ExportFormat,
+    /// Where to.
+    #[command(flatten)]
+    pub to: To,
+}
+
+/// What a capture is turned into.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum ExportFormat {
+    /// A trace for ui.perfetto.dev (native protobuf).
+    Perfetto,
+    /// Stacks for flame graphs, weighted by microseconds blocked.
+    Folded,
+    /// The lines of the capture, uncompressed.
+    Jsonl,
+}
+
+/// How a capture is read and what comes of it written.
+#[derive(Clone, Debug, Args)]
+pub struct To {
+    /// Read around what is damaged or cut off; what is missing is said.
+    #[arg(long)]
+    pub salvage: bool,
+    /// Write to this file instead of standard output; `-` is standard output.
+    #[arg(long, short, value_name = "OUT", default_value = "-", hide_default_value = true)]
+    pub output: PathBuf,
 }
 
 impl Probing {
@@ -369,6 +447,8 @@ mod tests {
             ("help_config", Some("config")),
             ("help_completions", Some("completions")),
             ("help_man", Some("man")),
+            ("help_report", Some("report")),
+            ("help_export", Some("export")),
         ] {
             let mut top = Cli::command().term_width(100);
             let text = match command {

@@ -126,7 +126,7 @@ pub struct Summary {
     pub roles: Vec<Count>,
     /// Processes that were not looked at, or not at their goroutines, and why.
     pub left_out: Vec<LeftOut>,
-    /// Shims that are left over: their bundle is gone.
+    /// Shims that are left over: they have no bundle or no task.
     pub leaked: Vec<Leaked>,
     /// How long it took, ns.
     pub took: Ns,
@@ -158,7 +158,7 @@ pub struct LeftOut {
     pub reason: String,
 }
 
-/// A shim whose bundle is gone and that still runs.
+/// A shim that still runs without anything to run for.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Leaked {
     /// Which.
@@ -169,6 +169,17 @@ pub struct Leaked {
     pub age: Ns,
     /// Its resident memory, bytes.
     pub resident: Option<u64>,
+    /// What it lacks.
+    pub lacks: Lacks,
+}
+
+/// What a shim needs and a left over one lacks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Lacks {
+    /// The folder of its bundle: containerd has removed it, and so has forgotten the shim.
+    Bundle,
+    /// A live task: none of its containers has a process any more. containerd may still find that out and end it.
+    Task,
 }
 
 /// Operations that are remembered from look to look, over all processes.
@@ -317,6 +328,11 @@ impl Sleeper<'_> {
 }
 
 impl Goroutine {
+    /// Whether it is in the middle of something.
+    pub fn matters(&self) -> bool {
+        self.waits.is_some() || !self.calls.is_empty() || self.thread.is_some()
+    }
+
     fn actor(&self, pid: u32) -> Actor {
         let tid = self.thread.as_ref().map_or(0, |thread| thread.tid);
         Actor { pid, tid, g: Some(self.g), goid: Some(self.goid) }

@@ -50,6 +50,7 @@ pub enum SourceError {
 }
 
 /// Where frames come from.
+#[expect(clippy::large_enum_variant, reason = "one lives at a time")]
 pub enum Source {
     /// This node, now.
     Live(Live),

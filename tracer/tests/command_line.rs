@@ -1,5 +1,6 @@
 //! The command line from outside: what is refused and how that is told, `status` and `incidents` beside disks that hang,
 //! settings and where they come from, and what is made for shells and manuals. Runs the real program; attaches nothing.
+#![allow(clippy::unwrap_used)]
 
 use std::{
     ffi::CString,

@@ -1,5 +1,6 @@
 //! The courier as a process: forked while there is one thread, beside a program and a receiver that hang, and after the
 //! process that watches has let go of it. Without the test harness, which has threads.
+#![allow(clippy::unwrap_used)]
 
 use std::{
     fs,

@@ -3,6 +3,7 @@
 //!
 //! The truth is the list of unmounts that was made up; what is told is held against it by arithmetic alone. A program of
 //! its own, so that its memory is that of the day.
+#![allow(clippy::unwrap_used)]
 
 use std::{
     collections::{BTreeMap, BTreeSet},

@@ -3,10 +3,14 @@
 mod bench;
 mod binaries;
 mod bpf;
+mod captures;
 mod demo;
+mod fuzz;
 mod kubelet;
 mod lab;
 mod packages;
+mod picture;
+mod readers;
 mod shell;
 mod test;
 mod tidy;
@@ -44,6 +48,12 @@ enum Command {
     Story(lab::stories::Args),
     /// Measure what plegscope costs, side by side with bpftrace
     Bench(bench::Args),
+    /// Make the captures that are checked in, from stories
+    Captures(captures::Args),
+    /// Fuzz the parsers of foreign bytes
+    Fuzz(fuzz::Args),
+    /// Draw the picture of the screen in docs/screen.svg anew
+    Picture(picture::Args),
     /// Boot other kernels in QEMU and prove the kernel half on each
     Vm(vm::Args),
 }
@@ -62,6 +72,9 @@ fn main() -> ExitCode {
         Command::Kubelet(args) => kubelet::run(&args),
         Command::Story(args) => lab::stories::run(args),
         Command::Bench(args) => bench::run(args),
+        Command::Captures(args) => captures::run(&args),
+        Command::Fuzz(args) => fuzz::run(&args),
+        Command::Picture(args) => picture::run(&args),
         Command::Vm(args) => vm::run(&args),
     };
     match result {

@@ -4,7 +4,7 @@
 //! silently: the reason is printed where it happens and again at the end.
 
 use crate::lab::packages;
-use crate::{binaries, bpf, kubelet, shell, tidy, toolchains, vm};
+use crate::{binaries, bpf, kubelet, readers, shell, tidy, toolchains, vm};
 use anyhow::{Context, Result, bail};
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -37,6 +37,8 @@ struct Run {
     go_binaries: Option<PathBuf>,
     /// Where tests find every Go, and keep what they build with it.
     go_toolchains: Vec<(&'static str, OsString)>,
+    /// A Python with Perfetto's classes.
+    perfetto: Option<PathBuf>,
     /// Name, seconds and result of the steps so far.
     results: Vec<(&'static str, f64, Result<Outcome>)>,
 }
@@ -48,6 +50,7 @@ pub fn run(args: &Args) -> Result<()> {
         all: args.all,
         go_binaries: None,
         go_toolchains: Vec::new(),
+        perfetto: None,
         results: Vec::new(),
     };
     run.step("tools", tools);
@@ -70,6 +73,7 @@ pub fn run(args: &Args) -> Result<()> {
     });
     run.step("Go binaries", go_binaries);
     run.step("Go toolchains", go_toolchains);
+    run.step("browser and Perfetto", other_readers);
     run.step("cargo test", |run| {
         let mut test = cargo();
         test.args(["test", "--workspace", "--locked", "--no-fail-fast"]);
@@ -77,6 +81,7 @@ pub fn run(args: &Args) -> Result<()> {
         test.env("INSTA_UPDATE", "no");
         test.envs(run.go_binaries.iter().map(|folder| (binaries::VARIABLE, folder)));
         test.envs(run.go_toolchains.iter().map(|(name, value)| (name, value)));
+        test.envs(run.perfetto.iter().map(|python| (readers::VARIABLE, python)));
         shell::run(&mut test).map(|()| Outcome::Passed)
     });
     run.step("stories", stories);
@@ -164,10 +169,20 @@ fn go_toolchains(run: &mut Run) -> Result<Outcome> {
         let builds = toolchains::builds()?.into_os_string();
         run.go_toolchains = vec![(toolchains::VARIABLE, roots), (toolchains::BUILDS, builds)];
     }
+    run.go_toolchains.extend(found.panicparse.map(|tool| (toolchains::PANICPARSE, tool.into())));
     if found.missing.is_empty() {
         return Ok(Outcome::Passed);
     }
-    Ok(Outcome::Skipped(format!("programs are not built by these:\n{}", found.missing.join("\n"))))
+    Ok(Outcome::Skipped(format!("tests go without these:\n{}", found.missing.join("\n"))))
+}
+
+fn other_readers(run: &mut Run) -> Result<Outcome> {
+    let found = readers::gather(!run.fast)?;
+    run.perfetto = found.python;
+    if found.missing.is_empty() {
+        return Ok(Outcome::Passed);
+    }
+    Ok(Outcome::Skipped(format!("what we write is not read by these:\n{}", found.missing.join("\n"))))
 }
 
 /// The lab's stories on a real containerd, by our own other command.
@@ -197,7 +212,7 @@ fn stories(run: &mut Run) -> Result<Outcome> {
 /// on four kernels, is `cargo xtask vm`.
 fn other_kernels(run: &mut Run) -> Result<Outcome> {
     const KERNELS: [&str; 2] = ["5.10", "6.12"];
-    const TESTS: &str = "features,plan,verifier,links,unmounts by fentry,unmounts by kprobe,lock log";
+    const TESTS: &str = "features,plan,verifier,links,unmounts by fentry,unmounts by kprobe,unmounts by wrapper,lock log,lock phantoms";
     if run.fast {
         return Ok(Outcome::Skipped("takes minutes, and kernels from the network (--fast)".into()));
     }
@@ -217,7 +232,11 @@ fn tools(run: &mut Run) -> Result<Outcome> {
         }
     }
     if !run.fast && shell::is_root() {
-        packages::ensure(&[packages::need("git", "git"), packages::need("dpkg-deb", "dpkg")])?;
+        packages::ensure(&[
+            packages::need("git", "git"),
+            packages::need("dpkg-deb", "dpkg"),
+            packages::need("tmux", "tmux"),
+        ])?;
     }
     Ok(Outcome::Passed)
 }

@@ -1,4 +1,5 @@
-//! `cargo xtask toolchains`: every Go that Debian ships, so that what reads Go programs is tested against all of them.
+//! `cargo xtask toolchains`: every Go that Debian ships, so that what reads Go programs is tested against all of them; and
+//! the tool with which people read dumps of goroutines.
 
 use crate::packages::{self, Index, Suite, fresh_folder};
 use crate::shell;
@@ -17,6 +18,9 @@ pub const VARIABLE: &str = "PLEGSCOPE_GO_TOOLCHAINS";
 /// The environment variable that names a folder where tests keep what they build, so that the next run is quick.
 pub const BUILDS: &str = "PLEGSCOPE_GO_BUILDS";
 
+/// The environment variable through which tests find panicparse, which reads dumps of goroutines.
+pub const PANICPARSE: &str = "PLEGSCOPE_PANICPARSE";
+
 /// Which suite had which Go when this was written; suites move on.
 const TOOLCHAINS: [(&str, &str); 9] = [
     ("bullseye", "1.15"),
@@ -34,6 +38,8 @@ const TOOLCHAINS: [(&str, &str); 9] = [
 pub struct Toolchains {
     /// GOROOTs, oldest first.
     pub roots: Vec<PathBuf>,
+    /// panicparse.
+    pub panicparse: Option<PathBuf>,
     /// One reason for each that is missing.
     pub missing: Vec<String>,
 }
@@ -52,7 +58,11 @@ pub fn run(_: &Args) -> Result<()> {
 
 /// Those in the cache, and with `fetch` those that can be put there.
 pub fn gather(fetch: bool) -> Toolchains {
-    let mut toolchains = Toolchains { roots: Vec::new(), missing: Vec::new() };
+    let mut toolchains = Toolchains { roots: Vec::new(), panicparse: None, missing: Vec::new() };
+    match if fetch { panicparse() } else { cached_panicparse() } {
+        Ok(tool) => toolchains.panicparse = Some(tool),
+        Err(error) => toolchains.missing.push(format!("panicparse: {error:#}")),
+    }
     for (suite, version) in TOOLCHAINS {
         let root = if fetch {
             goroot(suite, version)
@@ -81,6 +91,29 @@ fn joined(version: &str) -> Result<PathBuf> {
 fn cached(version: &str) -> Result<Option<PathBuf>> {
     let root = joined(version)?.join(format!("usr/lib/go-{version}"));
     Ok(Some(root).filter(|root| root.join("bin/go").is_file()))
+}
+
+/// The dump tool, from the suite whose package needs nothing that is not everywhere.
+fn panicparse() -> Result<PathBuf> {
+    const PACKAGE: &str = "panicparse";
+    const SUITE: &str = "bookworm";
+    if let Ok(tool) = cached_panicparse() {
+        return Ok(tool);
+    }
+    let suite = Suite::open(SUITE, Index::Packages)?;
+    let versions = suite.versions(PACKAGE)?;
+    let newest = versions.first().with_context(|| format!("{SUITE} has no {PACKAGE} any more"))?;
+    let unpacked = suite.unpack(PACKAGE, newest)?.join("usr/bin/panicparse");
+    let tool = shell::cache()?.join("panicparse");
+    let partial = tool.with_added_extension("partial");
+    fs::copy(&unpacked, &partial).with_context(|| format!("cannot copy {}", unpacked.display()))?;
+    fs::rename(&partial, &tool).with_context(|| format!("cannot create {}", tool.display()))?;
+    Ok(tool)
+}
+
+fn cached_panicparse() -> Result<PathBuf> {
+    let tool = shell::cache()?.join("panicparse");
+    Some(tool).filter(|tool| tool.is_file()).context("not fetched yet; cargo xtask toolchains")
 }
 
 /// One folder with compiler and standard library; Debian keeps them in two packages that link to each other.

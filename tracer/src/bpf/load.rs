@@ -261,9 +261,7 @@ impl Kernel {
             match result {
                 Ok(()) => {
                     probe.how = Some(way.how);
-                    let mut targets: Vec<&str> = way.programs.iter().map(|(_, target)| *target).collect();
-                    targets.dedup();
-                    probe.target = targets.join(", ");
+                    probe.target = way.target();
                     probe.sites = way.programs.len() as u32;
                     notes.extend((!way.weaker.is_empty()).then(|| way.weaker.to_owned()));
                     break;

@@ -33,9 +33,7 @@ impl Sight {
         }
         Probe {
             what: self.what.into(),
-            target: first
-                .map(|way| way.programs.iter().map(|p| p.1).collect::<Vec<_>>().join(", "))
-                .unwrap_or_default(),
+            target: first.map(Way::target).unwrap_or_default(),
             how: first.map(|way| way.how),
             sites: first.map_or(0, |way| way.programs.len() as u32),
             emulated: 0,
@@ -54,6 +52,15 @@ pub struct Way {
     pub programs: &'static [(&'static str, &'static str)],
     /// What it sees less than the first way; empty for that.
     pub weaker: &'static str,
+}
+
+impl Way {
+    /// What its programs are attached to, in words.
+    pub fn target(&self) -> String {
+        let mut targets: Vec<&str> = self.programs.iter().map(|(_, target)| *target).collect();
+        targets.dedup();
+        targets.join(", ")
+    }
 }
 
 /// A probe as it turned out, for `doctor`, the status line and the capture header.

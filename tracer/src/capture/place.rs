@@ -47,6 +47,13 @@ impl Place {
     }
 }
 
+impl Place {
+    /// The file, for who writes something else to it, and its path.
+    pub fn into_parts(self) -> (File, PathBuf) {
+        (self.file, self.path)
+    }
+}
+
 /// Why there is none.
 #[derive(Debug, Error)]
 pub enum PlaceError {

@@ -98,8 +98,8 @@ pub struct Player<R: Read + Seek> {
     incidents: BTreeSet<Ns>,
     /// What was told last of what is attached.
     survey: Option<Line>,
-    /// The last frame on the way of a jump.
-    passed: Option<Frame>,
+    /// The frames of the last moment on the way of a jump that had any.
+    passed: Vec<Frame>,
 }
 
 impl Player<File> {
@@ -136,7 +136,7 @@ impl<R: Read + Seek> Player<R> {
             every: 10 * SECOND,
             incidents: BTreeSet::new(),
             survey: None,
-            passed: None,
+            passed: Vec::new(),
         }
     }
 
@@ -224,7 +224,8 @@ impl<R: Read + Seek> Player<R> {
         self.reader.go_back(&state.mark)?;
         self.replay = state.replay.clone();
         self.survey = state.survey.clone();
-        (self.clock, self.next, self.over, self.passed) = (state.at, None, false, None);
+        self.passed.clear();
+        (self.clock, self.next, self.over) = (state.at, None, false);
         Ok(())
     }
 
@@ -271,7 +272,7 @@ impl<R: Read + Seek> Player<R> {
             self.goal = None;
             // What was passed over counts only by where it has led.
             self.survey.iter().for_each(|survey| each(Told::Line(survey.clone())));
-            self.passed.take().into_iter().for_each(|frame| each(Told::Frame(frame)));
+            self.passed.drain(..).for_each(|frame| each(Told::Frame(frame)));
         }
         Ok(())
     }
@@ -318,16 +319,21 @@ impl<R: Read + Seek> Player<R> {
         if self.clock == 0 || jumping || self.speed == Speed::Max {
             self.clock = self.clock.max(at);
         }
-        let (mut opened, mut last) = (false, None);
+        let (mut opened, mut frames) = (false, Vec::new());
+        let next_incident = self.goal == Some(Goal::NextIncident);
         self.replay.line(Line::Heard(at), |told| match told {
             Told::Frame(frame) => {
-                opened |= frame.incidents.iter().any(|incident| incident.change == Some(Change::Crossed));
-                if jumping { last = Some(frame) } else { each(Told::Frame(frame)) }
+                let opens = frame.incidents.iter().any(|incident| incident.change == Some(Change::Crossed));
+                if opens && !opened && next_incident {
+                    frames.clear();
+                }
+                opened |= opens;
+                if jumping { frames.push(frame) } else { each(Told::Frame(frame)) }
             }
             line => each(line),
         });
-        if last.is_some() {
-            self.passed = last;
+        if !frames.is_empty() {
+            self.passed = frames;
         }
         if opened {
             if self.incidents.len() < MOST_INCIDENTS {

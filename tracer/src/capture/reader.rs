@@ -86,15 +86,15 @@ pub struct Unread {
 impl Unread {
     /// The same in words; `None` when all was read.
     pub fn words(&self) -> Option<String> {
-        let count =
-            |n: u64, what: &str| (n > 0).then(|| format!("{n} {what}{}", if n == 1 { "" } else { "s" }));
-        let damage = count(self.stretches, "damaged stretch")
-            .map(|text| format!("{} of {} bytes", text.replace("stretchs", "stretches"), self.bytes));
+        let count = |n: u64, one: &str, many: &str| {
+            (n > 0).then(|| format!("{n} {}", if n == 1 { one } else { many }))
+        };
+        let damage = count(self.stretches, "damaged stretch", "damaged stretches");
         let parts = [
-            damage,
-            count(self.lines, "damaged line"),
-            count(self.unknown_lines, "line of an unknown kind").map(|text| text.replace("kinds", "kind")),
-            count(self.unknown_fields, "unknown field"),
+            damage.map(|text| format!("{text} of {} bytes", self.bytes)),
+            count(self.lines, "damaged line", "damaged lines"),
+            count(self.unknown_lines, "line of an unknown kind", "lines of an unknown kind"),
+            count(self.unknown_fields, "unknown field", "unknown fields"),
         ];
         let parts: Vec<String> = parts.into_iter().flatten().collect();
         (!parts.is_empty()).then(|| format!("not read: {}", parts.join(", ")))

@@ -225,8 +225,7 @@ const SENTENCE: usize = 2 << 10;
 impl Record {
     /// Of an incident of this frame. With names that were replaced by hashes when the frame was made of events that were.
     pub fn of(header: &Header, frame: &Frame, incident: &Incident) -> Record {
-        let is_its = |d: &&Diagnosis| d.incident.as_deref() == Some(&incident.id);
-        let diagnosis = incident.last.as_deref().or_else(|| frame.diagnoses.iter().find(is_its));
+        let diagnosis = Record::diagnosis(frame, incident);
         let within = |room| Cutting { room, cut: Vec::new() }.record(header, frame, incident, diagnosis);
         let mut record = within(&ROOMS[0]);
         for room in &ROOMS[1..] {
@@ -236,6 +235,12 @@ impl Record {
             record = within(room);
         }
         record
+    }
+
+    /// The diagnosis that the record of an incident of this frame is of.
+    pub fn diagnosis<'a>(frame: &'a Frame, incident: &'a Incident) -> Option<&'a Diagnosis> {
+        let is_its = |d: &&Diagnosis| d.incident.as_deref() == Some(&incident.id);
+        incident.last.as_deref().or_else(|| frame.diagnoses.iter().find(is_its))
     }
 
     /// One line without its end, safe to print; at most [`MOST`] bytes when it was made by [`Record::of`].

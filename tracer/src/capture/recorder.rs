@@ -74,6 +74,8 @@ pub struct Status {
     pub bytes: u64,
     /// Events in the file.
     pub events: u64,
+    /// Lines that are on the way to the file, or to memory.
+    pub waiting: u64,
     /// Lines that were lost on the way.
     pub lost: u64,
     /// What is held in memory, while it waits for the trigger.
@@ -129,6 +131,13 @@ pub(super) struct Shared {
 }
 
 impl Shared {
+    fn status(&self) -> Status {
+        let mut status = self.status.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        status.lost = self.lost.load(Ordering::Relaxed);
+        status.waiting = self.waiting.load(Ordering::Relaxed) as u64;
+        status
+    }
+
     /// Changes the status.
     pub fn update(&self, change: impl FnOnce(&mut Status)) {
         change(&mut self.status.lock().unwrap_or_else(PoisonError::into_inner));
@@ -290,9 +299,7 @@ impl Recorder {
 
     /// How far it is.
     pub fn status(&self) -> Status {
-        let mut status = self.shared.status.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        status.lost = self.shared.lost.load(Ordering::Relaxed);
-        status
+        self.shared.status()
     }
 
     /// Ends the capture and waits for at most `patience` until all of it is written; what is known then. When the file
@@ -301,9 +308,7 @@ impl Recorder {
         self.end(Ended::Whole(reason.to_owned()), patience);
         drop(self.queue);
         let _ = self.done.recv_timeout(patience);
-        let mut status = self.shared.status.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        status.lost = self.shared.lost.load(Ordering::Relaxed);
-        status
+        self.shared.status()
     }
 
     /// Nothing more is taken. A last message finds room for at most `patience`.

@@ -75,6 +75,8 @@ const PLAIN: [&str; 52] = [
 /// Parts of paths that begin so.
 const PLAIN_BEGIN: [&str; 5] =
     ["io.containerd.", "kubepods-", "kubernetes.io~", "cri-containerd-", "containerd-mount"];
+/// The folder of the bundles: below it are namespaces, and below these the ids of containers.
+const TASKS: &str = "io.containerd.runtime.v2.task";
 /// Units whose names are known to everybody.
 const PLAIN_UNITS: [&str; 4] = ["containerd.service", "kubelet.service", "k3s.service", "k3s-agent.service"];
 
@@ -211,8 +213,14 @@ impl Redactor {
 
     /// A path, part by part: what everybody's paths have, and numbers, stay.
     fn path(&self, path: &str) -> String {
-        let parts: Vec<String> = path.split('/').map(|part| self.part(part)).collect();
-        parts.join("/")
+        let parts: Vec<&str> = path.split('/').collect();
+        // Not every id has the form of one, and ids stay.
+        let id = parts.iter().position(|part| *part == TASKS).map(|at| at + 2);
+        let hidden = parts
+            .iter()
+            .enumerate()
+            .map(|(n, part)| if Some(n) == id { (*part).to_owned() } else { self.part(part) });
+        hidden.collect::<Vec<_>>().join("/")
     }
 
     fn part(&self, part: &str) -> String {

@@ -152,6 +152,9 @@ impl Scribe {
                 Err(error) => self.fail(&error, 1),
             }
         }
+        if self.ring.as_ref().is_some_and(|ring| ring.is_due(self.latest)) {
+            self.shared.wants_known.store(true, Ordering::Relaxed);
+        }
     }
 
     /// Closes the frame that is being filled.
@@ -171,8 +174,7 @@ impl Scribe {
             return;
         }
         if let Some(ring) = &mut self.ring {
-            let kept = ring.add(frame);
-            if !kept || ring.is_due(self.latest) {
+            if !ring.add(frame) {
                 self.shared.wants_known.store(true, Ordering::Relaxed);
             }
             return;

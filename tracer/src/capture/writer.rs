@@ -84,6 +84,11 @@ impl<W: Write> Writer<W> {
         self.write(rest)
     }
 
+    /// What was written to; lines that are not in a closed frame are lost.
+    pub fn into_inner(self) -> W {
+        self.to
+    }
+
     fn write(&mut self, frame: Option<Frame>) -> io::Result<()> {
         let Some(frame) = frame else { return Ok(()) };
         self.to.write_all(&frame.bytes)?;

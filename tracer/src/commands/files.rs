@@ -67,10 +67,13 @@ fn found(path: &Path, most: usize, trusted: bool) -> Found {
     }
 }
 
-/// The lines of a store, and how many of its files could not be read, in at most `limit`.
+/// The lines of a store, and how many of its files could not be read.
+type Stored = (Vec<Vec<u8>>, usize);
+
+/// What is in a store, or why that cannot be told, in at most `limit`.
 ///
 /// Must be called while this process has one thread.
-pub fn store(folder: &Path, limit: Duration) -> io::Result<Result<(Vec<Vec<u8>>, usize), String>> {
+pub fn store(folder: &Path, limit: Duration) -> io::Result<Result<Stored, String>> {
     const MOST: usize = 256 << 20;
     let folder = std::path::absolute(folder)?;
     let work = || match crate::sinks::deliver::store::read(&folder) {

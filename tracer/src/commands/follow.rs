@@ -16,13 +16,23 @@ use crate::{
     },
 };
 use anyhow::Context;
-use std::{future, time::Duration};
+use std::{future, io::Write, sync::Arc, time::Duration};
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::Notify;
 
 /// What a verb that follows something wants to hear. It writes into the streams it is given, which never block.
 pub trait Follower {
     /// The warden is forked, and this process still has one thread.
     fn alone(&mut self) {}
+    /// Where messages about plegscope itself go; to standard error where it does not say.
+    fn messages(&mut self) -> Option<Box<dyn Write + Send>> {
+        None
+    }
+    /// What wakes it while nothing happens. Who has that also stays when there is no more to hear: a capture can be played
+    /// again.
+    fn wake(&self) -> Option<Arc<Notify>> {
+        None
+    }
     /// It begins; nothing was heard yet.
     fn begin(&mut self, _source: &mut Source, _streams: &Streams) -> anyhow::Result<()> {
         Ok(())
@@ -33,7 +43,7 @@ pub trait Follower {
     fn line(&mut self, _line: &Line, _moment: &Moment<'_>) -> anyhow::Result<()> {
         Ok(())
     }
-    /// After each of these, and while nothing happens; a reason when it has had enough.
+    /// After each of these, and when it was woken; a reason when it has had enough.
     fn enough(&mut self, _source: &mut Source, _streams: &Streams) -> Option<Why> {
         None
     }
@@ -92,7 +102,7 @@ pub fn node(node: Node, follower: &mut dyn Follower) -> anyhow::Result<Exit> {
     let header = crate::source::header(node.thresholds, zone()).context("reading the clocks of the node")?;
     let socket = warden::fork(node.settings).context("starting the warden process")?;
     follower.alone();
-    let streams = Streams::new().context("starting to write")?;
+    let streams = Streams::new(follower.messages()).context("starting to write")?;
     if let Err(error) = warden::lock_memory()
         && verbose
     {
@@ -104,7 +114,7 @@ pub fn node(node: Node, follower: &mut dyn Follower) -> anyhow::Result<Exit> {
 
 /// Plays a capture to its end.
 pub fn capture(played: Played, verbose: bool, follower: &mut dyn Follower) -> anyhow::Result<Exit> {
-    let streams = Streams::new().context("starting to write")?;
+    let streams = Streams::new(follower.messages()).context("starting to write")?;
     run(|| Ok(Source::Capture(played)), None, verbose, follower, streams)
 }
 
@@ -146,19 +156,45 @@ async fn listen(
     let patient = matches!(source, Source::Capture(_));
     let mut ear = Ear { verbose, ..Ear::default() };
     let clock = source.clock();
+    let wake = follower.wake();
+    let woken = async || match &wake {
+        Some(wake) => wake.notified().await,
+        None => future::pending().await,
+    };
+    // Only who has a terminal ends with it: another may have been started to outlive it (nohup).
+    let mut hang_up = wake.is_some().then(|| signal(SignalKind::hangup())).transpose()?;
+    let mut hung_up = async || match &mut hang_up {
+        Some(signal) => signal.recv().await,
+        None => future::pending().await,
+    };
     follower.begin(source, streams)?;
+    let mut is_over = false;
     let why = loop {
         let news = tokio::select! {
-            news = source.next() => news?,
+            news = source.next(), if !is_over => {
+                let news = news?;
+                is_over = news.is_none();
+                news
+            }
+            () = woken() => {
+                is_over = false;
+                None
+            }
             _ = interrupt.recv() => break Why::Interrupted,
             _ = terminate.recv() => break Why::Interrupted,
+            _ = hung_up() => break Why::Interrupted,
             () = &mut deadline => break Why::TimeIsUp,
         };
-        let Some(news) = news else { break Why::Over };
+        if is_over && wake.is_none() {
+            break Why::Over;
+        }
         let moment = Moment { streams, clock };
-        if let Some(reason) = ear.hear(news, follower, &moment)? {
-            streams.messages.line(format_args!("plegscope: {}", sanitise(&reason)));
+        if let Some(news) = news
+            && let Some(reason) = ear.hear(news, follower, &moment)?
+        {
+            // First what has the terminal gives it back.
             follower.end(source, Why::Over, streams)?;
+            streams.messages.line(format_args!("plegscope: {}", sanitise(&reason)));
             return Ok(Exit::NotAllowed);
         }
         if let Some(why) = follower.enough(source, streams) {
@@ -169,6 +205,7 @@ async fn listen(
                 () = streams.room() => {}
                 _ = interrupt.recv() => break Why::Interrupted,
                 _ = terminate.recv() => break Why::Interrupted,
+                _ = hung_up() => break Why::Interrupted,
             }
         }
         streams.check()?;

@@ -3,6 +3,7 @@
 use super::{
     follow::{self, Follower, Moment, Why},
     output::{Output, Streams},
+    screen::{self, Screen},
 };
 use crate::{
     cli::Live,
@@ -12,6 +13,7 @@ use crate::{
     sinks::{json, text},
     source::Source,
     thresholds::{MILLISECOND, SECOND, Thresholds},
+    tui::model::Mode,
 };
 use anyhow::Context;
 use std::{collections::BTreeSet, fs::File, io::Write, path::PathBuf, time::Duration};
@@ -28,14 +30,16 @@ const SETTLED: Ns = 500 * MILLISECOND;
 pub fn run(options: &Live) -> anyhow::Result<Exit> {
     let create = |path: &PathBuf| File::create(path).with_context(|| format!("creating {}", path.display()));
     let file = options.json_to.as_ref().map(create).transpose()?;
-    let mut teller = Teller { file, ..Teller::new(options.json) };
     let node = follow::Node {
         settings: options.probing.settings(),
         thresholds: Thresholds::default(),
         duration: options.probing.duration,
         redactor: None,
     };
-    follow::node(node, &mut teller)
+    if !options.plain && !options.json && file.is_none() && screen::is_possible() {
+        return follow::node(node, &mut Screen::new(Mode::Live, options.no_color));
+    }
+    follow::node(node, &mut Teller { file, ..Teller::new(options.json) })
 }
 
 /// Tells what changes.
@@ -230,6 +234,7 @@ mod tests {
             lock: None,
             exit: None,
             goroutine: None,
+            thread: None,
             since: relist_began,
             age: 0,
             critical: 0,

@@ -6,6 +6,8 @@ mod captures;
 mod config;
 mod costs;
 mod doctor;
+mod export;
+mod file;
 mod files;
 mod follow;
 mod incidents;
@@ -14,13 +16,16 @@ mod now;
 mod output;
 mod papers;
 mod replay;
+mod report;
+mod screen;
 mod status;
 mod watch;
 
 use crate::{
-    capture::ReadError,
+    capture::{ReadError, place::PlaceError},
     cli::{Cli, Verb},
     exit::Exit,
+    source::SourceError,
 };
 
 /// Runs what was typed.
@@ -38,13 +43,17 @@ pub fn run(cli: Cli) -> anyhow::Result<Exit> {
         Some(Verb::Config(command)) => config::run(&command),
         Some(Verb::Completions(options)) => papers::completions(&options),
         Some(Verb::Man(options)) => papers::man(&options),
+        Some(Verb::Report(options)) => report::run(&options),
+        Some(Verb::Export(options)) => export::run(&options),
     }
 }
 
 /// The status that an error ends with.
 pub fn exit_of(error: &anyhow::Error) -> Exit {
     let is_file = |cause: &(dyn std::error::Error + 'static)| {
-        cause.is::<ReadError>() || cause.is::<crate::capture::place::PlaceError>()
+        cause.is::<ReadError>()
+            || cause.is::<PlaceError>()
+            || matches!(cause.downcast_ref(), Some(SourceError::Capture(_)))
     };
     if error.chain().any(is_file) { Exit::File } else { Exit::Failed }
 }

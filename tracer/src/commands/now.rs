@@ -49,15 +49,8 @@ pub fn run(options: &Now) -> anyhow::Result<Exit> {
             reason: format!("there was no answer within {patience:?}"),
         }),
     }
-    let Heard { looked, summary, events, .. } = heard;
-    let frame = correlate(&looked, events);
-    // Of a process that was looked at twice, the last look that saw something.
-    let mut last: BTreeMap<u32, LookedAt> = BTreeMap::new();
-    for one in looked {
-        if one.look.is_ok() || !last.contains_key(&one.process.pid) {
-            last.insert(one.process.pid, one);
-        }
-    }
+    let Heard { last, summary, events, .. } = heard;
+    let frame = correlate(events);
     let looked: Vec<LookedAt> = last.into_values().collect();
     let text = match (options.json, options.format) {
         (true, _) => json::line(&Report { frame: &frame, processes: &looked, summary: &summary })?,
@@ -84,19 +77,63 @@ struct Report<'a> {
     summary: &'a Summary,
 }
 
+/// Frames of all goroutines of the node that are kept to be told. Those of 250 shims, a containerd and a kubelet at rest
+/// are a fifth of it.
+const MOST_FRAMES: usize = 1 << 18;
+
 /// What the warden has told.
 #[derive(Default)]
 struct Heard {
-    looked: Vec<LookedAt>,
+    /// Of each process the last look that saw something.
+    last: BTreeMap<u32, LookedAt>,
+    /// Frames among them.
+    frames: usize,
+    looks: Looks,
     events: Vec<Event>,
     summary: Summary,
+}
+
+impl Heard {
+    /// Takes a look for what follows from it, and keeps it to be told if it is the last.
+    fn take(&mut self, mut looked: LookedAt) {
+        self.events.push(Event { at: looked.at, body: Body::Process(looked.process.clone()) });
+        self.events.extend(self.looks.events(&looked));
+        let pid = looked.process.pid;
+        if looked.look.is_err() && self.last.contains_key(&pid) {
+            return;
+        }
+        if let Some(before) = self.last.remove(&pid) {
+            self.frames -= frames(&before);
+        }
+        if let Ok(look) = &mut looked.look {
+            let mut room = MOST_FRAMES.saturating_sub(self.frames);
+            let all = look.goroutines.len();
+            // What is in the middle of something is told in any case; there is a limit to each message.
+            look.goroutines.retain(|g| {
+                let told = g.matters() || g.frames.len() <= room;
+                room = room.saturating_sub(if told { g.frames.len() } else { 0 });
+                told
+            });
+            let left_out = all - look.goroutines.len();
+            if left_out > 0 {
+                let why = format!("of all processes together, {MOST_FRAMES} frames are told");
+                look.left_out.push((why, left_out as u32));
+            }
+        }
+        self.frames += frames(&looked);
+        self.last.insert(pid, looked);
+    }
+}
+
+fn frames(looked: &LookedAt) -> usize {
+    looked.look.as_ref().map_or(0, |look| look.goroutines.iter().map(|g| g.frames.len()).sum())
 }
 
 async fn listen(socket: UnixStream, heard: &mut Heard) -> anyhow::Result<()> {
     let mut source = Messages::new(socket)?;
     loop {
         match source.next().await.context("hearing from the warden")? {
-            Some(Message::Look(looked)) => heard.looked.push(looked),
+            Some(Message::Look(looked)) => heard.take(looked),
             Some(Message::Events(events)) => heard.events.extend(events),
             Some(Message::Looked(summary)) => {
                 heard.summary = summary;
@@ -111,13 +148,7 @@ async fn listen(socket: UnixStream, heard: &mut Heard) -> anyhow::Result<()> {
 }
 
 /// The same correlator as live, with all that was seen at once.
-fn correlate(looked: &[LookedAt], mut events: Vec<Event>) -> Frame {
-    let mut looks = Looks::default();
-    for one in looked {
-        let body = Body::Process(one.process.clone());
-        events.push(Event { at: one.at, body });
-        events.extend(looks.events(one));
-    }
+fn correlate(mut events: Vec<Event>) -> Frame {
     events.sort_by_cached_key(|event| (event.at, TieBreak::of(event)));
     let now = events.last().map_or_else(crate::node::clock::monotonic, |event| event.at);
     let mut correlator = Correlator::new(SHOWN);

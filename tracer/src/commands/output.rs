@@ -99,6 +99,11 @@ impl Output {
         }
     }
 
+    /// Whether all that was handed over is written.
+    pub fn is_idle(&self) -> bool {
+        self.shared.waiting.load(Ordering::Relaxed) == 0
+    }
+
     /// Why nothing can be written any more.
     pub fn check(&self) -> io::Result<()> {
         self.shared.error.lock().unwrap_or_else(PoisonError::into_inner).take().map_or(Ok(()), Err)
@@ -122,8 +127,10 @@ pub struct Streams {
 
 impl Streams {
     /// Takes over both. To be called after the warden was forked, since it starts threads.
-    pub fn new() -> io::Result<Streams> {
-        Ok(Streams { out: Output::new(io::stdout())?, messages: Output::new(io::stderr())? })
+    /// Messages go to `messages`, where there is one, else to standard error.
+    pub fn new(messages: Option<Box<dyn Write + Send>>) -> io::Result<Streams> {
+        let messages = messages.unwrap_or_else(|| Box::new(io::stderr()));
+        Ok(Streams { out: Output::new(io::stdout())?, messages: Output::new(messages)? })
     }
 
     /// Waits for a slow reader, so that nothing is lost that can wait: a capture. May be cancelled.
@@ -165,7 +172,7 @@ impl Streams {
 }
 
 /// Whether the other end of a pipe or terminal is closed.
-fn has_no_reader(stream: &impl AsRawFd) -> bool {
+pub fn has_no_reader(stream: &impl AsRawFd) -> bool {
     let mut poll = libc::pollfd { fd: stream.as_raw_fd(), events: 0, revents: 0 };
     // SAFETY: one valid pollfd, which lives through the call; it does not wait.
     let ready = unsafe { libc::poll(&raw mut poll, 1, 0) };

@@ -3,13 +3,15 @@
 use super::follow::{self, Follower, Moment, Why};
 use super::live::Teller;
 use super::output::Streams;
+use super::screen::{self, Screen};
 use crate::{
-    capture::{Line, Player},
+    capture::{Line, Player, player::Speed},
     cli::Replay,
     correlator::Frame,
     exit::Exit,
     sinks::sanitise,
     source::{Played, Source},
+    tui::model::Mode,
 };
 use anyhow::{Context, bail};
 use std::time::Duration;
@@ -18,7 +20,9 @@ use std::time::Duration;
 pub fn run(options: &Replay) -> anyhow::Result<Exit> {
     let file = options.file.display();
     let mut player = Player::open(&options.file, options.salvage).with_context(|| file.to_string())?;
-    player.set_speed(options.speed);
+    let on_screen = !options.plain && !options.json && screen::is_possible();
+    // Who looks wants to see how it came; who reads wants it at once.
+    player.set_speed(options.speed.unwrap_or(if on_screen { Speed::Times(1.0) } else { Speed::Max }));
     let mut told = Vec::new();
     if let Some(at) = &options.at {
         let (begin, end) = player.span();
@@ -45,8 +49,14 @@ pub fn run(options: &Replay) -> anyhow::Result<Exit> {
             bail!("{file}: there {are} {number} incident{s} in it");
         }
     }
+    if on_screen {
+        let name =
+            options.file.file_name().unwrap_or(options.file.as_os_str()).to_string_lossy().into_owned();
+        let mut screen = Screen::new(Mode::Replay(name), options.no_color);
+        return follow::capture(Played::new(player, told), options.verbose, &mut screen);
+    }
     let mut teller = Replayed { teller: Teller::new(options.json), file: file.to_string() };
-    follow::capture(Played::new(player, told), options.verbose, &mut teller)
+    follow::capture(Played::new(player, told), options.verbose, &mut teller).with_context(|| file.to_string())
 }
 
 /// Tells as `live` does, and what is missing.

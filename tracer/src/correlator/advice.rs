@@ -79,6 +79,11 @@ impl<'a> Circumstances<'a> {
         self.links.last().map(|l| l.critical)
     }
 
+    /// Whether the last link is containerd's own handling of an exit.
+    fn in_the_daemon(&self) -> bool {
+        self.links.last().is_some_and(|l| l.operation.kind == Kind::ExitHandling)
+    }
+
     fn last_pid(&self) -> Option<u32> {
         self.links.last().map(|l| l.who.pid)
     }
@@ -113,11 +118,14 @@ pub fn advice(ends_in: &EndsIn, on: &Circumstances<'_>) -> Advice {
             fixes.push(REFUSE_UPDATES.saving(Some(saves)));
         }
     }
-    // What no release has comes last, whatever it saves. Where others save the same seconds, the table knows which is
-    // easier to have.
-    let unreleased = |fix: &Fix| fix.id == REFUSE_UPDATES.id;
-    fixes.sort_by_key(|fix| (unreleased(fix), Reverse(fix.saves.map(|s| s / SECOND)), Known::place(&fix.id)));
+    fixes.sort_by_key(|fix| rank(&fix.id, fix.saves));
     Advice { do_now: do_now(ends_in, on), do_not: do_not(ends_in, on), fixes }
+}
+
+/// In which order fixes are told. What no release has comes last, whatever it saves. Where others save the same seconds, the
+/// table knows which is easier to have.
+pub fn rank(id: &str, saves: Option<Ns>) -> impl Ord + use<> {
+    (id == REFUSE_UPDATES.id, Reverse(saves.map(|s| s / SECOND)), Known::place(id))
 }
 
 /// The fixes that would help against this end before there is a chain that ends so.
@@ -254,7 +262,7 @@ fn do_now(ends_in: &EndsIn, on: &Circumstances<'_>) -> Vec<String> {
         EndsIn::NotVisible { .. } => "run `plegscope doctor`: it says what cannot be seen and how to change that".into(),
     };
     let mut steps = vec![step];
-    if *ends_in == EndsIn::IoDrain {
+    if *ends_in == EndsIn::IoDrain && !on.in_the_daemon() {
         steps.push("know the limit: Delete waits 2s for output (10s since containerd 1.7.29, 2.0.7, 2.1.5); beyond that look for a runc child of the shim".into());
     }
     steps
@@ -349,6 +357,7 @@ mod tests {
             lock: None,
             exit: None,
             goroutine: None,
+            thread: None,
             since: 0,
             age: seconds * SECOND,
             critical: seconds * SECOND,

@@ -8,7 +8,7 @@ use super::frame::{
     Subject,
 };
 use super::graph::{Graph, Next, RELIST_CALLS};
-use super::leaf::{FailedUnmounts, Leaf, leaf_of};
+use super::leaf::{self, FailedUnmounts, Leaf, leaf_of};
 use super::other_cause::Case;
 use super::outlook::{NotReady, not_ready, outlook};
 use super::{exits, leaked, limits, stalls, words};
@@ -500,6 +500,9 @@ impl Inputs<'_> {
             lock,
             exit: node.exit.clone(),
             goroutine: self.facts.goroutine_of(&op.actor, op.begin).cloned(),
+            thread: leaf::site_of(self.graph, n, self.facts, self.now)
+                .filter(|(_, is_certain)| *is_certain)
+                .map(|(site, _)| site.clone()),
             since: node.since,
             age: self.age(n),
             critical,
@@ -542,9 +545,10 @@ impl Inputs<'_> {
         pods.len() as u64
     }
 
-    /// NotReady that is near is a crossing by itself, however patient the thresholds are.
+    /// NotReady that is near is a crossing by itself, however patient the thresholds are. It is not near before half of the
+    /// time is over: a kubelet that sends no heartbeats has less than a minute in all.
     fn near(&self, not_ready: &NotReady) -> Option<Crossing> {
-        let within = self.thresholds.not_ready_within;
+        let within = self.thresholds.not_ready_within.min(not_ready.threshold / 2);
         let left = not_ready.at.saturating_sub(self.now);
         (within > 0 && left <= within).then(|| Crossing {
             what: "time since the last good relist",

@@ -7,7 +7,9 @@
 use super::dirtiers::Dirtier;
 use super::exits::Attempts;
 use super::outlook::{NotReady, Outlook};
-use crate::event::{Began, Device, GoroutineSite, LossPoint, Ns, Operation, OperationId, ProgramCost, Role};
+use crate::event::{
+    Began, Device, GoroutineSite, LossPoint, Ns, Operation, OperationId, ProgramCost, Role, ThreadSite,
+};
 use serde::{Deserialize, Serialize};
 
 /// Everything that is known at `now`. Immutable once made.
@@ -169,6 +171,9 @@ pub struct Link {
     pub exit: Option<Attempts>,
     /// Where its goroutine sat when it was last looked at.
     pub goroutine: Option<GoroutineSite>,
+    /// Where its thread sits in the kernel, where that was looked at lately and is certain.
+    #[serde(default)]
+    pub thread: Option<ThreadSite>,
     /// Since when it lasts: its begin, or the begin of the first of several merged lock waits, or that of the first
     /// attempt to handle an exit.
     pub since: Ns,

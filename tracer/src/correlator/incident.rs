@@ -6,7 +6,7 @@ use super::exits::Exits;
 use super::facts::{Facts, container_of_path};
 use super::frame::{Change, Diagnosis, EndsIn, Head, Incident};
 use super::limits;
-use super::operations::{EndedBy, Finished, Operations};
+use super::operations::{EndedBy, Finished, Operations, is_temporary};
 use super::words;
 use crate::event::{Kind, Ns, OperationId};
 use crate::thresholds::Thresholds;
@@ -204,7 +204,7 @@ impl Incidents {
     /// Opens an incident for a diagnosis that has passed a threshold.
     fn opened(&mut self, f: &Found, crossing: &Crossing, now: Ns) -> Option<String> {
         let leaf = f.diagnosis.chain.links.last()?.operation.id();
-        let mut id = id_of(&leaf);
+        let mut id = id_of_root(&f.diagnosis).unwrap_or_else(|| id_of(&leaf));
         while self.open.contains_key(&id) {
             id.push('+'); // The same last operation under another end; both are open.
         }
@@ -318,6 +318,17 @@ fn level(crossing: &Crossing) -> u32 {
     (crossing.age / crossing.threshold.max(1)).checked_ilog2().unwrap_or(0)
 }
 
+/// The id of an incident whose root is the unmount of a container: there is one by that process, so it is the same for a
+/// plegscope that was started later and knows neither when it began nor what it does in the kernel.
+fn id_of_root(d: &Diagnosis) -> Option<String> {
+    let unmount = words::unmount_of(&d.chain.links).filter(|link| !is_temporary(&link.operation))?;
+    Some(id_of_unmount(unmount.who.pid, &unmount.subject.as_ref()?.id))
+}
+
+fn id_of_unmount(pid: u32, container: &str) -> String {
+    format!("unmount-{pid}-{container:.12}")
+}
+
 /// An id that is the same whenever the same operation is the root cause.
 fn id_of(id: &OperationId) -> String {
     let kind = format!("{:?}", id.kind).to_lowercase();
@@ -362,7 +373,10 @@ fn unseen(f: &Finished, facts: &Facts, t: &Thresholds) -> Option<Incident> {
         None => words::operation(&f.op, None),
     };
     Some(Incident {
-        id: id_of(&f.op.id()),
+        id: match (&subject, f.op.kind) {
+            (Some(subject), Kind::Unmount) => id_of_unmount(f.op.actor.pid, &subject.id),
+            _ => id_of(&f.op.id()),
+        },
         opened: f.at,
         since: f.op.begin,
         ended: Some(f.at),

@@ -99,7 +99,9 @@ pub fn leaf_of(graph: &Graph<'_>, path: &[usize], facts: &Facts, failed: &Failed
                 confidence: Confidence::Inferred,
                 evidence: "no attempt is in flight, nor a Delete or unmount of this container; when it tries again is an estimate by containerd's back-off rule".to_owned(),
             },
-            _ => not_visible(graph.doubt(tip).unwrap_or("in a call that was not recorded").to_owned()),
+            _ => drain_leaf(facts, op).unwrap_or_else(|| {
+                not_visible(graph.doubt(tip).unwrap_or("in a call that was not recorded").to_owned())
+            }),
         },
         Kind::Stalled => stalls::leaf(op),
         Kind::LockHold => not_visible("it holds the lock, what it does is not recorded".to_owned()),
@@ -132,7 +134,12 @@ fn not_visible(because: String) -> Leaf {
 
 /// Where the operation's thread sits, and whether that is certain: a kernel operation is pinned to its thread, a
 /// goroutine may have left the thread it began on.
-fn site_of<'f>(graph: &Graph<'_>, tip: usize, facts: &'f Facts, now: Ns) -> Option<(&'f ThreadSite, bool)> {
+pub fn site_of<'f>(
+    graph: &Graph<'_>,
+    tip: usize,
+    facts: &'f Facts,
+    now: Ns,
+) -> Option<(&'f ThreadSite, bool)> {
     let op = &graph.nodes[tip].flight.op;
     let since = op.begin.max(now.saturating_sub(limits::SITE_FRESH));
     let pinned = super::operations::is_kernel(op.kind);
@@ -317,6 +324,18 @@ fn busy_leaf(op: &Operation, facts: &Facts, failed: &FailedUnmounts, now: Ns) ->
         },
         confidence: Confidence::Proven,
         evidence: format!("its last {} unmounts failed with EBUSY{who}", busy.failures),
+    })
+}
+
+/// An exit whose handling waits in containerd itself for the container's output to end, which it does before it asks the
+/// shim to delete anything (`(*task).Delete` in containerd's client), by the goroutine's stack.
+fn drain_leaf(facts: &Facts, op: &Operation) -> Option<Leaf> {
+    let site = facts.goroutine_of(&op.actor, op.begin)?;
+    let waits = site.functions.iter().any(|function| function.ends_with(".(*ContainerIO).Wait"));
+    waits.then(|| Leaf {
+        ends_in: EndsIn::IoDrain,
+        confidence: Confidence::Inferred,
+        evidence: "its goroutine waits in (*ContainerIO).Wait for the container's output to end".to_owned(),
     })
 }
 

@@ -152,7 +152,7 @@ impl Graph<'_> {
         self.edge(wait, to, ground, since)
     }
 
-    /// What is known of a lock that is nobody's we know: its address, how many wait, and who released it last.
+    /// What is known of a lock that is nobody's we know: its address, who waits, and who released it last.
     fn describe(&self, wait: usize) -> String {
         let op = &self.nodes[wait].flight.op;
         let (pid, semaphore) = (op.actor.pid, op.object);
@@ -161,8 +161,17 @@ impl Graph<'_> {
             other.kind == Kind::LockWait && other.actor.pid == pid && other.object == semaphore
         };
         let waiters = self.nodes.iter().filter(same).count();
-        let more = if waiters == 1 { "" } else { "s" };
-        let mut words = format!(" (semaphore {semaphore:#x}, {waiters} waiter{more}");
+        let mut words =
+            format!(" (semaphore {semaphore:#x}, {waiters} waiter{}", if waiters == 1 { "" } else { "s" });
+        // Of several, the chain shows one.
+        const SHOWN: usize = 5;
+        let ids = self.nodes.iter().filter(same).filter_map(|n| n.flight.op.actor.goid);
+        let ids: Vec<String> = ids.take(SHOWN).map(|id| id.to_string()).collect();
+        if waiters > 1 && !ids.is_empty() {
+            let more = waiters - ids.len();
+            let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+            words.push_str(&format!(": goroutines {}{more}", ids.join(", ")));
+        }
         if let Some(by) = self.operations.last_release(pid, semaphore) {
             let who = match by.goid {
                 Some(goid) => format!("goroutine {goid}"),

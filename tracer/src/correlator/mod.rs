@@ -48,6 +48,7 @@ pub use diagnosis::{explains, has_edge};
 pub use dirtiers::{Dirtier, Source};
 pub use exits::{Attempts, Failed};
 pub use frame::*;
+pub use operations::lasts_by_design;
 pub use outlook::{NotReady, Outlook};
 
 use crate::event::{Body, Event, Kind, Ns, OperationId, Outcome};

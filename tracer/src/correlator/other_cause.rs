@@ -154,6 +154,11 @@ impl Case<'_> {
                 format!("{none}: who holds the Init lock is in runc ({})", op.method)
             }
             EndsIn::CgroupOrDbus => format!("{none}: the shim's {} is in runc", op.method),
+            EndsIn::IoDrain if op.kind == Kind::ExitHandling => {
+                format!(
+                    "{none}: containerd waits for the container's output to end before it asks for a Delete"
+                )
+            }
             EndsIn::IoDrain => {
                 format!("{none}: Delete holds the Init lock, but drains output or is in runc")
             }

@@ -4,7 +4,7 @@ use super::dirtiers::Dirtier;
 use super::facts::Facts;
 use super::frame::{Confidence, EndsIn};
 use super::{fixes, words};
-use crate::event::{Device, Ns, Operation};
+use crate::event::{Device, Kind, Ns, Operation};
 use crate::thresholds::{CRI_TIMEOUT, PLEG_THRESHOLD, SECOND};
 use serde::{Deserialize, Serialize};
 
@@ -176,6 +176,9 @@ fn by_itself(facts: &Facts, ends_in: &EndsIn, dirtied_by: &[Dirtier]) -> Outlook
 
 /// When the shim stops waiting for the container's output. `runc delete`, which comes next, has no limit.
 fn output_wait(facts: &Facts, delete: &Operation, now: Ns) -> Outlook {
+    if delete.kind == Kind::ExitHandling {
+        return Outlook::unknown("containerd itself waits for the output without a limit");
+    }
     let version = facts.process_of(delete.actor.pid).and_then(|p| p.version.as_deref());
     let (limit, words) = match version.and_then(|v| fixes::is_from(v, WAITS_LONGER)) {
         Some(true) => (10 * SECOND, "this shim waits for output 10s at most, then runs runc delete"),

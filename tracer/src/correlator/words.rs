@@ -445,7 +445,7 @@ pub fn dirtied(d: &Diagnosis) -> Option<String> {
 }
 
 /// Whom a control group belongs to.
-fn source(of: &Source) -> String {
+pub fn source(of: &Source) -> String {
     match of {
         Source::Container(s) => subject(s),
         Source::GoneFrom(s) => format!("containers of {} that are gone", pod(s)),

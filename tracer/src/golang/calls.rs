@@ -343,7 +343,8 @@ mod tests {
                 pc: 0x40_0000,
                 offset: 0,
                 sp: SP + 8 * words.len() as u64,
-                functions: vec![Frame { name: (*name).to_owned(), inlined: false, ..Frame::default() }],
+                functions: vec![Frame { name: (*name).to_owned(), inlined: false, ..Frame::default() }]
+                    .into(),
             });
             let mut frame = frame.to_vec();
             frame.resize(FRAME, 0);
@@ -460,7 +461,8 @@ mod tests {
         let delete = seen.stack.frames.remove(2);
         let outer = &mut seen.stack.frames[2];
         outer.sp = delete.sp;
-        outer.functions.insert(0, Frame { inlined: true, ..delete.functions[0].clone() });
+        let inlined = Frame { inlined: true, ..delete.functions[0].clone() };
+        outer.functions = [inlined].into_iter().chain(outer.functions.iter().cloned()).collect();
         assert_eq!(kinds(&seen, &mut heap), expected);
     }
 

@@ -1,6 +1,5 @@
 //! Looks into made-up memory: goroutines, waiters and stacks that change at every possible moment, or make no sense.
 
-use super::GoBinary;
 use super::buildinfo::GoVersion;
 use super::goroutines::{Layout, Limits, Look, Looker, Semaphores, WaitStarted, look};
 use super::offsets::Offsets;
@@ -8,6 +7,7 @@ use super::pclntab::Format;
 use super::synthetic::{ACQUIRE, LIST, program};
 use super::unwind::{Memory, Pause};
 use super::waiters;
+use super::{GoBinary, Refusal};
 use proptest::prelude::*;
 use std::collections::HashMap;
 
@@ -320,6 +320,45 @@ fn bounds_hold_and_are_told() {
     let cut = look.goroutines[0].stack.cut.as_ref().unwrap().to_string();
     assert_eq!(cut, "only the inner 96 bytes of the stack are read");
     assert_eq!(look.goroutines.iter().map(|seen| seen.words.len()).sum::<usize>(), 100);
+    let limits = Limits { stack_bytes: 96, all_frames: 7, ..Limits::default() };
+    let look = with_binary(|binary| Looker::new(binary, &layout(27), limits).look(0, &mut world)).unwrap();
+    let each = look.goroutines[0].stack.frames.len();
+    assert_eq!(look.goroutines.len(), 7 / each);
+    assert_eq!(look.left_out, [(Refusal::new("only 7 frames are kept"), 40 - 7 / each)]);
+}
+
+/// A process that ends in the middle of a look is told as far as it was read, or not at all.
+#[test]
+fn memory_that_goes_away_gives_nothing_wrong() {
+    for minor in [19, 27] {
+        let o = offsets(minor);
+        let before = waiting(&o, STACK + 0x7f00, 7, 900, 0x5004);
+        let whole = look_at(minor, &mut before.clone());
+        let (mut nothing, mut something) = (0, 0);
+        for at in 0.. {
+            let mut world = before.clone();
+            world.then = Some((at, HashMap::new()));
+            let limits = Limits { now: 1000, ..Limits::default() };
+            let look = with_binary(|binary| look(binary, 0, &layout(minor), &mut world, &limits));
+            match look {
+                Ok(look) if look.goroutines.is_empty() => {
+                    assert_eq!(look.left_out.iter().map(|(_, count)| count).sum::<usize>(), 1, "{at}");
+                    nothing += 1;
+                }
+                Ok(look) => {
+                    let waits = look.goroutines[0].waits;
+                    assert!(waits.is_none() || waits == whole.goroutines[0].waits, "{at}");
+                    assert_eq!(look.goroutines[0].stack, whole.goroutines[0].stack, "{at}");
+                    something += 1;
+                }
+                Err(why) => assert!(why.to_string().contains("cannot be read"), "{at}: {why}"),
+            }
+            if world.then.is_some() {
+                break;
+            }
+        }
+        assert!(nothing > 10 && something > 0, "1.{minor}: {nothing} {something}");
+    }
 }
 
 /// Memory in which every word is one of a few, by a hash of its address.

@@ -24,6 +24,8 @@ pub struct Limits {
     pub stack_bytes: usize,
     /// Raw words of all stacks together; those read later have none.
     pub words: usize,
+    /// Frames of all stacks together; goroutines read later are left out.
+    pub all_frames: usize,
     /// Waiters in the table of semaphores.
     pub waiters: usize,
     /// The monotonic clock when the look begins, ns. A time behind it is not believed.
@@ -37,6 +39,7 @@ impl Default for Limits {
             frames: unwind::MAX_FRAMES,
             stack_bytes: 64 << 10,
             words: 1 << 20,
+            all_frames: 1 << 18,
             waiters: 20_000,
             now: u64::MAX,
         }
@@ -145,6 +148,7 @@ pub struct Looker<'b, 'd> {
     pub limits: Limits,
     places: Places<'b, 'd>,
     words_left: usize,
+    frames_left: usize,
 }
 
 /// Rounds in which goroutines that moved while they were read are read again.
@@ -159,6 +163,8 @@ enum Read {
     Dead,
     /// It changed meanwhile; worth another try.
     Again(Refusal),
+    /// There is no room for it.
+    Refused(Refusal),
     /// What may be incomplete, and is worth another try.
     Unsure(Box<Seen>),
 }
@@ -166,12 +172,17 @@ enum Read {
 impl<'b, 'd> Looker<'b, 'd> {
     /// For one program, with these bounds.
     pub fn new(binary: &'b GoBinary<'d>, layout: &'b Layout, limits: Limits) -> Looker<'b, 'd> {
-        Looker { layout, limits, places: Places::new(binary, true), words_left: 0 }
+        Looker { layout, limits, places: Places::new(binary, true), words_left: 0, frames_left: 0 }
+    }
+
+    /// Where the program's runtime keeps what is read.
+    pub fn layout(&self) -> &'b Layout {
+        self.layout
     }
 
     /// Looks at a process; `bias` is [`super::elf::Elf::load_bias`].
     pub fn look(&mut self, bias: u64, memory: &mut impl Memory) -> Result<Look, Refusal> {
-        self.words_left = self.limits.words;
+        (self.words_left, self.frames_left) = (self.limits.words, self.limits.all_frames);
         let (list, total) = self.list(bias, memory)?;
         let mut look = Look {
             goroutines: Vec::with_capacity(list.len()),
@@ -202,12 +213,17 @@ impl<'b, 'd> Looker<'b, 'd> {
             let mut again = Vec::new();
             for (n, g) in rest {
                 match self.goroutine(bias, memory, g, table.as_ref().ok()) {
-                    Read::Seen(one) => seen.push((n, *one)),
-                    Read::Unsure(one) if last => seen.push((n, *one)),
+                    Read::Unsure(_) if !last => again.push((n, g)),
+                    Read::Seen(one) | Read::Unsure(one) => {
+                        self.words_left -= one.words.len();
+                        self.frames_left -= one.stack.frames.len();
+                        seen.push((n, *one));
+                    }
                     Read::Running => look.running += 1,
                     Read::Dead => look.dead += 1,
+                    Read::Refused(why) => left_out(why, 1),
                     Read::Again(why) if last => left_out(why, 1),
-                    Read::Unsure(_) | Read::Again(_) => again.push((n, g)),
+                    Read::Again(_) => again.push((n, g)),
                 }
             }
             rest = again;
@@ -326,6 +342,11 @@ impl<'b, 'd> Looker<'b, 'd> {
             Pause::Waiting | Pause::Syscall => Some(after.field(offsets.wait_since)).filter(believed),
             Pause::Runnable => None,
         };
+        if frames.len() > self.frames_left {
+            let all = self.limits.all_frames;
+            return Read::Refused(Refusal::new(format!("only {all} frames are kept")));
+        }
+        frames.shrink_to_fit();
         let kept = self.words_left.min(used);
         let seen = Box::new(Seen {
             goroutine,
@@ -337,11 +358,7 @@ impl<'b, 'd> Looker<'b, 'd> {
             created_by: self.creator(bias, &after),
             words: copy.bytes.chunks_exact(8).take(kept).map(word_of).collect(),
         });
-        if unsure {
-            return Read::Unsure(seen);
-        }
-        self.words_left -= kept;
-        Read::Seen(seen)
+        if unsure { Read::Unsure(seen) } else { Read::Seen(seen) }
     }
 
     fn creator(&mut self, bias: u64, g: &Piece) -> Option<Creator> {

@@ -4,6 +4,7 @@
 //! itself needs. What is not known (a Go version, a form of code) is a [`Refusal`] in words, never a guess.
 //! docs/go-symbols.md explains the formats and the rules.
 
+pub mod arm64;
 pub mod buildinfo;
 mod calibrate;
 pub mod calls;
@@ -66,7 +67,8 @@ impl Name {
         }
     }
 
-    fn matches(&self, name: &[u8]) -> bool {
+    /// Whether a function of this name is meant.
+    pub fn matches(&self, name: &[u8]) -> bool {
         match self {
             Name::Exact(text) => name == text.as_bytes(),
             Name::Suffix(text) => name

@@ -7,6 +7,7 @@ use super::offsets::{self, Offsets};
 use super::pclntab::Frame;
 use super::{GoBinary, Name, Refusal};
 use std::collections::HashMap;
+use std::sync::Arc;
 
 /// A running program's memory.
 pub trait Memory {
@@ -119,8 +120,8 @@ pub struct StackFrame {
     pub sp: u64,
     /// How far behind the function's entry that is.
     pub offset: u64,
-    /// The function, preceded by what is inlined at that place, innermost first.
-    pub functions: Vec<Frame>,
+    /// The function, preceded by what is inlined at that place, innermost first. Shared by all that sit there.
+    pub functions: Arc<[Frame]>,
 }
 
 /// A goroutine's stack, innermost frame first.
@@ -135,7 +136,7 @@ pub struct Stack {
 impl Stack {
     /// Names of all functions, innermost first, inlined ones included.
     pub fn names(&self) -> impl Iterator<Item = &str> {
-        self.frames.iter().flat_map(|frame| &frame.functions).map(|function| function.name.as_str())
+        self.frames.iter().flat_map(|frame| &*frame.functions).map(|function| function.name.as_str())
     }
 }
 
@@ -171,7 +172,7 @@ struct Place {
     offset: u64,
     /// From the stack pointer to the return address.
     depth: Option<u64>,
-    functions: Vec<Frame>,
+    functions: Arc<[Frame]>,
 }
 
 /// Places that are kept; a hostile program must not fill the memory.
@@ -196,7 +197,7 @@ impl<'b, 'd> Places<'b, 'd> {
             Some(Place {
                 offset: place - function.entry,
                 depth: binary.functions.stack_depth(function, place),
-                functions: binary.functions.frames(&binary.elf, call, lines),
+                functions: binary.functions.frames(&binary.elf, call, lines).into(),
             })
         };
         self.known.entry((place, interrupted)).or_insert_with(find).as_ref()
@@ -223,7 +224,7 @@ pub(super) fn walk(
         let place = places
             .at(pc.wrapping_sub(bias), interrupted)
             .ok_or_else(|| Refusal::new(format!("{pc:#x} is in no Go function")))?;
-        frames.push(StackFrame { pc, sp, offset: place.offset, functions: place.functions.clone() });
+        frames.push(StackFrame { pc, sp, offset: place.offset, functions: Arc::clone(&place.functions) });
         let name = place.functions.last().map_or("", |f| f.name.as_str());
         if name == "runtime.goexit" {
             return Ok(());

@@ -1,5 +1,6 @@
 //! Where a thread sits: its state, its system call and its kernel stack, from files that do not wait for the thread.
 
+use std::collections::BTreeMap;
 use std::fs;
 
 use super::procs::{parse_innermost_pid, parse_stat};
@@ -25,14 +26,19 @@ pub struct Site {
 pub fn look(pid: u32, tid: u32) -> Result<Site, ReadError> {
     let folder = format!("/proc/{pid}/task/{tid}");
     let read = |name: &str| read_file(&format!("{folder}/{name}"), SMALL);
+    let call = read("syscall").unwrap_or_default();
     let text = read("stat")?;
     let stat = parse_stat(&text)
         .ok_or_else(|| ReadError::malformed(format!("{folder}/stat"), String::from_utf8_lossy(&text)))?;
-    let call = read("syscall").unwrap_or_default();
     let (syscall, arguments) = (parse_syscall(&call), parse_arguments(&call));
-    let (kernel_stack, stack_refused) = match read("stack") {
-        Ok(text) => (parse_stack(&text), None),
-        Err(e) => (Vec::new(), Some(e.to_string())),
+    // The stack of a thread that runs would be that of its last sleep; and a kernel whose kretprobes are rethooks (6.1)
+    // warns in its log, once, when it is asked for one that such a probe is on. So its state is read right before.
+    let (kernel_stack, stack_refused) = match stat.state {
+        'R' => (Vec::new(), Some("it runs".into())),
+        _ => match read("stack") {
+            Ok(text) => (parse_stack(&text), None),
+            Err(e) => (Vec::new(), Some(e.to_string())),
+        },
     };
     let wchan = read("wchan").ok().and_then(|text| parse_wchan(&text));
     let site = ThreadSite { pid, tid, state: stat.state, syscall, arguments, kernel_stack };
@@ -58,12 +64,15 @@ pub fn of_process(pid: u32, limit: usize) -> Result<Vec<u32>, ReadError> {
     Ok(tids)
 }
 
-/// The thread of a process that has this id in the process's own pid namespace, which is the innermost one.
-pub fn by_own_id(pid: u32, id: u32, limit: usize) -> Option<u32> {
-    let status = |tid: u32| read_file(&format!("/proc/{pid}/task/{tid}/status"), SMALL).ok();
-    let is = |tid: &u32| status(*tid).is_some_and(|text| parse_innermost_pid(&text) == Some(id));
-    // Outside of containers it is the same.
-    is(&id).then_some(id).or_else(|| of_process(pid, limit).ok()?.into_iter().find(is))
+/// The id that a thread has in its process's own pid namespace, which is the innermost one.
+pub fn own_id(pid: u32, tid: u32) -> Option<u32> {
+    parse_innermost_pid(&read_file(&format!("/proc/{pid}/task/{tid}/status"), SMALL).ok()?)
+}
+
+/// All threads of a process, at most `limit`, by their [`own_id`].
+pub fn by_own_id(pid: u32, limit: usize) -> BTreeMap<u32, u32> {
+    let tids = of_process(pid, limit).unwrap_or_default();
+    tids.into_iter().filter_map(|tid| Some((own_id(pid, tid)?, tid))).collect()
 }
 
 /// The number of the system call in `/proc/TID/syscall`. None while it runs (`running`) and when it sleeps outside of a

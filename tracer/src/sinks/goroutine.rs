@@ -75,7 +75,8 @@ fn is_users(g: &Goroutine) -> bool {
 
 fn place(frame: &Frame) -> String {
     match frame.file.as_str() {
-        "" => "?:0".into(),
+        // As Go's own tools write it; some know no other way.
+        "" => "??:0".into(),
         file => format!("{}:{}", sanitise(file), frame.line),
     }
 }

@@ -1,9 +1,11 @@
 //! Where frames go: text here, alerts, metrics and files beside it. Sinks render, they decide nothing.
 
 pub mod deliver;
+pub mod export;
 pub mod goroutine;
 pub mod json;
 pub mod now;
+pub mod report;
 pub mod text;
 
 use std::borrow::Cow;

@@ -4,9 +4,9 @@ use super::{sanitise, text};
 use crate::correlator::words;
 use crate::correlator::{Diagnosis, EndsIn, Frame, Head, Link};
 use crate::event::{Role, ThreadSite};
-use crate::look::{Goroutine, Leaked, LookedAt, Summary};
+use crate::look::{Goroutine, Lacks, Leaked, LookedAt, Summary};
 use crate::thresholds::MILLISECOND;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Functions of a stack that are told in a line.
 const FUNCTIONS: usize = 12;
@@ -29,6 +29,7 @@ pub fn text(frame: &Frame, looked: &[LookedAt], summary: &Summary) -> String {
         lines.push(String::new());
     }
     lines.extend(said(summary));
+    lines.extend(weaker(looked));
     let clipped = lines.iter().map(|line| sanitise(&words::clip(line, WIDTH)).into_owned() + "\n");
     clipped.collect()
 }
@@ -152,12 +153,7 @@ fn said(summary: &Summary) -> Vec<String> {
     };
     lines.push(format!("looked at {counts} in {} ms", summary.took / MILLISECOND));
     for left in &summary.left_out {
-        let pids: Vec<String> = left.pids.iter().take(5).map(u32::to_string).collect();
-        let more = match left.pids.len().saturating_sub(5) {
-            0 => String::new(),
-            n => format!(" and {n} more"),
-        };
-        lines.push(format!("not seen: {} {}{more}: {}", left.comm, pids.join(", "), left.reason));
+        lines.push(format!("not seen: {} {}: {}", left.comm, some_of(&left.pids), left.reason));
     }
     if summary.unreadable > 0 {
         lines.push(format!(
@@ -174,8 +170,102 @@ fn said(summary: &Summary) -> Vec<String> {
     lines
 }
 
+/// What makes the looks weaker than they could be: of those that saw goroutines, since the others are in the summary.
+fn weaker(looked: &[LookedAt]) -> Vec<String> {
+    let mut by_reason: BTreeMap<(&str, String), Vec<u32>> = BTreeMap::new();
+    for one in looked {
+        let Ok(look) = &one.look else { continue };
+        if look.goroutines.is_empty() && look.running == 0 {
+            continue;
+        }
+        let left_out = look.left_out.iter().map(|(why, count)| format!("{count} left out: {why}"));
+        let note = (!look.note.is_empty()).then(|| look.note.clone());
+        for reason in note.into_iter().chain(left_out) {
+            by_reason.entry((&one.process.comm, reason)).or_default().push(one.process.pid);
+        }
+    }
+    let line = |((comm, reason), pids): ((&str, String), Vec<u32>)| {
+        format!("note: {comm} {}: {reason}", some_of(&pids))
+    };
+    by_reason.into_iter().map(line).collect()
+}
+
+/// A few process ids, and how many more.
+fn some_of(pids: &[u32]) -> String {
+    const SHOWN: usize = 5;
+    let shown: Vec<String> = pids.iter().take(SHOWN).map(u32::to_string).collect();
+    match pids.len().saturating_sub(SHOWN) {
+        0 => shown.join(", "),
+        n => format!("{} and {n} more", shown.join(", ")),
+    }
+}
+
 fn leaked_shim(leaked: &Leaked) -> String {
     let memory = leaked.resident.map(|bytes| format!(", {}", words::bytes(bytes))).unwrap_or_default();
     let (id, age) = (words::short_id(&leaked.id), words::duration(leaked.age));
-    format!("left over: shim {} of [{id}], started {age} ago{memory}: its bundle is gone", leaked.pid)
+    let lacks = match leaked.lacks {
+        Lacks::Bundle => "its bundle is gone",
+        Lacks::Task => "none of its containers has a process",
+    };
+    format!("left over: shim {} of [{id}], started {age} ago{memory}: {lacks}", leaked.pid)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::event::Process;
+    use crate::look::Look;
+
+    fn looked(pid: u32, look: Look) -> LookedAt {
+        let process = Process {
+            pid,
+            started: 0,
+            role: Role::Shim,
+            comm: "containerd-shim".into(),
+            go_version: "go1.99.0".into(),
+            version: None,
+        };
+        LookedAt { process, at: 0, look: Ok(look) }
+    }
+
+    #[test]
+    fn what_makes_looks_weaker_is_told_once_for_all_that_it_holds_for() {
+        let note = || Look { running: 1, note: "go1.99.0 is not known".into(), ..Look::default() };
+        let mut all: Vec<LookedAt> = (1..=7).map(|pid| looked(pid, note())).collect();
+        let left_out = vec![("only the first 20 are read".into(), 3)];
+        all.push(looked(8, Look { running: 1, left_out, ..Look::default() }));
+        // The summary has the reason why nothing was seen of this one.
+        all.push(looked(9, Look { note: "no tables".into(), ..Look::default() }));
+        let expected = [
+            "note: containerd-shim 8: 3 left out: only the first 20 are read",
+            "note: containerd-shim 1, 2, 3, 4, 5 and 2 more: go1.99.0 is not known",
+        ];
+        assert_eq!(weaker(&all), expected);
+    }
+
+    #[test]
+    fn what_was_left_out_and_what_is_left_over() {
+        let leaked =
+            |pid, lacks| Leaked { pid, id: "c0".repeat(32), age: 90_000_000_000, resident: None, lacks };
+        let summary = Summary {
+            roles: vec![crate::look::Count { role: Role::Shim, there: 3, looked_at: 2 }],
+            left_out: vec![crate::look::LeftOut {
+                comm: "containerd-shim".into(),
+                pids: vec![7],
+                reason: "no answer within 400 ms".into(),
+            }],
+            leaked: vec![leaked(8, Lacks::Bundle), leaked(9, Lacks::Task)],
+            took: 5_000_000,
+            stuck_reads: 1,
+            unreadable: 0,
+        };
+        let expected = [
+            "looked at 2 of 3 shims in 5 ms",
+            "not seen: containerd-shim 7: no answer within 400 ms",
+            "1 reads have not come back: the kernel makes them wait",
+            "left over: shim 8 of [c0c0c0c0c0c0], started 1m30s ago: its bundle is gone",
+            "left over: shim 9 of [c0c0c0c0c0c0], started 1m30s ago: none of its containers has a process",
+        ];
+        assert_eq!(said(&summary), expected);
+    }
 }

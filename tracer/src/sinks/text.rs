@@ -161,6 +161,8 @@ pub struct Step {
     pub way: &'static str,
     /// The operation.
     pub what: String,
+    /// The links of the chain that are told here.
+    pub links: std::ops::Range<usize>,
     /// What kind it is.
     pub kind: Kind,
     /// Who does it, where the way comes to somebody else.
@@ -183,6 +185,12 @@ pub fn steps(d: &Diagnosis) -> Vec<Step> {
     (0..told.len()).map(|i| step(d, &told, i, i)).collect()
 }
 
+/// The same in fewer steps: a caller's side is told with the caller.
+pub fn dense_steps(d: &Diagnosis) -> Vec<Step> {
+    let told = told(d, true);
+    (0..told.len()).map(|i| step(d, &told, i, i)).collect()
+}
+
 fn step(d: &Diagnosis, told: &[Told<'_>], index: usize, depth: usize) -> Step {
     let t = &told[index];
     let l = t.main;
@@ -200,9 +208,11 @@ fn step(d: &Diagnosis, told: &[Told<'_>], index: usize, depth: usize) -> Step {
     // The weakest edge of those told in this line; the one by which the way comes here when they are equal.
     let weakest = t.links.iter().filter_map(|l| l.edge.as_ref()).rev().max_by_key(|e| e.confidence);
     let sure = weakest.filter(|e| l.edge.is_some() || e.confidence != Confidence::Proven);
+    let before: usize = told[..index].iter().map(|t| t.links.len()).sum();
     Step {
         way,
         what: what(d, l, depth, mentioned),
+        links: before..before + t.links.len(),
         kind: l.operation.kind,
         // The same actor is named once, where the way comes to it.
         who: edge.is_none_or(|e| e.kind != EdgeKind::Contains).then(|| who(&l.who)),
@@ -449,17 +459,21 @@ pub fn notes(f: &Frame) -> Vec<String> {
     out.into_iter().map(|line| sanitise(&line).into_owned()).collect()
 }
 
+/// Where records were lost, and how.
+pub fn loss_place(at: LossPoint) -> &'static str {
+    match at {
+        LossPoint::Ring => "the ring was full",
+        LossPoint::Map => "a map in the kernel was full or memory could not be read",
+        LossPoint::Queue => "our own queue was full",
+        LossPoint::Late => "came late, were used all the same",
+    }
+}
+
 /// What is lost, a line each.
 pub fn losses(f: &Frame) -> Vec<String> {
     let mut out = Vec::new();
     for l in &f.losses {
-        let place = match l.at {
-            LossPoint::Ring => "the ring was full",
-            LossPoint::Map => "a map in the kernel was full or memory could not be read",
-            LossPoint::Queue => "our own queue was full",
-            LossPoint::Late => "came late, were used all the same",
-        };
-        out.push(format!("lost: {} records: {place}", l.count));
+        out.push(format!("lost: {} records: {}", l.count, loss_place(l.at)));
     }
     for d in &f.dropped {
         out.push(format!("left out: {} beyond the limit of {} {}", d.count, d.limit, d.what));

@@ -6,7 +6,7 @@ mod fasten;
 use super::{
     Settings,
     binaries::{self, Examined, Target},
-    child::{Known, Shared, lock},
+    child::{Known, Shared, lock, take},
     cost::{Metered, Price, SHARED_METER},
     guard::Pace,
     index::{Identity, Index},
@@ -25,7 +25,7 @@ use crate::{
     },
     event::{Body, Event, Kind, Ns, Process, Role, SeenBy},
     node::{
-        ReadError, clock,
+        ReadError, alive, clock,
         procs::{Exe, FileId, ProcessFacts, Processes},
         worker::Workers,
     },
@@ -192,8 +192,7 @@ impl Attacher {
         let mut diagnostics = self.kernel.as_mut().and_then(Kernel::logger);
         loop {
             let examined = self.numbered;
-            let blown = std::mem::take(&mut *lock(&self.shared.blown));
-            for blown in blown {
+            for blown in take(&self.shared.blown) {
                 self.take_off(&blown);
             }
             self.scan();
@@ -277,8 +276,13 @@ impl Attacher {
     fn scan(&mut self) {
         self.pace.begin();
         let mut scans = Vec::new();
-        for pid in std::mem::take(&mut *lock(&self.shared.recheck)) {
-            scans.push(self.processes.recheck(pid, &self.readers));
+        for pid in take(&self.shared.recheck) {
+            let scan = self.processes.recheck(pid, &self.readers);
+            // It may have become the same program once more.
+            if let (true, Some(known)) = (scan.gone.is_empty(), self.shared.get(pid)) {
+                self.register(pid, known.exe);
+            }
+            scans.push(scan);
         }
         match self.processes.scan(&self.readers) {
             Ok(scan) => scans.push(scan),
@@ -347,30 +351,31 @@ impl Attacher {
             offsets: ours.examined.offsets,
             health: ours.examined.health.clone(),
             exe: id,
+            image: alive::image(process.pid),
             entry: ours.examined.entry,
             all_goroutines: ours.examined.all_goroutines,
         };
         let event = Event { at: clock::monotonic(), body: Body::Process(known.process.clone()) };
         self.shared.known.write().unwrap_or_else(PoisonError::into_inner).insert(process.pid, known);
-        if let Some(kernel) = self.kernel.as_mut() {
-            let goid_offset = ours.examined.offsets.map_or(0, |o| u32::from(o.goid));
-            // Only kernels without cookies use it, and there a process that cannot be asked is not probed: its sites are
-            // not found, which is counted.
-            let bias = binaries::bias(process.pid, ours.examined.entry).unwrap_or(0);
-            let value = tracer_common::settings::Process { binary: ours.number, goid_offset, bias };
-            if let Err(error) = kernel.register(process.pid, value) {
-                self.outbox
-                    .log(Level::Warning, format!("process {} cannot be registered: {error:#}", process.pid));
-            }
-        }
-        self.outbox.log(
-            Level::Debug,
-            format!(
-                "process {} is taken up as {:?}, executable {}",
-                process.pid, ours.examined.role, ours.number
-            ),
-        );
+        let (pid, role, number) = (process.pid, ours.examined.role, ours.number);
+        self.outbox.log(Level::Debug, format!("process {pid} is taken up as {role:?}, executable {number}"));
+        self.register(pid, id);
         self.outbox.events(vec![event]);
+    }
+
+    /// Tells the kernel half what it has to know of a process that runs this executable.
+    fn register(&mut self, pid: u32, id: FileId) {
+        let (Some(kernel), Some(Binary::Ours(ours))) = (self.kernel.as_mut(), self.binaries.get(&id)) else {
+            return;
+        };
+        let goid_offset = ours.examined.offsets.map_or(0, |o| u32::from(o.goid));
+        // Only kernels without cookies use it, and there a process that cannot be asked is not probed: its sites are not
+        // found, which is counted. It is another one after each exec.
+        let bias = binaries::bias(pid, ours.examined.entry).unwrap_or(0);
+        let value = tracer_common::settings::Process { binary: ours.number, goid_offset, bias };
+        if let Err(error) = kernel.register(pid, value) {
+            self.outbox.log(Level::Warning, format!("process {pid} cannot be registered: {error:#}"));
+        }
     }
 
     /// Reads an executable that was not seen before, and attaches.

@@ -47,6 +47,7 @@ pub fn run(outbox: &Outbox, shared: &Shared) {
             }
         }
         let mut blocked = lock(&shared.in_flight).clone();
+        blocked.extend(lock(&shared.found).values().flatten().cloned());
         blocked.retain(|o| now.saturating_sub(o.begin) >= BLOCKED);
         let mut events = look(&mut stalls, &watched(&blocked, shared), &hierarchies, &workers);
         if due(counted, COUNT_EVERY) && blocked.iter().any(|o| waits_for_disk(o.kind)) {
@@ -66,7 +67,7 @@ pub fn run(outbox: &Outbox, shared: &Shared) {
 }
 
 /// What may wait for memory to be written.
-fn waits_for_disk(kind: Kind) -> bool {
+pub fn waits_for_disk(kind: Kind) -> bool {
     matches!(kind, Kind::Unmount | Kind::SuperShutdown | Kind::Sync | Kind::StatusUpdate)
 }
 

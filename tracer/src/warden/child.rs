@@ -36,6 +36,8 @@ pub struct Known {
     pub health: Option<Result<crate::golang::health::Health, String>>,
     /// The file it runs.
     pub exe: crate::node::procs::FileId,
+    /// Tells whether it has become another program; see [`crate::node::alive::image`].
+    pub image: Option<u64>,
     /// Address of its first instruction and of `runtime.allgs`, as its file has them.
     pub entry: u64,
     /// See `entry`.
@@ -60,6 +62,8 @@ pub struct Shared {
     pub known: RwLock<BTreeMap<u32, Known>>,
     /// Operations in flight above their floor, as of the last poll.
     pub in_flight: Mutex<Vec<crate::event::Operation>>,
+    /// What the last look at each process has found in progress that waits for a disk.
+    pub found: Mutex<BTreeMap<u32, Vec<crate::event::Operation>>>,
     /// What the attaching thread does in the kernel right now; see [`Shared::touch`].
     pub attaching: Mutex<Option<Attaching>>,
     /// Set when the process is about to end; changes only under the lock of `attaching`.
@@ -76,6 +80,8 @@ pub struct Shared {
     pub recheck: Mutex<Vec<u32>>,
     /// Unmounts that failed with EBUSY and were not looked at yet: path and process; bounded by [`MOST_BUSY`].
     pub busy: Mutex<Vec<(String, u32)>>,
+    /// Operations that a look has shown to be over although no probe saw them end, until they are forgotten; bounded.
+    pub unreturned: Mutex<Vec<crate::event::OperationId>>,
     /// Set when all programs that were there at the start have been found, and attached to.
     pub surveyed: AtomicBool,
 }
@@ -85,10 +91,32 @@ pub fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// Takes what is there, and leaves nothing. The lock is free again when this returns, also in the head of a `for`, where
+/// a guard would live as long as the loop.
+pub fn take<T: Default>(mutex: &Mutex<T>) -> T {
+    std::mem::take(&mut *lock(mutex))
+}
+
 impl Shared {
     /// What is known of a process.
     pub fn get(&self, pid: u32) -> Option<Known> {
         self.known.read().unwrap_or_else(PoisonError::into_inner).get(&pid).cloned()
+    }
+
+    /// A process has become another program, which is known from now on.
+    pub fn replaced(&self, pid: u32) {
+        let image = crate::node::alive::image(pid);
+        if let Some(known) = self.known.write().unwrap_or_else(PoisonError::into_inner).get_mut(&pid) {
+            known.image = image;
+        }
+    }
+
+    /// Has the attaching thread look at a process again.
+    pub fn recheck(&self, pid: u32) {
+        let mut recheck = lock(&self.recheck);
+        if !recheck.contains(&pid) {
+            recheck.push(pid);
+        }
     }
 
     /// Whether the process is about to end, and nobody listens any more.

@@ -2,7 +2,7 @@
 
 use super::{
     binaries::method_name,
-    child::{MOST_BUSY, Shared, lock},
+    child::{MOST_BUSY, Shared, lock, take},
     cost::{Ledger, Price},
     fuse::Fuse,
     outbox::Outbox,
@@ -11,8 +11,8 @@ use super::{
 use crate::{
     bpf::read::Reader,
     decode,
-    event::{Actor, Body, Event, Kind, LossPoint, Ns, Operation, Outcome},
-    node::{clock, threads},
+    event::{Actor, Body, Event, Kind, LossPoint, Ns, Operation, OperationId, Outcome},
+    node::{alive, clock, threads},
     thresholds::{POLL_EVERY, floor},
 };
 use std::{
@@ -177,10 +177,7 @@ fn from_record(record: &Record, shared: &Shared, events: &mut Vec<Event>) {
             }),
         ),
         Record::ProcessGone(r) => {
-            let mut recheck = lock(&shared.recheck);
-            if !recheck.contains(&r.tgid) {
-                recheck.push(r.tgid);
-            }
+            shared.recheck(r.tgid);
             return;
         }
         // A record of a kind that this version does not know cannot come from the object embedded in it.
@@ -245,6 +242,8 @@ impl Poller {
         now: Ns,
         events: &mut Vec<Event>,
     ) -> anyhow::Result<()> {
+        // Taken before the maps are read: what is there still was not left after the look either.
+        let unreturned = take(&shared.unreturned);
         if self.rest.may_skip(reader.begun(Kind::RECORDED.into_iter().map(decode::number_of))) {
             self.waits.clear();
             self.ops.clear();
@@ -252,8 +251,9 @@ impl Poller {
             reader.in_flight(&mut self.waits, &mut self.ops)?;
             self.rest.read(self.waits.is_empty() && self.ops.is_empty());
         }
-        self.forget_the_dead(reader, now, events)?;
         self.forget_the_replaced(reader, shared, events)?;
+        self.forget_the_dead(reader, shared, now, events)?;
+        self.forget_the_unreturned(reader, &unreturned)?;
         self.operations.clear();
         let old = |kind: Option<Kind>, begin: Ns| {
             // An entry whose begin is 0 is being filled in.
@@ -309,6 +309,7 @@ impl Poller {
     fn forget_the_dead(
         &mut self,
         reader: &mut Reader,
+        shared: &Shared,
         now: Ns,
         events: &mut Vec<Event>,
     ) -> anyhow::Result<()> {
@@ -317,14 +318,21 @@ impl Poller {
         /// Start times are told to 10 ms.
         const START_STEP: Ns = 20_000_000;
         self.alive.retain(|_, (asked, _)| now.saturating_sub(*asked) < ASK_EVERY);
-        let alive = &mut self.alive;
+        let (alive, replaced) = (&mut self.alive, &mut self.replaced);
+        let mut ask = |pid: u32| {
+            // Where no probe sees it, a process may have called exec since.
+            let known = shared.get(pid).and_then(|known| known.image);
+            if known.is_some_and(|known| alive::image(pid).is_some_and(|image| image != known)) {
+                replaced.push((pid, now));
+            }
+            (now, alive::alive_since(pid))
+        };
         let mut dead = |key: &Key, begin: Ns| {
             let old = decode::kind_of(key).is_some_and(|kind| now.saturating_sub(begin) >= floor(kind));
             if begin == 0 || !old {
                 return false;
             }
-            let (_, since) =
-                *alive.entry(key.tgid).or_insert_with(|| (now, crate::node::alive::alive_since(key.tgid)));
+            let (_, since) = *alive.entry(key.tgid).or_insert_with(|| ask(key.tgid));
             since.is_none_or(|since| since > begin.saturating_add(START_STEP))
         };
         let mut keys: Vec<Key> = Vec::new();
@@ -357,9 +365,11 @@ impl Poller {
         events: &mut Vec<Event>,
     ) -> anyhow::Result<()> {
         for (pid, at) in std::mem::take(&mut self.replaced) {
-            if !crate::node::alive::leader_lives(pid) {
+            if !alive::leader_lives(pid) {
                 continue;
             }
+            shared.replaced(pid);
+            shared.recheck(pid);
             let old = |key: &Key, begin: Ns| key.tgid == pid && begin < at;
             let waits = self.waits.extract_if(.., |wait| old(&wait.key, wait.begin)).map(|wait| wait.key);
             let keys: Vec<Key> =
@@ -373,6 +383,20 @@ impl Poller {
             events.extend(known.map(|body| Event { at, body }));
         }
         Ok(())
+    }
+
+    /// Removes operations of which an earlier look has shown that nobody is in them.
+    fn forget_the_unreturned(
+        &mut self,
+        reader: &mut Reader,
+        unreturned: &[OperationId],
+    ) -> anyhow::Result<()> {
+        if unreturned.is_empty() {
+            return Ok(());
+        }
+        let is = |op: &mut Op| decode::op(op, method_name).is_some_and(|o| unreturned.contains(&o.id()));
+        let keys: Vec<Key> = self.ops.extract_if(.., is).map(|op| op.key).collect();
+        keys.iter().try_for_each(|key| reader.forget(key)).map_err(Into::into)
     }
 
     /// Tells what was lost since the last time.

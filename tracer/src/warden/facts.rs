@@ -2,7 +2,7 @@
 //! busy. On a thread and on workers of its own, so that nothing waits for it.
 
 use super::{
-    child::{Known, Shared, lock},
+    child::{Known, Shared, take},
     outbox::Outbox,
     protocol::Message,
 };
@@ -51,7 +51,7 @@ pub fn run(outbox: &Outbox, shared: &Shared) {
         let now = clock::monotonic();
         let mut events = Vec::new();
         looked.retain(|_, at| now.saturating_sub(*at) < PINS_EVERY);
-        for (path, by) in std::mem::take(&mut *lock(&shared.busy)) {
+        for (path, by) in take(&shared.busy) {
             if looked.contains_key(&path) {
                 continue;
             }

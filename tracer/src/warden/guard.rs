@@ -86,11 +86,12 @@ pub fn look(pids: &[u32]) -> Result<(), String> {
         let Ok(tids) = threads::of_process(*pid, room) else { continue };
         room -= tids.len().min(room);
         for tid in tids {
-            // Gone is harmless.
+            // Gone is harmless, and so is one that runs again.
             if threads::state(*pid, tid) != Some('D') {
                 continue;
             }
-            if let Some(why) = threads::look(*pid, tid).ok().as_ref().and_then(holds_memory_lock) {
+            let stuck = threads::look(*pid, tid).ok().filter(|site| site.site.state == 'D');
+            if let Some(why) = stuck.as_ref().and_then(holds_memory_lock) {
                 return Err(format!(
                     "{why}; attaching would wait for it and hold up every fork() on the node"
                 ));

@@ -8,6 +8,7 @@ mod node;
 mod one;
 mod order;
 mod programs;
+mod unreturned;
 
 pub use live::run;
 pub use node::once;
@@ -174,10 +175,12 @@ fn lane(lane: &Lane<Target, LookedAt>) {
                 continue;
             }
         };
-        let binary = program.binary().map_err(|why| why.to_string());
-        let (binary, layout) = match (&binary, &program.facts.layout) {
-            (Ok(binary), Ok(layout)) => (binary, layout),
-            (Err(why), _) | (_, Err(why)) => {
+        let known = program.binary().map_err(|why| why.to_string());
+        let known = known
+            .and_then(|binary| program.layout(&binary, target.process.pid).map(|layout| (binary, layout)));
+        let (binary, layout) = match &known {
+            Ok((binary, layout)) => (binary, *layout),
+            Err(why) => {
                 next = without(why);
                 continue;
             }

@@ -8,6 +8,7 @@
 
 mod account;
 mod command;
+mod fields;
 mod program;
 
 use account::Account;
@@ -202,7 +203,7 @@ fn compare_waits(program: &Running, look: &Look, wrong: &mut Vec<String>) {
 /// Without the table of versions, the running program gives the same offsets.
 #[test]
 fn offsets_are_found_in_the_running_program() {
-    each_build(&["-plain", "-cgo-pie"], |build, wrong| {
+    each_build(&["-plain", "-cgo-stripped-pie"], |build, wrong| {
         let bytes = std::fs::read(&build.path).unwrap();
         let binary = GoBinary::parse(&bytes).unwrap();
         let known = Layout::of(&binary).unwrap();
@@ -231,7 +232,7 @@ fn offsets_are_found_in_the_running_program() {
 /// What is read while goroutines, stacks and locks change all the time is whole, or left out.
 #[test]
 fn a_look_into_a_program_that_does_not_rest() {
-    each_build(&["-plain", "-cgo-pie"], |build, wrong| {
+    each_build(&["-plain", "-cgo-stripped-pie"], |build, wrong| {
         let bytes = std::fs::read(&build.path).unwrap();
         let binary = GoBinary::parse(&bytes).unwrap();
         let layout = Layout::of(&binary).unwrap();

@@ -14,9 +14,9 @@ use tracer::golang::unwind::Memory;
 const MODES: [(&str, bool, &[&str]); 5] = [
     ("plain", false, &[]),
     ("stripped", false, &["-ldflags=-s -w"]),
-    ("pie", false, &["-buildmode=pie"]),
-    ("cgo", true, &["-ldflags=-linkmode=external -s -w"]),
-    ("cgo-pie", true, &["-buildmode=pie", "-ldflags=-linkmode=external"]),
+    ("stripped-pie", false, &["-buildmode=pie", "-ldflags=-s -w"]),
+    ("cgo-stripped", true, &["-ldflags=-linkmode=external -s -w"]),
+    ("cgo-stripped-pie", true, &["-buildmode=pie", "-ldflags=-linkmode=external -s -w"]),
 ];
 
 /// A built program.
@@ -32,34 +32,52 @@ pub fn builds() -> &'static [Build] {
     BUILDS.get_or_init(build)
 }
 
-fn build() -> Vec<Build> {
+/// GOROOTs of the toolchains there are, with their names; none, and that is said, without.
+pub fn toolchains() -> Vec<(String, PathBuf)> {
     let Some(list) = std::env::var_os("PLEGSCOPE_GO_TOOLCHAINS") else {
         eprintln!("SKIPPED: PLEGSCOPE_GO_TOOLCHAINS is not set; `cargo xtask test` sets it");
         return Vec::new();
     };
-    let kept = std::env::var_os("PLEGSCOPE_GO_BUILDS")
-        .map_or_else(|| Path::new(env!("CARGO_TARGET_TMPDIR")).join("go-builds"), PathBuf::from);
+    let named = |root: PathBuf| (root.file_name().unwrap().to_string_lossy().into_owned(), root);
+    std::env::split_paths(&list).map(named).collect()
+}
+
+/// Where what is built is kept.
+pub fn kept() -> PathBuf {
+    std::env::var_os("PLEGSCOPE_GO_BUILDS")
+        .map_or_else(|| Path::new(env!("CARGO_TARGET_TMPDIR")).join("go-builds"), PathBuf::from)
+}
+
+/// The `go` command of a toolchain that sees nothing else.
+pub fn go(goroot: &Path) -> Command {
+    let kept = kept();
+    let mut go = Command::new(goroot.join("bin/go"));
+    go.env("GOROOT", goroot)
+        .env("GOPATH", kept.join("path"))
+        .env("GOCACHE", kept.join("cache"))
+        .env("CGO_ENABLED", "0")
+        .env("GO111MODULE", "off")
+        .env("GOTOOLCHAIN", "local")
+        .env("GOFLAGS", "");
+    go
+}
+
+fn build() -> Vec<Build> {
+    let kept = kept();
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/go_matrix/waits");
     let mut builds = Vec::new();
-    for goroot in std::env::split_paths(&list) {
-        let version = goroot.file_name().unwrap().to_string_lossy().into_owned();
+    for (version, goroot) in toolchains() {
         for (mode, cgo, arguments) in MODES {
             let name = format!("{version}-{mode}");
             let path = kept.join(&name);
             // A build that is up to date costs a tenth of a second.
-            let built = Command::new(goroot.join("bin/go"))
+            let built = go(&goroot)
                 .args(["build", "-o"])
                 .arg(&path)
                 .args(arguments)
                 .arg(".")
                 .current_dir(&source)
-                .env("GOROOT", &goroot)
-                .env("GOPATH", kept.join("path"))
-                .env("GOCACHE", kept.join("cache"))
                 .env("CGO_ENABLED", if cgo { "1" } else { "0" })
-                .env("GO111MODULE", "off")
-                .env("GOTOOLCHAIN", "local")
-                .env("GOFLAGS", "")
                 .output()
                 .unwrap();
             assert!(built.status.success(), "{name}: {}", String::from_utf8_lossy(&built.stderr));

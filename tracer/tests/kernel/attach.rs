@@ -1,13 +1,19 @@
 //! What the kernel offers, and whether what was planned is what is attached.
 
-use super::{machine, watch::Watch};
+use super::{
+    hostile::{doctor, plain},
+    locks::Program,
+    machine,
+    restarts::SHIM,
+    watch::Watch,
+};
 use anyhow::{Context as _, Result, ensure};
-use std::os::fd::AsRawFd as _;
+use std::{collections::BTreeSet, os::fd::AsRawFd as _};
 use tracer::{
     bpf::{
         features::{Answer, Features},
         load::{GoProgram, Kernel, SITE_BYTES, SiteRequest},
-        plan,
+        plan::{self, Probe},
     },
     event::SeenBy,
     node::own,
@@ -39,10 +45,14 @@ pub fn features_are_those_of_this_kernel() -> Result<()> {
     Ok(())
 }
 
-/// The best way of each sight, and nothing else, is attached; and it is the one that this kernel should allow.
+/// The best way of each sight, and nothing else, is attached; and it is the one that this kernel should allow. What is
+/// attached to a program is what doctor has said, site by site.
 pub fn every_probe_attaches_as_planned() -> Result<()> {
+    let shim = Program::of(SHIM)?;
+    let said = doctor(&mut plain())?.0;
+    let said: Vec<Probe> = serde_json::from_value(said["survey"]["probes"].clone())?;
     let planned = plan::kernel(&Features::detect());
-    let watch = Watch::start(Settings::default())?;
+    let watch = Watch::start(Settings { also: vec![shim.pid()], ..Settings::default() })?;
     let survey = watch.wait("a survey", 20, |told| told.survey.clone())?;
     for sight in &planned {
         let best = sight.ways.first().map(|way| way.how);
@@ -57,6 +67,14 @@ pub fn every_probe_attaches_as_planned() -> Result<()> {
         let planned = sight.planned(&Features::detect().kernel);
         ensure!(planned.note.contains("syncfs(2)") == weaker, "doctor would say {planned:?}");
     }
+    let probes = |all: &[Probe]| -> BTreeSet<_> {
+        let what = |p: &Probe| (p.what.clone(), p.target.clone(), p.how, p.sites, p.emulated);
+        all.iter().map(what).collect()
+    };
+    let attached = watch.look(|told| told.survey.as_ref().map(|survey| probes(&survey.probes)));
+    let (said, attached) = (probes(&said), attached.context("no survey")?);
+    let differ: Vec<_> = said.symmetric_difference(&attached).collect();
+    ensure!(differ.is_empty() && said.len() > 25, "{} probes planned; not in both: {differ:#?}", said.len());
     watch.stop()
 }
 

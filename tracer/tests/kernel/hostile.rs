@@ -15,7 +15,7 @@ use std::{
 };
 
 /// What doctor says, and how it ended.
-fn doctor(command: &mut Command) -> Result<(serde_json::Value, Output)> {
+pub fn doctor(command: &mut Command) -> Result<(serde_json::Value, Output)> {
     let output = command.args(["doctor", "--json"]).output()?;
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     let json = serde_json::from_str(&text).with_context(|| format!("doctor said {text} {output:?}"))?;
@@ -123,7 +123,7 @@ fn expect(prepare: impl Fn() -> Command, machine: &Machine) -> Result<()> {
     machine::no_probe_is_left()
 }
 
-fn plain() -> Command {
+pub fn plain() -> Command {
     Command::new("/plegscope")
 }
 
@@ -217,7 +217,7 @@ fn few(memory: u64) -> Command {
 pub fn few_capabilities() -> Result<()> {
     if machine::kernel() < (5, 11) {
         // There BPF counts against the limit of locked memory.
-        let output = few(64 << 10).args(["live", "--plain", "--for", "1s"]).output()?;
+        let output = few(64 << 10).args(["live", "--plain", "--for", "30s"]).output()?;
         let said = String::from_utf8_lossy(&output.stderr);
         ensure!(output.status.code() == Some(3) && said.contains("RLIMIT_MEMLOCK"), "{output:?}");
         println!("note {}", said.trim());

@@ -2,6 +2,7 @@
 
 use super::{
     machine::now,
+    restarts::SHIM,
     watch::{Told, Watch},
 };
 use anyhow::{Context, Result, bail, ensure};
@@ -11,7 +12,7 @@ use std::{
     process::{Child, ChildStdout, Command, Stdio},
 };
 use tracer::{
-    event::{Body, Kind, Operation},
+    event::{Body, Kind, Operation, SeenBy},
     warden::Settings,
 };
 
@@ -206,11 +207,13 @@ pub fn events_agree_with_the_programs_own_log(one_by_one: bool) -> Result<()> {
     watch.stop()
 }
 
-/// A panic, SIGKILL and exec while goroutines wait: the waits are seen, and are gone with the program.
-pub fn what_dies_leaves_nothing() -> Result<()> {
+/// A panic, SIGKILL and exec while goroutines wait: the waits are seen, and are gone with the program. `without` is not
+/// used: the last resort is looking at `/proc`.
+pub fn what_dies_leaves_nothing(without: &[SeenBy]) -> Result<()> {
     let mut programs = [Program::start()?, Program::start()?, Program::start()?];
     let pids = programs.each_ref().map(Program::pid);
-    let watch = Watch::start(Settings { also: pids.to_vec(), ..Settings::default() })?;
+    let without = without.to_vec();
+    let watch = Watch::start(Settings { also: pids.to_vec(), without, ..Settings::default() })?;
     for (at, command) in ["panic", "park", "exec"].into_iter().enumerate() {
         let (program, pid) = (&mut programs[at], pids[at]);
         let begin = now();
@@ -244,7 +247,40 @@ pub fn what_dies_leaves_nothing() -> Result<()> {
             .with_context(|| command.to_owned())?;
         std::thread::sleep(std::time::Duration::from_millis(700));
         watch.nothing_in_flight(|o| o.actor.pid == pid).with_context(|| command.to_owned())?;
+        if command == "exec" {
+            // What it has become is seen like any other: it lies somewhere else in memory.
+            program.tell("park")?;
+            program.until("parked")?;
+            let again = now();
+            watch.wait("waits after exec", 30, |told| {
+                let waits = told.events.iter().filter(|event| {
+                    matches!(&event.body, Body::InFlight(o) if o.kind == Kind::LockWait && o.actor.pid == pid)
+                        && event.at > again
+                });
+                (waits.count() > 3).then_some(())
+            })?;
+        }
     }
     drop(programs);
+    watch.stop()
+}
+
+/// A panic that somebody further out recovers: the functions in between never return, and nobody is in them any more.
+pub fn a_recovered_panic_leaves_nothing() -> Result<()> {
+    let mut shim = Program::of(SHIM)?;
+    let pid = shim.pid();
+    let watch = Watch::start(Settings { also: vec![pid], ..Settings::default() })?;
+    let begin = now();
+    shim.tell("recover")?;
+    shim.until("recovered")?;
+    let end = now();
+    let its = |o: &Operation| {
+        o.actor.pid == pid
+            && o.kind == Kind::ShimServe
+            && (begin..=end).contains(&o.begin)
+            && o.method == "State"
+    };
+    std::thread::sleep(std::time::Duration::from_secs(5));
+    watch.nothing_in_flight(its)?;
     watch.stop()
 }

@@ -104,6 +104,37 @@ pub fn unshare_mounts() -> Result<()> {
     mount("none", "/", "none", libc::MS_REC | libc::MS_PRIVATE, "")
 }
 
+/// kill(2).
+pub fn kill(pid: u32, signal: i32) -> Result<()> {
+    // SAFETY: takes numbers only; the process is a child that was not waited for, or a child of one.
+    check(unsafe { libc::kill(pid as i32, signal) }, &format!("sending {signal} to {pid}"))
+}
+
+/// The only child of a process.
+pub fn child_of(parent: u32) -> Result<u32> {
+    let is_child = |pid: &u32| {
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        // Behind the name, which ends at the last parenthesis: state, parent.
+        let fields = stat.rsplit_once(')').map(|(_, rest)| rest.split_whitespace().collect::<Vec<_>>());
+        fields.is_some_and(|fields| fields.get(1) == Some(&parent.to_string().as_str()))
+    };
+    let pids = fs::read_dir("/proc")?.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    let children: Vec<u32> = pids.filter(is_child).collect();
+    ensure!(children.len() == 1, "the children of {parent} are {children:?}");
+    Ok(children[0])
+}
+
+/// Whether the thread of this name sleeps because it wants to.
+pub fn sleeps_by_itself(pid: u32, name: &str) -> Result<bool> {
+    for task in fs::read_dir(format!("/proc/{pid}/task"))?.flatten() {
+        let read = |file: &str| fs::read_to_string(task.path().join(file)).unwrap_or_default();
+        if read("comm").trim() == name {
+            return Ok(read("stack").contains("nanosleep"));
+        }
+    }
+    bail!("{pid} has no thread {name}")
+}
+
 /// Nanoseconds of CLOCK_MONOTONIC.
 pub fn now() -> u64 {
     let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
@@ -258,7 +289,10 @@ pub fn no_probe_is_left() -> Result<()> {
 pub fn functions(pids: &[u32]) -> Vec<String> {
     let tasks =
         pids.iter().filter_map(|pid| fs::read_dir(format!("/proc/{pid}/task")).ok()).flatten().flatten();
-    let stacks = tasks.filter_map(|task| fs::read_to_string(task.path().join("stack")).ok());
+    let read = |task: &fs::DirEntry, file: &str| fs::read_to_string(task.path().join(file)).ok();
+    // That of one that runs is an old one, and kernels with rethooks warn when it is read.
+    let sleeps = |task: &fs::DirEntry| read(task, "stat").is_some_and(|stat| !stat.contains(") R "));
+    let stacks = tasks.filter(sleeps).filter_map(|task| read(&task, "stack"));
     let function = |line: &str| Some(line.split_once("] ")?.1.split_once('+')?.0.to_owned());
     stacks.flat_map(|stack| stack.lines().filter_map(function).collect::<Vec<_>>()).collect()
 }

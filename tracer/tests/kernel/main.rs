@@ -13,6 +13,7 @@ mod machine;
 mod restarts;
 mod unmounts;
 mod watch;
+mod wrapper;
 
 use anyhow::{Context, Result, bail};
 use std::{
@@ -38,17 +39,20 @@ const TESTS: &[Test] = &[
     ("unmounts by kprobe", 400, || unmounts::all(SeenBy::Kprobe)),
     ("unmounts by tracepoint", 400, || unmounts::all(SeenBy::Tracepoint)),
     ("unmounts unseen", 240, unmounts::unseen),
+    ("unmounts by wrapper", 300, wrapper::unmounts),
     ("lock log", 300, || locks::events_agree_with_the_programs_own_log(false)),
     ("lock log, one by one", 300, || locks::events_agree_with_the_programs_own_log(true)),
-    ("lock phantoms", 300, locks::what_dies_leaves_nothing),
-    ("no tracefs", 40, hostile::no_tracefs),
-    ("tracefs read-only", 40, hostile::tracefs_read_only),
-    ("no BTF", 40, hostile::no_btf),
-    ("kptr_restrict, perf_event_paranoid", 40, hostile::restrictive_sysctls),
-    ("few capabilities", 40, hostile::few_capabilities),
-    ("restarts", 400, restarts::twenty_times),
+    ("lock phantoms", 300, || locks::what_dies_leaves_nothing(&[])),
+    ("lock phantoms, polled", 300, || locks::what_dies_leaves_nothing(&[SeenBy::Tracepoint])),
+    ("recovered panic", 300, locks::a_recovered_panic_leaves_nothing),
+    ("no tracefs", 120, hostile::no_tracefs),
+    ("tracefs read-only", 120, hostile::tracefs_read_only),
+    ("no BTF", 120, hostile::no_btf),
+    ("kptr_restrict, perf_event_paranoid", 120, hostile::restrictive_sysctls),
+    ("few capabilities", 120, hostile::few_capabilities),
+    ("restarts", 600, restarts::twenty_times),
     // The last one: there is no way back.
-    ("lockdown", 40, hostile::lockdown),
+    ("lockdown", 120, hostile::lockdown),
 ];
 
 /// What a machine does that must be noticed from outside; run only when asked for by its whole name.

@@ -18,7 +18,14 @@ use std::{
     },
     thread::JoinHandle,
 };
-use tracer::{event::SeenBy, warden::Settings};
+use tracer::{
+    event::{Role, SeenBy},
+    golang::{
+        Name,
+        catalog::{self, Entry, Job},
+    },
+    warden::Settings,
+};
 
 /// How often plegscope is started.
 const ROUNDS: usize = 20;
@@ -50,7 +57,7 @@ impl Plegscope {
         });
         let mut said = String::new();
         loop {
-            match messages.recv_timeout(std::time::Duration::from_secs(30)) {
+            match messages.recv_timeout(std::time::Duration::from_secs(100)) {
                 Ok(line) => said = said + &line + "\n",
                 Err(error) => {
                     let pid = child.id();
@@ -70,11 +77,29 @@ impl Plegscope {
     }
 
     pub fn end(mut self, signal: i32) -> Result<()> {
-        // SAFETY: our own child, not yet waited for.
-        unsafe { libc::kill(self.child.id() as i32, signal) };
+        machine::kill(self.child.id(), signal)?;
         let status = self.child.wait()?;
         ensure!(signal == libc::SIGKILL || status.code() == Some(0), "it ended with {status}");
         Ok(())
+    }
+
+    /// Kills both of its processes at once, as `pkill -9 plegscope` does; not in the middle of attaching, where nothing in
+    /// user space can make up for it (docs/safety.md).
+    fn kill_all(mut self) -> Result<()> {
+        let warden = machine::child_of(self.child.id())?;
+        machine::until("nothing is being attached", 60, || machine::sleeps_by_itself(warden, "attach"))?;
+        machine::kill(warden, libc::SIGKILL)?;
+        machine::kill(self.child.id(), libc::SIGKILL)?;
+        self.child.wait()?;
+        Ok(())
+    }
+}
+
+/// A test that fails leaves none behind.
+impl Drop for Plegscope {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
     }
 }
 
@@ -113,6 +138,27 @@ fn text(pid: u32) -> Result<(Vec<u8>, Vec<u8>)> {
     Ok((memory, file))
 }
 
+/// Whether the Go program says that goroutines were in all functions at once in which one can sleep.
+fn everything_sleeps(said: &[String]) -> Result<()> {
+    let inside = said.iter().find_map(|line| line.strip_prefix("in ")).context("it did not say where")?;
+    let inside: Vec<&str> = inside.split_whitespace().collect();
+    // Those of the other jobs return at once: `sync.(*RWMutex).Unlock` and what wakes somebody.
+    let sleeps = |entry: &&Entry| matches!(entry.job, Job::Span | Job::HoldBegin);
+    // Go does not show its runtime's own functions: this one calls `runtime.semacquire1` and nothing else.
+    let shown = |name: Name| match name.text() {
+        "runtime.semacquire1" => Name::Exact("sync.runtime_SemacquireMutex"),
+        _ => name,
+    };
+    let there = |entry: &&Entry| {
+        let names: Vec<Name> = entry.forms.iter().map(|form| shown(form.name)).collect();
+        inside.iter().any(|function| names.iter().any(|name| name.matches(function.as_bytes())))
+    };
+    let missing: Vec<&Entry> =
+        catalog::entries(Role::Shim).filter(sleeps).filter(|entry| !there(entry)).collect();
+    ensure!(missing.is_empty(), "no goroutine was in {missing:?}, but in {inside:?}");
+    Ok(())
+}
+
 /// Threads that sleep in everything that is probed, one after the other and over and over.
 struct Sleepers {
     over: Arc<AtomicBool>,
@@ -146,7 +192,7 @@ impl Sleepers {
             let overlay = Overlay::new("ext4", &format!("deleted-{count}"), "")?;
             overlay.dirty(4_000_000)?;
             shim.tell(&overlay.at)?;
-            shim.until("deleted")?;
+            everything_sleeps(&shim.until("deleted")?)?;
             overlay.delete()
         }));
         // In the system call itself: who unmounts its own root folder makes it read-only, which syncs it.
@@ -224,6 +270,15 @@ pub fn twenty_times() -> Result<()> {
     }
 }
 
+/// How plegscope is ended.
+#[derive(Clone, Copy, Debug)]
+enum End {
+    /// The process that the user sees gets this signal.
+    Signal(i32),
+    /// All of it is killed.
+    All,
+}
+
 fn rounds(sleepers: &Sleepers) -> Result<()> {
     // The second program is attached to later where attaching to the first was slow.
     let mut both = 0;
@@ -243,11 +298,14 @@ fn rounds(sleepers: &Sleepers) -> Result<()> {
                 command
             }
         };
-        let signal = match fallback {
-            None => [libc::SIGINT, libc::SIGKILL, libc::SIGTERM, libc::SIGKILL][round % 4],
-            Some(_) => libc::SIGKILL,
+        let end = match fallback {
+            None => {
+                [End::Signal(libc::SIGINT), End::Signal(libc::SIGKILL), End::Signal(libc::SIGTERM), End::All]
+                    [round % 4]
+            }
+            Some(_) => [End::Signal(libc::SIGKILL), End::All][round % 2],
         };
-        let name = || format!("round {round}, {}, signal {signal}", fallback.unwrap_or("fentry"));
+        let name = || format!("round {round}, {}, {end:?}", fallback.unwrap_or("fentry"));
         sleepers.inside(&PROBED).with_context(name)?;
         let begin = machine::now();
         let plegscope = Plegscope::start(command.stdout(Stdio::null())).with_context(name)?;
@@ -263,7 +321,11 @@ fn rounds(sleepers: &Sleepers) -> Result<()> {
         let visible = if fallback == Some("kprobe") { &PROBED[3..] } else { &PROBED };
         sleepers.inside(visible).with_context(name)?;
         let told = machine::now();
-        plegscope.end(signal).with_context(name)?;
+        match end {
+            End::Signal(signal) => plegscope.end(signal),
+            End::All => plegscope.kill_all(),
+        }
+        .with_context(name)?;
         machine::no_probe_is_left().with_context(name)?;
         // The kernel lets go of a program a moment before it takes its breakpoints out.
         machine::until("the text of the programs is what it was", 10, || Ok(sleepers.texts()? == [true; 2]))

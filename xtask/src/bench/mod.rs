@@ -6,6 +6,7 @@
 mod attach;
 pub mod bpf;
 pub mod contend;
+mod events;
 mod forks;
 mod idle;
 mod now;
@@ -27,7 +28,7 @@ use std::time::Duration;
 #[derive(clap::Args)]
 pub struct Args {
     /// Only these benches
-    #[arg(long, value_enum, value_delimiter = ',', default_values = ["probe-cost", "runtime", "attach", "idle", "forks", "now"])]
+    #[arg(long, value_enum, value_delimiter = ',', default_values = ["probe-cost", "runtime", "attach", "idle", "forks", "now", "throughput", "growth", "capture"])]
     only: Vec<Bench>,
     /// Rounds in which all variants take turns
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u64).range(3..))]
@@ -66,13 +67,29 @@ pub enum Bench {
     Now,
     /// B7: alerts of `watch` as a daemon: in time, none lost, none twice, memory flat
     Soak,
+    /// B5: how fast events are correlated
+    Throughput,
+    /// B6: how that grows
+    Growth,
+    /// B9: what a capture takes
+    Capture,
+}
+
+impl Bench {
+    /// Whether it needs neither root nor a node.
+    fn is_pure(self) -> bool {
+        matches!(self, Bench::Throughput | Bench::Growth | Bench::Capture)
+    }
 }
 
 /// Runs the benches and writes their tables.
 pub fn run(args: Args) -> Result<()> {
-    ensure!(sys::is_root(), "probes need root: run the bench as root");
-    packages::ensure(&packages::BENCH)?;
-    let scope = if args.without_plegscope { None } else { Some(tracer::binary()?) };
+    let pure = args.only.iter().all(|bench| bench.is_pure());
+    ensure!(pure || sys::is_root(), "probes need root: run the bench as root");
+    if !pure {
+        packages::ensure(&packages::BENCH)?;
+    }
+    let scope = if args.without_plegscope || pure { None } else { Some(tracer::binary()?) };
     let out = if args.out.is_absolute() { args.out.clone() } else { tracer::workspace().join(&args.out) };
     fs::create_dir_all(&out).with_context(|| format!("creating {}", out.display()))?;
     let mut results = Vec::new();
@@ -117,6 +134,9 @@ pub fn run(args: Args) -> Result<()> {
                     soak::measure(ledger, programs, scope.as_deref(), Duration::from_secs(args.seconds)).await
                 })?
             }
+            Bench::Throughput => events::throughput(args.rounds)?,
+            Bench::Growth => events::growth(args.rounds)?,
+            Bench::Capture => events::capture(args.rounds)?,
             Bench::Idle => {
                 packages::ensure(&packages::LAB)?;
                 let programs = Programs::find(None)?;

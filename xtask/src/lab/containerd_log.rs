@@ -1,12 +1,14 @@
 //! What containerd writes in its log about exits that it could not handle: the ground truth for its attempts.
 //!
-//! Pure. The lines are those of containerd 1.6 and 1.7 with the time zone UTC:
+//! Pure. The lines are those of containerd 1.6 and before with the time zone UTC:
 //!
 //! ```text
 //! time="2026-11-23T19:55:03.123456789Z" level=error msg="failed to handle container TaskExit event &TaskExit{…}" error="…"
 //! time="2026-11-23T19:55:04.2Z" level=info msg="TaskExit event &TaskExit{ContainerID:…,…}"
 //! time="2026-11-23T19:55:14.2Z" level=error msg="Failed to handle backOff event &TaskExit{…} for …" error="…"
 //! ```
+//!
+//! Since 1.7 an event is written as `container_id:\"…\" id:\"…\" pid:…` instead.
 
 use super::sys;
 use serde::{Deserialize, Serialize};
@@ -35,10 +37,11 @@ pub fn attempts(text: &str) -> Vec<Attempt> {
 
 fn attempts_until(text: &str, monotonic: u64, realtime: u64) -> Vec<Attempt> {
     let mut attempts: Vec<Attempt> = Vec::new();
-    for line in text.lines().filter(|line| line.contains("TaskExit{")) {
+    for line in text.lines().filter(|line| line.contains("TaskExit") || line.contains("backOff event")) {
         let Some(time) = time_of_day(line) else { continue };
         let at = monotonic.saturating_sub((realtime % DAY + DAY - time) % DAY);
-        let Some(id) = after(line, ",ID:").or_else(|| after(line, " ID:")) else { continue };
+        let id = after(line, ",ID:").or_else(|| after(line, " ID:"));
+        let Some(id) = id.or_else(|| after(line, " id:\\\"")) else { continue };
         let container: String = id.chars().take_while(char::is_ascii_alphanumeric).collect();
         let error =
             line.split_once(" error=\"").map(|(_, rest)| rest.trim_end_matches('"').replace("\\\"", "\""));
@@ -84,6 +87,9 @@ time="2026-11-23T00:00:14.5Z" level=info msg="TaskExit event &TaskExit{Container
 time="2026-11-23T00:00:15Z" level=info msg="TaskExit event &TaskExit{ContainerID:bb2,ID:bb2,Pid:8,}"
 time="2026-11-23T00:00:24.5Z" level=error msg="Failed to handle backOff event &TaskExit{ContainerID:aa1,ID:aa1,Pid:7,} for aa1" error="failed"
 time="2026-11-23T00:00:25Z" level=info msg="shim disconnected" id=aa1
+time="2026-11-23T00:00:26Z" level=info msg="received exit event container_id:\"cc3\"  id:\"cc3\"  pid:9"
+time="2026-11-23T00:00:27Z" level=error msg="failed to handle container TaskExit event container_id:\"cc3\"  id:\"cc3\"  pid:9" error="failed"
+time="2026-11-23T00:00:28Z" level=info msg="TaskExit event container_id:\"cc3\"  id:\"cc3\"  pid:9"
 "#;
         let found = attempts_until(text, 1000 * second, 60 * second);
         let short: Vec<_> = found
@@ -95,7 +101,13 @@ time="2026-11-23T00:00:25Z" level=info msg="shim disconnected" id=aa1
             .collect();
         assert_eq!(
             short,
-            [("aa1", None, Some(9535)), ("aa1", Some(9545), Some(9645)), ("bb2", Some(9550), None)]
+            [
+                ("aa1", None, Some(9535)),
+                ("aa1", Some(9545), Some(9645)),
+                ("bb2", Some(9550), None),
+                ("cc3", None, Some(9670)),
+                ("cc3", Some(9680), None),
+            ]
         );
         assert_eq!(
             found[0].error.as_deref(),

@@ -47,6 +47,22 @@ pub struct Kubelet {
     metrics: Metrics,
 }
 
+/// How often a kubelet does what it does by itself, and how long it waits.
+#[derive(Clone, Copy, Debug)]
+pub struct Pace {
+    /// Between two updates of all containers.
+    pub update_every: Duration,
+    /// After this time without an answer it gives up a call; a kubelet's own default is two minutes.
+    pub gives_up_after: Duration,
+}
+
+impl Pace {
+    /// Updates every so often, and a kubelet's default for the rest.
+    pub fn updating(update_every: Duration) -> Pace {
+        Pace { update_every, gives_up_after: Duration::from_secs(120) }
+    }
+}
+
 impl Kubelet {
     /// Starts it with the given static pods (name, megabytes to write) and waits until their containers run. `cgroup` is
     /// the lab's group relative to the hierarchies' roots.
@@ -56,7 +72,7 @@ impl Kubelet {
         containerd: &Containerd,
         client: &cri::Client,
         run: &Path,
-        update_every: Duration,
+        pace: Pace,
         wanted: &[(&str, u64)],
     ) -> Result<(Kubelet, Vec<Pod>)> {
         let cgroup = Path::new(&ledger.name);
@@ -84,7 +100,7 @@ impl Kubelet {
         }
         let ports = free_ports()?;
         let config = home.join("config.json");
-        let text = serde_json::to_string_pretty(&config_of(&manifests, cgroup, ports, update_every))?;
+        let text = serde_json::to_string_pretty(&config_of(&manifests, cgroup, ports, pace))?;
         fs::write(&config, text).with_context(|| format!("writing {}", config.display()))?;
         let log = home.join("log");
         let pid = spawn(ledger, program, containerd, &home, &config, &log)?;
@@ -202,12 +218,7 @@ fn spawn(
     Ok(child.id())
 }
 
-fn config_of(
-    manifests: &Path,
-    cgroup: &Path,
-    [port, read_only]: [u16; 2],
-    update_every: Duration,
-) -> serde_json::Value {
+fn config_of(manifests: &Path, cgroup: &Path, [port, read_only]: [u16; 2], pace: Pace) -> serde_json::Value {
     json!({
         "kind": "KubeletConfiguration",
         "apiVersion": "kubelet.config.k8s.io/v1beta1",
@@ -224,7 +235,8 @@ fn config_of(
         "kubeReserved": { "cpu": "500m" },
         // What makes a kubelet update the containers again and again.
         "cpuManagerPolicy": "static",
-        "cpuManagerReconcilePeriod": format!("{}ms", update_every.as_millis()),
+        "cpuManagerReconcilePeriod": format!("{}ms", pace.update_every.as_millis()),
+        "runtimeRequestTimeout": format!("{}ms", pace.gives_up_after.as_millis()),
         "failSwapOn": false,
         // It would add chains to the machine's own iptables, and sockets below /var/lib/kubelet.
         "makeIPTablesUtilChains": false,

@@ -40,7 +40,6 @@ use cleanup::{Ledger, Leftover};
 use containerd::{Containerd, Programs};
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 /// Quitting plegscope may take this long until the prompt is back, ns.
 pub const QUIT_WITHIN: u64 = 300_000_000;
@@ -119,7 +118,13 @@ impl<'a> Lab<'a> {
         say: &mut impl FnMut(&str),
     ) -> Result<Lab<'a>> {
         let mut lab = Lab::without_pods(ledger, programs, &Settings::default(), say).await?;
-        lab.run_kubelet(program, script.update_every, &pods_of(script.megabytes()), say).await?;
+        lab.run_kubelet(
+            program,
+            kubelet::Pace::updating(script.update_every),
+            &pods_of(script.megabytes()),
+            say,
+        )
+        .await?;
         Ok(lab)
     }
 
@@ -127,7 +132,7 @@ impl<'a> Lab<'a> {
     pub async fn run_kubelet(
         &mut self,
         program: &Path,
-        update_every: Duration,
+        pace: kubelet::Pace,
         pods: &[(&str, u64)],
         say: &mut impl FnMut(&str),
     ) -> Result<()> {
@@ -137,7 +142,7 @@ impl<'a> Lab<'a> {
             &self.containerd,
             &self.client,
             &self.run,
-            update_every,
+            pace,
             pods,
         )
         .await?;

@@ -60,7 +60,8 @@ pub fn ensure(needs: &[Need]) -> Result<()> {
     println!("installing with apt-get: {}", missing.join(", "));
     let apt = |args: &[&str]| -> Result<bool> {
         let status = Command::new("apt-get")
-            .args(["-q", "-y", "-o", "Dpkg::Use-Pty=0"])
+            // Somebody else may be installing something, too.
+            .args(["-q", "-y", "-o", "Dpkg::Use-Pty=0", "-o", "DPkg::Lock::Timeout=300"])
             .args(args)
             .env("DEBIAN_FRONTEND", "noninteractive")
             .stdout(std::process::Stdio::null())

@@ -111,7 +111,8 @@ pub async fn sandbox(client: &Client, name: &str, cgroup: &Path, run: &Path) -> 
     // The same name never runs twice in one lab.
     let uid = uid(name);
     let signals = run.join("signals").join(name);
-    let logs = run.join("logs").join(name);
+    // Named as the kubelet does: containerd 1.4 keeps the pod's names nowhere else.
+    let logs = run.join("pods").join(format!("{NAMESPACE}_{name}_{uid}"));
     for folder in [&signals, &logs] {
         fs::create_dir_all(folder).with_context(|| format!("creating {}", folder.display()))?;
     }

@@ -50,6 +50,7 @@ const NEVER: [Never; 2] = [
             "tracer/src/event.rs",
             "tracer/src/look.rs",
             "tracer/src/pipeline.rs",
+            "tracer/src/report/",
             "tracer/src/stats.rs",
             "tracer/src/thresholds.rs",
         ],

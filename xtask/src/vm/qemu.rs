@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 /// Bytes per second that each disk may write.
 const RATE: u32 = 2_000_000;
 /// What a kernel prints when something is wrong with it.
-const BAD_WORDS: [&str; 8] = [
+const BAD_WORDS: [&str; 9] = [
     "Kernel panic",
     "Oops",
     "BUG:",
@@ -22,7 +22,9 @@ const BAD_WORDS: [&str; 8] = [
     "general protection",
     "soft lockup",
     "blocked for more than",
-    "rcu_sched self-detected stall",
+    "self-detected stall",
+    // uprobe: … failed to unregister, leaking uprobe
+    "failed to unregister",
 ];
 
 /// What to boot.

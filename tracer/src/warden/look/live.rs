@@ -1,7 +1,7 @@
 //! Looks while probes are attached: at everything once at the start, since waits that began before were seen by no probe;
 //! then at those processes in which an operation has lasted long, or something found earlier is still in progress.
 
-use super::{Looks, Opener, PATIENCE, one::Target};
+use super::{Looks, Opener, PATIENCE, one::Target, unreturned::unreturned};
 use crate::{
     event::{Body, Event, Kind, Ns, Operation, OperationId, Role},
     look,
@@ -9,6 +9,7 @@ use crate::{
     thresholds::SECOND,
     warden::{
         Settings,
+        causes::waits_for_disk,
         child::{Known, Shared, lock},
         outbox::Outbox,
         protocol::Level,
@@ -35,6 +36,10 @@ const CONFIRM: Ns = SECOND / 5;
 const MOST_A_SECOND: usize = 16;
 /// All looks of one round end by then; the first one at all processes may take as long.
 const ROUND: Duration = Duration::from_secs(2);
+/// Notes that are told.
+const MOST_NOTED: usize = 64;
+/// Operations that wait for being forgotten, at most; the others are found again by a later look.
+const MOST_UNRETURNED: usize = 4096;
 /// Looks of which the own cost is told.
 const TOLD_EVERY: u32 = 240;
 
@@ -47,7 +52,8 @@ pub fn run(settings: &Settings, outbox: &Outbox, shared: &Shared) {
         looks: Looks::new(PATIENCE),
         found: look::Looks::default(),
         looked: BTreeMap::new(),
-        ages: BTreeMap::new(),
+        ages: Ages::default(),
+        noted: BTreeSet::new(),
         queue: VecDeque::new(),
         budget: Budget { left: MOST_A_SECOND, since: clock::monotonic() },
         patrol: settings.patrol,
@@ -61,7 +67,7 @@ pub fn run(settings: &Settings, outbox: &Outbox, shared: &Shared) {
     loop {
         std::thread::sleep(EVERY);
         let known = known(shared);
-        live.forget(&known);
+        live.forget(&known, shared);
         let mut blocked = lock(&shared.in_flight).clone();
         blocked.sort_by_key(|o| o.begin);
         live.want(&blocked, shared, &known);
@@ -90,11 +96,12 @@ struct Live {
     found: look::Looks,
     /// When each process was looked at last.
     looked: BTreeMap<u32, Ns>,
-    /// The age at which an operation is looked at next.
-    ages: BTreeMap<OperationId, Ns>,
+    ages: Ages,
     /// Processes that are to be looked at, the most important first.
     queue: VecDeque<u32>,
     budget: Budget,
+    /// What makes looks weaker than they could be, as far as it was told.
+    noted: BTreeSet<String>,
     /// Whether daemons are looked at also when nothing is known to be blocked in them.
     patrol: bool,
 }
@@ -102,9 +109,10 @@ struct Live {
 impl Live {
     /// Processes that have ended are forgotten; and all programs while there is nothing to look at: their tables are large,
     /// and what is touched of them stays in memory, which is locked.
-    fn forget(&mut self, known: &BTreeMap<u32, Known>) {
+    fn forget(&mut self, known: &BTreeMap<u32, Known>, shared: &Shared) {
         self.found.retain(|pid| known.contains_key(&pid));
         self.looked.retain(|pid, _| known.contains_key(pid));
+        lock(&shared.found).retain(|pid, _| known.contains_key(pid));
         self.queue.retain(|pid| known.contains_key(pid));
         let running: BTreeSet<_> = known.values().map(|known| known.exe).collect();
         let watching = !self.queue.is_empty() || known.keys().any(|pid| self.found.has(*pid));
@@ -115,24 +123,13 @@ impl Live {
     fn want(&mut self, blocked: &[Operation], shared: &Shared, known: &BTreeMap<u32, Known>) {
         let now = clock::monotonic();
         let mut wanted = Vec::new();
-        let ids: BTreeSet<OperationId> = blocked.iter().map(Operation::id).collect();
-        self.ages.retain(|id, _| ids.contains(id));
-        for operation in blocked {
-            // Of what the kernel does itself, the memory of a Go program tells nothing; but nothing else may tell that one of
-            // its threads does it.
-            let by_kernel = matches!(operation.kind, Kind::Sync | Kind::SuperShutdown);
-            let ours = self.patrol && known.contains_key(&operation.actor.pid);
-            if operation.kind == Kind::Stalled || (by_kernel && !ours) {
-                continue;
-            }
-            let age = now.saturating_sub(operation.begin);
-            let due = self.ages.entry(operation.id()).or_insert(OLD);
-            if age >= *due {
-                *due = age.saturating_mul(2);
-                wanted.push(operation.actor.pid);
-                let shim = operation.container.as_ref().and_then(|id| lock(&shared.shims).get(id).copied());
-                wanted.extend(shim);
-            }
+        // Of what the kernel does itself, the memory of a Go program tells nothing; but where programs have no probes, nothing
+        // else tells that one of their threads does it.
+        let ours = |operation: &Operation| self.patrol && known.contains_key(&operation.actor.pid);
+        for operation in self.ages.due(blocked, now, ours) {
+            wanted.push(operation.actor.pid);
+            let shim = operation.container.as_ref().and_then(|id| lock(&shared.shims).get(id).copied());
+            wanted.extend(shim);
         }
         if self.patrol {
             let daemons = known.iter().filter(|(_, k)| k.process.role != Role::Shim).map(|(pid, _)| *pid);
@@ -183,7 +180,9 @@ impl Live {
         };
         let targets: Vec<Target> = processes.into_iter().filter_map(target).collect();
         let (found, outbox, looked_at) = (&mut self.found, &self.outbox, &mut self.looked);
+        let noted = &mut self.noted;
         let (patrol, mut called) = (self.patrol, Vec::new());
+        let blocked = lock(&shared.in_flight).clone();
         self.looks.look(targets, end, |target, result| {
             let pid = target.process.pid;
             looked_at.insert(pid, clock::monotonic());
@@ -193,10 +192,30 @@ impl Live {
                     if shared.get(pid).is_some_and(|k| k.process.started == looked.process.started) =>
                 {
                     let events: Vec<Event> = found.events(&looked);
+                    let waiting = |event: &Event| match &event.body {
+                        Body::InFlight(op) if waits_for_disk(op.kind) => Some(op.clone()),
+                        _ => None,
+                    };
+                    lock(&shared.found).insert(pid, events.iter().filter_map(waiting).collect());
                     if patrol {
                         called.extend(events.iter().filter_map(|event| called_shim(event, shared)));
                     }
                     outbox.events(events);
+                    if let Ok(look) = &looked.look
+                        && !look.note.is_empty()
+                        && noted.len() < MOST_NOTED
+                        && noted.insert(look.note.clone())
+                    {
+                        let text = format!("look at {} {pid}: {}", looked.process.comm, look.note);
+                        outbox.log(Level::Warning, text);
+                    }
+                    let over = unreturned(&looked, &blocked);
+                    if !over.is_empty() {
+                        outbox.log(Level::Debug, format!("left without returning: {over:?}"));
+                        let mut waiting = lock(&shared.unreturned);
+                        let room = MOST_UNRETURNED.saturating_sub(waiting.len());
+                        waiting.extend(over.into_iter().take(room));
+                    }
                     if let Err(why) = &looked.look {
                         outbox.log(Level::Debug, format!("process {pid} could not be looked at: {why}"));
                     }
@@ -210,6 +229,36 @@ impl Live {
                 self.queue.push_back(pid);
             }
         }
+    }
+}
+
+/// The age at which each operation is looked at next. Whether its holder and what it ends in are known is for the correlator
+/// to say, which is in the other process; so all that last long are looked at, ever more seldom.
+#[derive(Default)]
+struct Ages(BTreeMap<OperationId, Ns>);
+
+impl Ages {
+    /// Those of all operations in flight that are to be looked at now; what the kernel does itself only if it is `ours`.
+    fn due<'o>(
+        &mut self,
+        in_flight: &'o [Operation],
+        now: Ns,
+        ours: impl Fn(&Operation) -> bool,
+    ) -> Vec<&'o Operation> {
+        let ids: BTreeSet<OperationId> = in_flight.iter().map(Operation::id).collect();
+        self.0.retain(|id, _| ids.contains(id));
+        let by_kernel = |o: &Operation| matches!(o.kind, Kind::Sync | Kind::SuperShutdown);
+        let told = |o: &&Operation| o.kind != Kind::Stalled && (!by_kernel(o) || ours(o));
+        let mut is_due = |operation: &&Operation| {
+            let age = now.saturating_sub(operation.begin);
+            let due = self.0.entry(operation.id()).or_insert(OLD);
+            let is_due = age >= *due;
+            if is_due {
+                *due = age.saturating_mul(2);
+            }
+            is_due
+        };
+        in_flight.iter().filter(told).filter(|operation| is_due(operation)).collect()
     }
 }
 
@@ -240,6 +289,38 @@ impl Budget {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::event::{Actor, Began, SeenBy};
+
+    #[test]
+    fn what_lasts_is_looked_at_once_it_is_old_and_then_ever_more_seldom() {
+        let operation = |kind, begin| Operation {
+            kind,
+            method: String::new(),
+            actor: Actor { pid: 7, tid: 8, g: None, goid: None },
+            begin,
+            began: Began::Then,
+            object: 0,
+            container: None,
+            path: None,
+            device: None,
+            fs_type: None,
+            seen_by: SeenBy::Uprobe,
+        };
+        let mut ages = Ages::default();
+        let blocked = [operation(Kind::CriCall, 0), operation(Kind::Sync, 0)];
+        let mut looked_at = Vec::new();
+        for at in (0..40).map(|half| half * SECOND / 2) {
+            let due = ages.due(&blocked, at, |_| false);
+            assert!(due.iter().all(|operation| operation.kind == Kind::CriCall));
+            looked_at.extend(due.iter().map(|_| at));
+        }
+        assert_eq!(looked_at, [2, 4, 8, 16].map(|second| second * SECOND));
+        // Another of the same kind is new, and the first is forgotten.
+        assert!(ages.due(&[operation(Kind::CriCall, 19 * SECOND)], 20 * SECOND, |_| false).is_empty());
+        assert_eq!(ages.0.len(), 1);
+        assert_eq!(ages.due(&blocked, 20 * SECOND, |_| false).len(), 1);
+        assert_eq!(ages.due(&blocked[1..], 40 * SECOND, |_| true).len(), 1, "ours");
+    }
 
     #[test]
     fn no_more_than_so_many_in_a_second_and_none_is_lost() {

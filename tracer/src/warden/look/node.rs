@@ -1,4 +1,4 @@
-//! One look at the node: at all processes that take part, in order of suspicion, and a second time at those in which
+//! One look at the node: at all processes that take part, in order of suspicion, and a second and third time at those in which
 //! something was in progress, since one look sees a moment only.
 
 use super::{
@@ -9,10 +9,10 @@ use super::{
 };
 use crate::{
     event::{Body, Event, LockName, Process, Role},
-    look::{Count, Leaked, LeftOut, Look, LookedAt, Summary},
+    look::{Count, Lacks, Leaked, LeftOut, Look, LookedAt, Summary},
     node::{
         alive,
-        bundle::BundleId,
+        bundle::{self, BundleId},
         clock, memory,
         procs::{Exe, FileId, ProcessFacts, Processes},
         shims, threads,
@@ -33,6 +33,9 @@ use std::{
 
 /// Between the two looks at a process.
 const GAP: Duration = Duration::from_millis(150);
+/// From the first look to the third, at those in which the second has found something too: on a busy node that may be
+/// quick work that is about to end.
+const LASTING: Duration = Duration::from_millis(350);
 /// Reading programs may take this part of the time, one in so many.
 const READING: u32 = 3;
 /// How long the parent may keep a message waiting.
@@ -69,7 +72,7 @@ pub fn once(wanted: &LookOnce, outbox: &Outbox, shared: &Arc<Shared>) {
     let first: Vec<ProcessFacts> = node.processes.iter().filter(likely).cloned().collect();
     node.take_up(first, !wanted.pids.is_empty(), began + wanted.within / READING);
     step.done("reading programs");
-    let before = shims::without_bundle(&node.pids(Role::Shim));
+    let before = node.left_over();
     let context = node.tell_context();
     node.look_at(|role| role != Role::Shim);
     step.done("daemons");
@@ -87,10 +90,14 @@ pub fn once(wanted: &LookOnce, outbox: &Outbox, shared: &Arc<Shared>) {
     }
     node.look_again();
     step.done("looking again");
+    if !before.is_empty() {
+        // Processes that came meanwhile; without them one is called left over that is not.
+        let _ = node.processes.scan(&node.looks.readers);
+    }
     // Names that are not there by the end do not come.
     let _ = context.recv_timeout(node.end.saturating_duration_since(Instant::now()));
     step.done("waiting for names");
-    let summary = node.summary(before, began);
+    let summary = node.summary(&before, began);
     node.tell(&Message::Looked(summary));
 }
 
@@ -143,6 +150,26 @@ impl Node<'_> {
     fn pids(&self, role: Role) -> Vec<u32> {
         let of_role = self.seen.iter().filter(|(_, seen)| seen.target.process.role == role);
         of_role.map(|(pid, _)| *pid).collect()
+    }
+
+    /// Shims that have nothing to run for at this moment. One that is just ending is among them.
+    fn left_over(&self) -> BTreeMap<u32, (BundleId, Lacks)> {
+        let shims = self.pids(Role::Shim);
+        let parents: BTreeSet<u32> = self.processes.iter().map(|process| process.parent).collect();
+        let at = clock::monotonic();
+        // A container's first process is a child of the shim that serves it, or of one that was adopted by it.
+        let without_task = shims.iter().filter(|pid| !parents.contains(pid)).filter_map(|pid| {
+            let target = &self.seen.get(pid)?.target;
+            let old = at.saturating_sub(target.process.started) >= shims::LEAKED_AFTER;
+            // Of another kind of shim it is not known where its containers are.
+            let bundle = (old && target.program.is_ok()).then(|| bundle::of_shim(*pid).ok()).flatten()?;
+            Some((*pid, (bundle, Lacks::Task)))
+        });
+        let mut left_over: BTreeMap<_, _> = without_task.collect();
+        left_over.extend(
+            shims::without_bundle(&shims).into_iter().map(|(pid, bundle)| (pid, (bundle, Lacks::Bundle))),
+        );
+        left_over
     }
 
     /// Reads the programs of these processes, and takes up those that take part.
@@ -199,6 +226,7 @@ impl Node<'_> {
             offsets: layout.map(|layout| layout.offsets),
             health: None,
             exe,
+            image: None,
             entry: program.facts.entry,
             all_goroutines: layout.map(|layout| layout.all_goroutines),
         };
@@ -274,11 +302,19 @@ impl Node<'_> {
         };
         let again: Vec<&Seen> = self.seen.values().filter(due).collect();
         let from = again.iter().filter_map(|seen| seen.at).max().map(|at| at + GAP);
+        let first = again.iter().filter_map(|seen| seen.at).min();
         let targets: Vec<Target> = again.into_iter().map(|seen| seen.target.clone()).collect();
         if let Some(from) = from {
             std::thread::sleep(from.min(self.end).saturating_duration_since(Instant::now()));
         }
         self.run(targets);
+        let lasting = self.seen.values().filter(|seen| seen.in_progress);
+        let lasting: Vec<Target> = lasting.map(|seen| seen.target.clone()).collect();
+        let from = first.map(|at| at + LASTING).filter(|at| *at < self.end && !lasting.is_empty());
+        if let Some(from) = from {
+            std::thread::sleep(from.saturating_duration_since(Instant::now()));
+            self.run(lasting);
+        }
     }
 
     fn run(&mut self, targets: Vec<Target>) {
@@ -316,7 +352,7 @@ impl Node<'_> {
         }
     }
 
-    fn summary(&self, leaked_before: Vec<(u32, BundleId)>, began: Instant) -> Summary {
+    fn summary(&self, before: &BTreeMap<u32, (BundleId, Lacks)>, began: Instant) -> Summary {
         // One that could not be looked at because it has ended was none to be looked at.
         let there = |pid: u32, seen: &Seen| seen.why.is_none() || alive::leader_lives(pid);
         let seen: BTreeMap<u32, &Seen> = self
@@ -349,14 +385,17 @@ impl Node<'_> {
             Event { at, body: Body::BlindSpot { what, reason: left.reason.clone() } }
         });
         self.outbox.events(blind.collect());
-        // One that is just ending has no bundle for a moment: only those that still have none.
-        let still: BTreeSet<u32> =
-            shims::without_bundle(&self.pids(Role::Shim)).into_iter().map(|(pid, _)| pid).collect();
-        let leaked = leaked_before.into_iter().filter(|(pid, _)| still.contains(pid));
-        let leaked = leaked.filter_map(|(pid, bundle)| {
-            let started = self.seen.get(&pid)?.target.process.started;
-            let age = at.saturating_sub(started);
-            Some(Leaked { pid, id: bundle.id, age, resident: memory::resident(pid) })
+        // One that is just ending lacks them for a moment: only those that still do.
+        let still = self.left_over();
+        let leaked = still.into_iter().filter_map(|(pid, (bundle, lacks))| {
+            let (_, lacked) = before.get(&pid)?;
+            let seen = self.seen.get(&pid)?;
+            // Whoever is in the middle of something has something to run for.
+            if lacks == Lacks::Task && (*lacked != lacks || !seen.goroutines || seen.in_progress) {
+                return None;
+            }
+            let age = at.saturating_sub(seen.target.process.started);
+            Some(Leaked { pid, id: bundle.id, age, resident: memory::resident(pid), lacks })
         });
         Summary {
             roles: roles.into_iter().filter(|count| count.there > 0).collect(),

@@ -5,8 +5,9 @@ use super::programs::Program;
 use crate::{
     event::{Kind, Process, Role, ThreadSite},
     golang::{
+        GoBinary,
         calls::{self, Calls},
-        goroutines::{Limits, Looker, Seen},
+        goroutines::{Layout, Limits, Looker, Seen},
         offsets::Offsets,
         pclntab, unwind,
     },
@@ -19,15 +20,17 @@ use crate::{
     warden::{binaries, protocol::MESSAGE_LIMIT},
 };
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     hash::{DefaultHasher, Hash, Hasher},
     sync::Arc,
 };
 
 /// Threads looked at in one process.
 const MOST_THREADS: usize = 4_096;
-/// Of these, and of goroutines in system calls, so many are looked at closely.
+/// Of these, and of goroutines in system calls, so many are looked at closely; more where a thread does not come back
+/// from the kernel.
 const MOST_SITES: usize = 128;
+const MOST_STUCK: usize = 1_024;
 /// Longest path the kernel takes.
 const LONGEST_PATH: usize = 4096;
 /// A message about a process stays well below what is allowed.
@@ -82,7 +85,7 @@ pub fn look(target: &Target, program: &Program, looker: &mut Looker<'_, '_>) -> 
 
 fn goroutines(target: &Target, program: &Program, looker: &mut Looker<'_, '_>) -> Result<Look, String> {
     let pid = target.process.pid;
-    let layout = program.facts.layout.as_ref().map_err(Clone::clone)?;
+    let layout = looker.layout();
     let memory = ProcessMemory::open(pid).map_err(|why| why.to_string())?;
     let bias = binaries::bias(pid, program.facts.entry).map_err(|why| why.to_string())?;
     let seen = looker.look(bias, &mut Words(&memory)).map_err(|why| why.to_string())?;
@@ -97,19 +100,45 @@ fn goroutines(target: &Target, program: &Program, looker: &mut Looker<'_, '_>) -
         calls: program.facts.calls.as_ref().ok(),
         offsets: &layout.offsets,
         sites: 0,
+        passed_over: 0,
+        by_own_id: None,
     };
-    let look = Look {
-        goroutines: seen.goroutines.iter().map(|one| reader.goroutine(one)).collect(),
-        running: u32::try_from(seen.running).unwrap_or(u32::MAX),
-        left_out: seen
-            .left_out
-            .iter()
-            .map(|(why, count)| (why.to_string(), u32::try_from(*count).unwrap_or(u32::MAX)))
-            .collect(),
-        threads: Vec::new(),
-        note: notes.join("; "),
-    };
-    Ok(cut(with_threads(look, pid, Some(&memory))))
+    let (mut goroutines, mut weighs, mut cut_out) = (Vec::new(), 0, 0);
+    for one in &seen.goroutines {
+        let one = reader.goroutine(one);
+        weighs += weight(&one);
+        goroutines.push(one);
+        // What will not be told anyway is not kept.
+        if weighs > 2 * ROOM {
+            cut_out += cut(&mut goroutines);
+            weighs = goroutines.iter().map(weight).sum();
+        }
+    }
+    cut_out += cut(&mut goroutines);
+    if reader.passed_over > 0 {
+        let passed_over = reader.passed_over;
+        notes.push(format!(
+            "{passed_over} more threads in system calls sleep, and were not looked at closely"
+        ));
+    }
+    let number = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
+    let mut left_out: Vec<(String, u32)> =
+        seen.left_out.iter().map(|(why, count)| (why.to_string(), number(*count))).collect();
+    if cut_out > 0 {
+        left_out.push(("they would not fit into one message".into(), number(cut_out)));
+    }
+    let running = number(seen.running);
+    let look = Look { goroutines, running, left_out, threads: Vec::new(), note: notes.join("; ") };
+    Ok(with_threads(look, pid, Some(&memory)))
+}
+
+/// Finds the layout of a Go version that is in no table, in a process that runs it; `entry` is where the program begins
+/// by its file.
+pub fn calibrate(pid: u32, binary: &GoBinary<'_>, entry: u64) -> Result<Layout, String> {
+    let memory = ProcessMemory::open(pid).map_err(|why| why.to_string())?;
+    let bias = binaries::bias(pid, entry).map_err(|why| why.to_string())?;
+    let threads: Vec<u32> = threads::by_own_id(pid, MOST_THREADS).into_keys().collect();
+    Layout::calibrate(binary, bias, &mut Words(&memory), &threads).map_err(|why| why.to_string())
 }
 
 /// What is read of one process.
@@ -121,6 +150,10 @@ struct Reader<'p> {
     offsets: &'p Offsets,
     /// Threads looked at so far.
     sites: usize,
+    /// Threads that were not looked at because of [`MOST_SITES`].
+    passed_over: usize,
+    /// Its threads by their ids in its own pid namespace, once that was asked for.
+    by_own_id: Option<BTreeMap<u32, u32>>,
 }
 
 impl Reader<'_> {
@@ -168,12 +201,27 @@ impl Reader<'_> {
 
     /// Where the thread with this id (in the process's own pid namespace) sits.
     fn thread(&mut self, own: u32) -> Option<ThreadSite> {
-        if self.sites >= MOST_SITES {
+        let pid = self.pid;
+        // Outside of containers it is the same.
+        let same = threads::own_id(pid, own) == Some(own);
+        let tid = if same {
+            own
+        } else {
+            let all = self.by_own_id.get_or_insert_with(|| threads::by_own_id(pid, MOST_THREADS));
+            *all.get(&own)?
+        };
+        // One that does not come back from the kernel is looked at in any case.
+        let most = if self.sites < MOST_SITES || threads::state(pid, tid) == Some('D') {
+            MOST_STUCK
+        } else {
+            MOST_SITES
+        };
+        if self.sites >= most {
+            self.passed_over += 1;
             return None;
         }
         self.sites += 1;
-        let tid = threads::by_own_id(self.pid, own, MOST_THREADS)?;
-        Some(threads::look(self.pid, tid).ok()?.site)
+        Some(threads::look(pid, tid).ok()?.site)
     }
 }
 
@@ -247,28 +295,24 @@ fn with_threads(mut look: Look, pid: u32, memory: Option<&ProcessMemory>) -> Loo
     look
 }
 
-/// Leaves out goroutines that would not fit into a message, first those that are in the middle of nothing.
-fn cut(mut look: Look) -> Look {
-    let matters = |g: &Goroutine| g.waits.is_some() || !g.calls.is_empty() || g.thread.is_some();
-    let mut total = look.goroutines.iter().map(weight).sum::<usize>();
-    let mut keep = vec![true; look.goroutines.len()];
+/// Leaves out goroutines that would not fit into a message, first those that are in the middle of nothing; how many.
+fn cut(goroutines: &mut Vec<Goroutine>) -> usize {
+    let mut total = goroutines.iter().map(weight).sum::<usize>();
+    let mut keep = vec![true; goroutines.len()];
     let in_turn: [fn(bool) -> bool; 2] = [|matters| !matters, |_| true];
     for chosen in in_turn {
         // The last are the youngest.
-        for (keep, goroutine) in keep.iter_mut().zip(&look.goroutines).rev() {
-            if total > ROOM && *keep && chosen(matters(goroutine)) {
+        for (keep, goroutine) in keep.iter_mut().zip(&*goroutines).rev() {
+            if total > ROOM && *keep && chosen(goroutine.matters()) {
                 *keep = false;
                 total -= weight(goroutine);
             }
         }
     }
     let left_out = keep.iter().filter(|keep| !**keep).count();
-    if left_out > 0 {
-        let mut keep = keep.into_iter();
-        look.goroutines.retain(|_| keep.next().unwrap_or(true));
-        look.left_out.push(("they would not fit into one message".into(), left_out as u32));
-    }
-    look
+    let mut keep = keep.into_iter();
+    goroutines.retain(|_| keep.next().unwrap_or(true));
+    left_out
 }
 
 /// Bytes of a goroutine in a message, rather too many than too few.
@@ -361,17 +405,17 @@ mod tests {
     fn what_matters_is_cut_last_and_what_is_left_fits() {
         let idle = (1..=400).map(|goid| goroutine(goid, 100, Vec::new()));
         let busy = (1001..=1200).map(|goid| goroutine(goid, 100, vec![call()]));
-        let all: Vec<Goroutine> = idle.chain(busy).collect();
-        let count = all.len();
-        let look = cut(Look { goroutines: all, ..Look::default() });
+        let mut look = Look { goroutines: idle.chain(busy).collect(), ..Look::default() };
+        let count = look.goroutines.len();
+        let left_out = cut(&mut look.goroutines);
         let busy = look.goroutines.iter().filter(|g| !g.calls.is_empty()).count();
         assert_eq!(busy, 200);
         assert!(look.goroutines.len() > 200 && look.goroutines.len() < count);
-        assert_eq!(look.left_out[0].1 as usize, count - look.goroutines.len());
+        assert_eq!(left_out, count - look.goroutines.len());
         assert!(postcard::to_stdvec(&look).unwrap().len() < MESSAGE_LIMIT);
-        let busy = (1..=900).map(|goid| goroutine(goid, 100, vec![call()])).collect();
-        let look = cut(Look { goroutines: busy, ..Look::default() });
+        look.goroutines = (1..=900).map(|goid| goroutine(goid, 100, vec![call()])).collect();
+        assert!(cut(&mut look.goroutines) > 0);
         assert!(postcard::to_stdvec(&look).unwrap().len() < MESSAGE_LIMIT);
-        assert!(look.goroutines.len() > 300 && look.left_out[0].1 > 0, "{:?}", look.left_out);
+        assert!(look.goroutines.len() > 300);
     }
 }

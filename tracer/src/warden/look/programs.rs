@@ -1,6 +1,6 @@
 //! The programs that are looked at: what is known of each, and its tables, in a copy on a tmpfs where there is one.
 
-use super::copies::Copies;
+use super::{copies::Copies, one};
 use crate::{
     event::Role,
     golang::{
@@ -10,7 +10,7 @@ use crate::{
 };
 use memmap2::Mmap;
 use serde::{Deserialize, Serialize};
-use std::fs::File;
+use std::{fs::File, sync::OnceLock};
 
 /// What a look needs to know of a program besides its tables.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -36,6 +36,8 @@ pub struct Program {
     pub facts: Facts,
     bytes: Mmap,
     length: usize,
+    /// What was found in a process that runs it, when its version is in no table.
+    calibrated: OnceLock<Layout>,
 }
 
 impl Program {
@@ -43,6 +45,18 @@ impl Program {
     pub fn binary(&self) -> Result<GoBinary<'_>, Refusal> {
         let bytes = self.bytes.get(..self.length).unwrap_or_default();
         GoBinary::with(bytes, self.facts.build.clone())
+    }
+
+    /// Where its runtime keeps goroutines. What is in no table is looked for in the process, and holds for all processes
+    /// that run the program, since it is a matter of its code; an error says why it is not known.
+    pub fn layout(&self, binary: &GoBinary<'_>, pid: u32) -> Result<&Layout, String> {
+        let Err(why) = &self.facts.layout else { return self.facts.layout.as_ref().map_err(Clone::clone) };
+        if let Some(found) = self.calibrated.get() {
+            return Ok(found);
+        }
+        let found = one::calibrate(pid, binary, self.facts.entry);
+        let found = found.map_err(|not_found| format!("{why}; {not_found}"))?;
+        Ok(self.calibrated.get_or_init(|| found))
     }
 }
 
@@ -75,7 +89,8 @@ pub fn find(
     let place = copies.zip(identity.as_ref());
     if let Some((facts, bytes, length)) = place.and_then(|(copies, i)| copies.find(i).ok().flatten()) {
         let wanted = other || facts.role != Role::Other;
-        return (Ok(wanted.then_some(Program { facts, bytes, length })), None);
+        let program = Program { facts, bytes, length, calibrated: OnceLock::new() };
+        return (Ok(wanted.then_some(program)), None);
     }
     match read(&file, other) {
         Ok(Some(program)) => {
@@ -99,7 +114,7 @@ fn read(file: &File, other: bool) -> Result<Option<Program>, String> {
         Err(_) => None,
     };
     let length = bytes.len();
-    Ok(facts.map(|facts| Program { facts, bytes, length }))
+    Ok(facts.map(|facts| Program { facts, bytes, length, calibrated: OnceLock::new() }))
 }
 
 fn facts(binary: &GoBinary<'_>, other: bool) -> Option<Facts> {

@@ -1,6 +1,6 @@
 // Goroutines that wait in every way that matters, and the truth about them: the addresses of the locks, and when each
 // wait began. What Go itself says of their stacks it prints when it is sent SIGQUIT. With the argument "churn" they
-// never rest.
+// never rest, with "crowd" there are more of them than are told, with "parked" none is in a system call.
 package main
 
 import (
@@ -9,6 +9,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 	"unsafe"
@@ -210,7 +211,7 @@ func grown() {
 
 func main() {
 	if len(os.Args) > 1 {
-		churn()
+		map[string]func(){"churn": churn, "crowd": crowd, "parked": parked}[os.Args[1]]()
 		return
 	}
 	var pipe [2]int
@@ -311,4 +312,25 @@ func churn() {
 	}()
 	say("END")
 	block()
+}
+
+func crowd() {
+	two.Lock()
+	const many = 22000
+	for i := 0; i < many; i++ {
+		go deep(24)
+	}
+	// A Mutex counts those who wait for it above its three lowest bits.
+	for atomic.LoadInt32((*int32)(unsafe.Pointer(&two)))>>3 < many {
+		runtime.Gosched()
+	}
+	say("END")
+	block()
+}
+
+func parked() {
+	say("END")
+	for {
+		time.Sleep(time.Hour)
+	}
 }

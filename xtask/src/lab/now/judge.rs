@@ -304,6 +304,17 @@ fn actors(truth: &Truth, facts: &Facts, drawn: &Drawn<'_>, verdict: &mut Verdict
     );
 }
 
+/// Without a probe all is seen in memory, and each link says so.
+pub fn seen_in_memory(truth: &Truth, frame: &Value, verdict: &mut Verdict) {
+    let drawn = drawn(truth, frame);
+    let by: BTreeSet<&str> = drawn
+        .iter()
+        .flat_map(|drawn| &drawn.links)
+        .map(|(link, _)| link["operation"]["seen_by"].as_str().unwrap_or("-"))
+        .collect();
+    verdict.check("seen by", "Memory alone", format!("{by:?}"), by.into_iter().eq(["Memory"]));
+}
+
 /// Nothing that was concluded is called proven.
 fn grounds(drawn: &Drawn<'_>, verdict: &mut Verdict) {
     let holders: Vec<(&str, &str)> = drawn

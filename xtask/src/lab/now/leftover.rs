@@ -1,4 +1,4 @@
-//! Shims that outlive their bundles: `now` lists them with their age and memory.
+//! Shims that outlive their bundles or their tasks: `now` lists them with their age and memory.
 
 use super::{run, store};
 use crate::lab::cleanup::Ledger;
@@ -41,8 +41,41 @@ pub async fn play(
     verdict.check("left over: before", "none", format!("{leaked:?}"), leaked.is_empty());
 
     let forgotten = lab.pods.remove(1);
-    let shim = shims[1];
+    let (shim, idle) = (shims[1], shims[0]);
+    let without_task = lab.pods[0].clone();
+    let processes: Vec<u32> =
+        without_task.ids().iter().map(|id| lab.containerd.init_of(id)).collect::<Result<_>>()?;
     lab.containerd.end(libc::SIGKILL).await?;
+    // Nobody is there to tell its shim to end.
+    processes.iter().for_each(|pid| sys::signal(*pid, libc::SIGKILL));
+    let old = Duration::from_nanos(OLD.saturating_sub(age(idle)?));
+    say(&format!(
+        "containerd is gone, and all processes of pod {}; its shim {idle} runs on",
+        without_task.name
+    ));
+    tokio::time::sleep(old).await;
+    let ran = run(ledger, binary, &["now", "--json"]).await?;
+    store(keep, "without-task.json", &ran.out)?;
+    let (true_age, memory) = (age(idle)?, look::kilobytes(idle, "VmRSS") * 1024);
+    let without: Vec<_> = own(&ran.report());
+    verdict.check(
+        "without a task: shims",
+        format!("{idle} of {}", without_task.sandbox),
+        format!("{without:?}"),
+        without.len() == 1
+            && without[0]["pid"] == idle
+            && without[0]["lacks"] == "Task"
+            && without[0]["id"] == without_task.sandbox.as_str(),
+    );
+    let one = without.first().cloned().unwrap_or_default();
+    verdict.duration("without a task: age", Some(true_age), one["age"].as_u64());
+    let said = one["resident"].as_u64().unwrap_or(0);
+    verdict.check(
+        "without a task: memory",
+        format!("{} kB", memory / 1024),
+        format!("{} kB", said / 1024),
+        verdict::close(memory, said),
+    );
     forget(&lab, ledger, &forgotten.sandbox, &forgotten.container)?;
     lab.containerd.start_again(ledger).await?;
     lab.client = cri::Client::connect(&lab.containerd.socket, cri::SHORT).await?;
@@ -53,7 +86,9 @@ pub async fn play(
     let ran = run(ledger, binary, &["now", "--json"]).await?;
     let (true_age, memory) = (age(shim)?, look::kilobytes(shim, "VmRSS") * 1024);
     store(keep, "leftover.json", &ran.out)?;
-    let leaked = own(&ran.report());
+    // containerd has found out meanwhile about the other.
+    let mut leaked = own(&ran.report());
+    leaked.retain(|one| one["lacks"] == "Bundle");
     let one = leaked.first().cloned().unwrap_or_default();
     let told: Vec<String> =
         leaked.iter().map(|one| format!("{} of {}", one["pid"], one["id"].as_str().unwrap_or("-"))).collect();

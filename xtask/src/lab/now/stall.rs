@@ -64,6 +64,7 @@ pub async fn play(
     }
     let report = runs[0].1.report();
     judge::chain(&truth, &facts, &report["frame"], &mut verdict);
+    judge::seen_in_memory(&truth, &report["frame"], &mut verdict);
     judge::stacks(&truth, &facts, &report, &mut verdict);
     judge::text(&truth, &facts, &runs[1].1.out, &mut verdict);
     judge::tracebacks(&truth, &runs[2].1.out, &mut verdict);

@@ -7,6 +7,7 @@ use crate::lab::cleanup::{Ledger, Leftover};
 use crate::lab::containerd::Programs;
 use crate::lab::cri::{self, Client};
 use crate::lab::group::Group;
+use crate::lab::kubelet::Pace;
 use crate::lab::kubelet_like::{Call, KubeletLike};
 use crate::lab::pods::{self, Pod};
 use crate::lab::strace::Strace;
@@ -27,6 +28,8 @@ const HANGS: u64 = 1_000_000_000;
 const SHARE: u64 = 2;
 /// MB that a pod writes that comes and goes.
 const CHURNED: u64 = 4;
+/// How long one more client waits for its update: longer than a kubelet.
+const PATIENT: Duration = Duration::from_secs(600);
 /// When nobody updates: longer than any story.
 const NEVER: Duration = Duration::from_secs(86_400);
 
@@ -192,8 +195,11 @@ impl Stage<'_> {
         if let Some(program) = kubelet {
             let wanted: Vec<(&str, u64)> =
                 self.story.pods.iter().map(|pod| (pod.name.as_str(), pod.writes)).collect();
-            let every = self.update_every();
-            self.lab.run_kubelet(program, every, &wanted, &mut self.say).await?;
+            let pace = Pace {
+                update_every: self.update_every(),
+                gives_up_after: Duration::from_secs_f64(self.story.node.gives_up_after),
+            };
+            self.lab.run_kubelet(program, pace, &wanted, &mut self.say).await?;
         } else {
             for pod in &self.story.pods {
                 let script =
@@ -684,7 +690,7 @@ async fn update(client: Client, container: String, calls: Arc<Mutex<Vec<Call>>>)
     });
     let request =
         cri::UpdateContainerResourcesRequest { container_id: container, linux: Some(pods::resources()) };
-    let answer: Result<cri::Empty, _> = client.call("UpdateContainerResources", request, cri::LONG).await;
+    let answer: Result<cri::Empty, _> = client.call("UpdateContainerResources", request, PATIENT).await;
     let mut calls = lock();
     calls[index].end = Some(sys::monotonic());
     calls[index].error = answer.err().map(|status| format!("{:?}: {}", status.code(), status.message()));

@@ -366,7 +366,11 @@ impl Judge<'_> {
             let told = format!("{writes} diagnoses end there");
             self.said.note("writes of the daemon that a thread of it was in", "the lab saw them too", told);
         }
-        for incident in self.frames.iter().flat_map(incidents_of).filter(|one| !foreign(&record.own, one)) {
+        // Where a process does not run, those that wait for it are named, and none is to blame.
+        let about_one = |one: &&Value| !["Frozen", "Starved"].contains(&variant(&one["ends_in"]).0);
+        let own_incidents =
+            self.frames.iter().flat_map(incidents_of).filter(|one| !foreign(&record.own, one));
+        for incident in own_incidents.filter(about_one) {
             if let Some(id) = incident["containers"][0]["id"].as_str()
                 && !blame.iter().any(|one| one == id)
             {
@@ -412,8 +416,8 @@ impl Judge<'_> {
     }
 
     fn ids(&self, pod: &str) -> Vec<String> {
-        let created =
-            self.record.created.iter().filter(|one| one.pod == pod).map(|one| one.container.clone());
+        let created = self.record.created.iter().filter(|one| one.pod == pod);
+        let created = created.flat_map(|one| [one.container.clone(), one.sandbox.clone()]);
         self.record.ids(pod).into_iter().chain(created).collect()
     }
 

@@ -11,6 +11,7 @@
 //! daemon-files = "apart"        # containerd's own files: apart from the slow disk, or together with the snapshots
 //! caller = "client"             # who relists: client (like a kubelet), kubelet (a real one), none
 //! update-every = 2.0            # seconds between updates of all containers; 0 means none
+//! gives-up-after = 120.0         # seconds after which a real kubelet gives up a call
 //! watch-states = false          # also ask for the containers ten times a second, to know when they are reported
 //!
 //! [[pods]]
@@ -114,6 +115,8 @@ pub struct Node {
     pub caller: Caller,
     /// Seconds between updates; 0 for none.
     pub update_every: f64,
+    /// Seconds after which a real kubelet gives up a call.
+    pub gives_up_after: f64,
     /// Whether the runtime is asked for the states of its containers all the time.
     pub watch_states: bool,
 }
@@ -127,6 +130,7 @@ impl Default for Node {
             daemon_files: DaemonFiles::Apart,
             caller: Caller::Client,
             update_every: 2.0,
+            gives_up_after: 120.0,
             watch_states: false,
         }
     }

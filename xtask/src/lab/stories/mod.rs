@@ -72,6 +72,22 @@ pub struct Args {
     without_plegscope: bool,
 }
 
+impl Args {
+    /// Plays one story, once.
+    pub fn of(name: &str) -> Args {
+        Args {
+            names: vec![name.to_owned()],
+            all: false,
+            list: false,
+            containerd: None,
+            repeat: 1,
+            keep: None,
+            record: false,
+            without_plegscope: false,
+        }
+    }
+}
+
 /// What stories are played with.
 struct Stock {
     /// The version of the machine's own containerd.

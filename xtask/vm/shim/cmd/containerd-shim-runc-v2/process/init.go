@@ -4,6 +4,10 @@ package process
 
 import (
 	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+	"unsafe"
 
 	"shim/golang.org/x/sys/unix"
 )
@@ -16,6 +20,17 @@ type Init struct {
 	id     string
 	Bundle sync.RWMutex
 	calls  int
+	// Inside counts those who are in a call or about to make one; All is how many there are.
+	Inside, All int32
+	// When the last unmount was called and came back.
+	Began, Ended int64
+}
+
+// now is CLOCK_MONOTONIC, ns.
+func now() int64 {
+	var t syscall.Timespec
+	syscall.RawSyscall(syscall.SYS_CLOCK_GETTIME, 1, uintptr(unsafe.Pointer(&t)), 0)
+	return t.Nano()
 }
 
 // New makes one.
@@ -29,7 +44,14 @@ func (p *Init) Delete(path string) error {
 	defer p.mu.Unlock()
 	p.Bundle.Lock()
 	defer p.Bundle.Unlock()
-	return unix.Unmount(path, 0)
+	// Who is not in its call yet comes as soon as its pause is over, and stays.
+	for atomic.LoadInt32(&p.Inside) < p.All {
+		time.Sleep(time.Millisecond)
+	}
+	p.Began = now()
+	err := unix.Unmount(path, 0)
+	p.Ended = now()
+	return err
 }
 
 func (p *Init) call() {

@@ -1,0 +1,206 @@
+//! The thread that draws, and the one that reads keys.
+
+use super::super::output::{Output, has_no_reader};
+use super::hands::Hands;
+use crate::node::own;
+use crate::tui::message::{Own, TICKS};
+use crate::tui::paint::Painter;
+use crate::tui::view::{ink::Palette, view};
+use crate::tui::{Effect, Message, Model, terminal, update};
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+/// Time between two ticks, and between two pictures that nobody asked for.
+const TICK: Duration = Duration::from_millis(1_000 / TICKS);
+/// Time between two pictures that follow keys or sizes.
+const QUICK: Duration = Duration::from_millis(25);
+/// Messages that are taken in before the next picture.
+const AT_ONCE: usize = 256;
+/// How often it is asked what plegscope itself takes.
+const OWN_EVERY: Duration = Duration::from_secs(5);
+/// How long the end waits for the terminal.
+const PATIENCE: Duration = Duration::from_millis(150);
+/// Stack of the threads.
+const STACK: usize = 512 << 10;
+
+/// A screen that is drawn.
+pub struct Drawing {
+    thread: Option<JoinHandle<Vec<String>>>,
+    inbox: SyncSender<Message>,
+    stop: Arc<AtomicBool>,
+}
+
+impl Drawing {
+    /// Whether the thread that draws has not failed.
+    pub fn is_alive(&self) -> bool {
+        self.thread.as_ref().is_some_and(|thread| !thread.is_finished())
+    }
+
+    /// Gives the terminal back; what remains to be said.
+    pub fn end(mut self) -> Vec<String> {
+        self.stop.store(true, Ordering::Release);
+        // It looks at that at its next tick at the latest.
+        let _ = self.inbox.try_send(Message::Tick);
+        self.thread.take().and_then(|thread| thread.join().ok()).unwrap_or_default()
+    }
+}
+
+/// Takes over the terminal.
+pub fn start(
+    model: Model,
+    colours: bool,
+    out: Output,
+    hands: Hands,
+    most_waiting: usize,
+) -> io::Result<(Drawing, SyncSender<Message>)> {
+    let (inbox, messages) = sync_channel(most_waiting);
+    let stop = Arc::new(AtomicBool::new(false));
+    out.write(terminal::enter()?);
+    let keys = (inbox.clone(), Arc::clone(&stop));
+    thread::Builder::new()
+        .name("keys".into())
+        .stack_size(STACK)
+        .spawn(move || read_keys(&keys.0, &keys.1))?;
+    let screen = Thread {
+        model,
+        painter: Painter::default(),
+        palette: Palette { colours },
+        out,
+        hands,
+        messages,
+        stop: Arc::clone(&stop),
+        costs: Costs::default(),
+    };
+    let thread =
+        thread::Builder::new().name("screen".into()).stack_size(STACK).spawn(move || screen.run())?;
+    let drawing = Drawing { thread: Some(thread), inbox: inbox.clone(), stop };
+    Ok((drawing, inbox))
+}
+
+/// Reads keys and sizes until the end. Never waits for the thread that draws: a key too many is not worth it.
+fn read_keys(inbox: &SyncSender<Message>, stop: &AtomicBool) {
+    while !stop.load(Ordering::Acquire) {
+        match terminal::next(TICK) {
+            Ok(Some(message)) => {
+                let _ = inbox.try_send(message);
+            }
+            Ok(None) => {}
+            // The terminal is gone; whoever follows sees that too.
+            Err(_) => return,
+        }
+    }
+}
+
+struct Thread {
+    model: Model,
+    painter: Painter,
+    palette: Palette,
+    out: Output,
+    hands: Hands,
+    messages: Receiver<Message>,
+    stop: Arc<AtomicBool>,
+    costs: Costs,
+}
+
+impl Thread {
+    fn run(mut self) -> Vec<String> {
+        let mut next_tick = Instant::now() + TICK;
+        let mut drawn = Instant::now();
+        // When the next picture is due, if anything has changed.
+        let mut due = Some(drawn);
+        while !self.stop.load(Ordering::Acquire) {
+            let until = due.map_or(next_tick, |due| due.min(next_tick));
+            match self.messages.recv_timeout(until.saturating_duration_since(Instant::now())) {
+                Ok(message) => {
+                    let mut wait = self.take(message);
+                    let more: Vec<Message> = self.messages.try_iter().take(AT_ONCE).collect();
+                    for message in more {
+                        wait = wait.min(self.take(message));
+                    }
+                    let at = drawn + wait;
+                    due = Some(due.map_or(at, |due| due.min(at)));
+                }
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => break,
+            }
+            let now = Instant::now();
+            if now >= next_tick {
+                next_tick = now + TICK;
+                self.take(Message::Tick);
+                // At the end of a capture nobody else would notice.
+                if has_no_reader(&io::stdout()) {
+                    self.hands.wish(Effect::Quit);
+                }
+                if let Some(own) = self.costs.sample(now) {
+                    self.take(Message::Own(own));
+                }
+                due.get_or_insert(now);
+            }
+            // A terminal that has not taken the last picture gets no other.
+            if due.is_some_and(|due| now >= due) {
+                if self.out.is_idle() {
+                    self.draw();
+                    (drawn, due) = (now, None);
+                } else {
+                    due = Some(now + QUICK);
+                }
+            }
+        }
+        self.out.write(terminal::leave());
+        self.out.finish(PATIENCE);
+        update::last_words(&self.model)
+    }
+
+    /// Takes a message in; how long a picture may wait for others after the one before.
+    fn take(&mut self, message: Message) -> Duration {
+        let wait = match &message {
+            Message::Key(_) | Message::Resize(..) | Message::Told(_) => QUICK,
+            // Only what somebody has asked for; that time goes on is seen at the next tick.
+            Message::Position(next) if next.is_elsewhere(&self.model.position) => QUICK,
+            _ => TICK,
+        };
+        for effect in update::update(&mut self.model, message) {
+            if effect == Effect::Redraw {
+                self.painter.forget();
+            }
+            self.out.write(self.hands.wish(effect));
+        }
+        wait
+    }
+
+    fn draw(&mut self) {
+        let (model, palette) = (&self.model, self.palette);
+        // Painting goes to memory, which does not fail.
+        let picture = self.painter.paint(model.size, |area, buffer| view(model, palette, area, buffer));
+        self.out.write(picture.unwrap_or_default());
+    }
+}
+
+/// What plegscope itself takes, from one sample to the next.
+#[derive(Default)]
+struct Costs {
+    before: Option<(Instant, [Option<u64>; 2])>,
+}
+
+impl Costs {
+    fn sample(&mut self, now: Instant) -> Option<Own> {
+        if self.before.as_ref().is_some_and(|(at, _)| now - *at < OWN_EVERY) {
+            return None;
+        }
+        let usage = [own::usage(std::process::id()), own::child().and_then(own::usage)];
+        let cpu = usage.map(|usage| usage.map(|usage| usage.cpu));
+        let before = self.before.replace((now, cpu));
+        let share = |n: usize| {
+            let (at, cpu_before) = before.as_ref()?;
+            let passed = (now - *at).as_nanos().max(1);
+            let used = u128::from(cpu[n]?.checked_sub(cpu_before[n]?)?);
+            u32::try_from(used * 1_000_000 / passed).ok()
+        };
+        let resident = usage.map(|usage| usage.map(|usage| usage.resident));
+        Some(Own { cpu_ppm: [share(0), share(1)], resident })
+    }
+}
