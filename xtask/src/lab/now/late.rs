@@ -61,6 +61,11 @@ pub async fn play(
     ensure!(sys::until(Duration::from_secs(120), || stall.is_over()).await, "the unmount does not end");
     let second = second.await?;
     say("the stall is over");
+    // An attempt to handle the exit may have been given up a moment before; then the exit is late until the next one.
+    let bundle = stall.lab().containerd.bundle(&stall.victim.container);
+    let handled = sys::until(Duration::from_secs(60), || !bundle.exists()).await;
+    ensure!(handled, "containerd does not handle the exit: {} is still there", bundle.display());
+    let handled = sys::monotonic();
     tokio::time::sleep(Duration::from_nanos(SOON) + Duration::from_secs(1)).await;
     let (exit, took, lines, messages) = live.quit().await?;
     let (watch_exit, watch_took, told, _) = watch.quit().await?;
@@ -73,7 +78,7 @@ pub async fn play(
     let frames = verdict::frames(&lines);
     shown(&truth, facts, started, &frames, verdict);
     later(&second, &frames, verdict);
-    ended(&truth, &frames, verdict);
+    ended(&truth, handled, &frames, verdict);
     verdict.ended(exit, took, lab::QUIT_WITHIN);
     watched(&truth, &told, verdict);
     verdict.ended(watch_exit, watch_took, lab::QUIT_WITHIN);
@@ -160,11 +165,12 @@ fn later(call: &Call, frames: &[Seen], verdict: &mut Verdict) {
     );
 }
 
-/// When it is over that is seen.
-fn ended(truth: &Truth, frames: &[Seen], verdict: &mut Verdict) {
-    let Some((_, over)) = truth.blocked_unmount() else {
+/// When it is over that is seen; it is when the exit has been handled as well.
+fn ended(truth: &Truth, handled: u64, frames: &[Seen], verdict: &mut Verdict) {
+    let Some((_, unmounted)) = truth.blocked_unmount() else {
         return verdict.check("live: the end", "an unmount that ended", "none", false);
     };
+    let over = unmounted.max(handled);
     // Without news there is no frame: the last one says what holds from then on.
     let after = |seen: &&Seen| now(seen) > over + SOON;
     let last = frames.last().filter(|seen| now(seen) >= over);
@@ -202,7 +208,7 @@ fn ended(truth: &Truth, frames: &[Seen], verdict: &mut Verdict) {
             None => format!("{id} is open"),
         })
         .collect();
-    let near = |at: &Option<u64>| at.is_some_and(|at| at + SOON / 6 >= over && at <= over + SOON);
+    let near = |at: &Option<u64>| at.is_some_and(|at| at + SOON / 6 >= unmounted && at <= over + SOON);
     verdict.check(
         "live: its incident",
         format!("one, ended within {}", seconds(SOON)),
