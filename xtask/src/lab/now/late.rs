@@ -7,12 +7,13 @@ use crate::lab;
 use crate::lab::cleanup::Ledger;
 use crate::lab::cri::{self, Client};
 use crate::lab::kubelet_like::{Call, KubeletLike};
+use crate::lab::states;
 use crate::lab::stories::checks::said::{kind, list, now};
 use crate::lab::story::Truth;
 use crate::lab::sys::{self, seconds};
 use crate::lab::tracer::{Line, Tracer};
 use crate::lab::verdict::{self, Seen, Verdict};
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 use std::path::Path;
 use std::time::Duration;
@@ -62,10 +63,15 @@ pub async fn play(
     let second = second.await?;
     say("the stall is over");
     // An attempt to handle the exit may have been given up a moment before; then the exit is late until the next one.
-    let bundle = stall.lab().containerd.bundle(&stall.victim.container);
-    let handled = sys::until(Duration::from_secs(60), || !bundle.exists()).await;
-    ensure!(handled, "containerd does not handle the exit: {} is still there", bundle.display());
-    let handled = sys::monotonic();
+    let states = states::Watch::start(&stall.lab().containerd.socket)?;
+    let mut handled = None;
+    sys::until(Duration::from_secs(60), || {
+        handled = states.states().first(&stall.victim.container, "EXITED");
+        handled.is_some()
+    })
+    .await;
+    let handled = handled.context("containerd does not say that the container has exited")?;
+    drop(states);
     tokio::time::sleep(Duration::from_nanos(SOON) + Duration::from_secs(1)).await;
     let (exit, took, lines, messages) = live.quit().await?;
     let (watch_exit, watch_took, told, _) = watch.quit().await?;
