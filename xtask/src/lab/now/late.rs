@@ -7,12 +7,13 @@ use crate::lab;
 use crate::lab::cleanup::Ledger;
 use crate::lab::cri::{self, Client};
 use crate::lab::kubelet_like::{Call, KubeletLike};
+use crate::lab::states;
 use crate::lab::stories::checks::said::{kind, list, now};
 use crate::lab::story::Truth;
 use crate::lab::sys::{self, seconds};
 use crate::lab::tracer::{Line, Tracer};
 use crate::lab::verdict::{self, Seen, Verdict};
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 use std::path::Path;
 use std::time::Duration;
@@ -61,6 +62,16 @@ pub async fn play(
     ensure!(sys::until(Duration::from_secs(120), || stall.is_over()).await, "the unmount does not end");
     let second = second.await?;
     say("the stall is over");
+    // An attempt to handle the exit may have been given up a moment before; then the exit is late until the next one.
+    let states = states::Watch::start(&stall.lab().containerd.socket)?;
+    let mut handled = None;
+    sys::until(Duration::from_secs(60), || {
+        handled = states.states().first(&stall.victim.container, "EXITED");
+        handled.is_some()
+    })
+    .await;
+    let handled = handled.context("containerd does not say that the container has exited")?;
+    drop(states);
     tokio::time::sleep(Duration::from_nanos(SOON) + Duration::from_secs(1)).await;
     let (exit, took, lines, messages) = live.quit().await?;
     let (watch_exit, watch_took, told, _) = watch.quit().await?;
@@ -73,7 +84,7 @@ pub async fn play(
     let frames = verdict::frames(&lines);
     shown(&truth, facts, started, &frames, verdict);
     later(&second, &frames, verdict);
-    ended(&truth, &frames, verdict);
+    ended(&truth, handled, &frames, verdict);
     verdict.ended(exit, took, lab::QUIT_WITHIN);
     watched(&truth, &told, verdict);
     verdict.ended(watch_exit, watch_took, lab::QUIT_WITHIN);
@@ -160,11 +171,12 @@ fn later(call: &Call, frames: &[Seen], verdict: &mut Verdict) {
     );
 }
 
-/// When it is over that is seen.
-fn ended(truth: &Truth, frames: &[Seen], verdict: &mut Verdict) {
-    let Some((_, over)) = truth.blocked_unmount() else {
+/// When it is over that is seen; it is when the exit has been handled as well.
+fn ended(truth: &Truth, handled: u64, frames: &[Seen], verdict: &mut Verdict) {
+    let Some((_, unmounted)) = truth.blocked_unmount() else {
         return verdict.check("live: the end", "an unmount that ended", "none", false);
     };
+    let over = unmounted.max(handled);
     // Without news there is no frame: the last one says what holds from then on.
     let after = |seen: &&Seen| now(seen) > over + SOON;
     let last = frames.last().filter(|seen| now(seen) >= over);
@@ -202,7 +214,7 @@ fn ended(truth: &Truth, frames: &[Seen], verdict: &mut Verdict) {
             None => format!("{id} is open"),
         })
         .collect();
-    let near = |at: &Option<u64>| at.is_some_and(|at| at + SOON / 6 >= over && at <= over + SOON);
+    let near = |at: &Option<u64>| at.is_some_and(|at| at + SOON / 6 >= unmounted && at <= over + SOON);
     verdict.check(
         "live: its incident",
         format!("one, ended within {}", seconds(SOON)),
