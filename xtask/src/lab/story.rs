@@ -82,8 +82,8 @@ pub struct Truth {
 pub struct Kubelet {
     /// Its process.
     pub pid: u32,
-    /// Its longest relist by its own metric, ns.
-    pub longest_relist: u64,
+    /// Its longest relist by its own metric, ns: at least, and at most.
+    pub longest_relist: [u64; 2],
 }
 
 /// Who calls the runtime.

@@ -289,7 +289,7 @@ fn afterwards(verdict: &mut Verdict, truth: &Truth, frames: &[Seen]) {
     };
     let stall = truth.longest("ListContainers").map(|call| call.age(call.begin));
     // A kubelet's metric is the better truth: a relist can be more than its list.
-    let relist = truth.kubelet.map(|kubelet| kubelet.longest_relist).or(stall);
+    let relist = truth.kubelet.map(|kubelet| kubelet.longest_relist[1]).or(stall);
     verdict.duration("longest relist, when over", relist, last["relists"]["longest"].as_u64());
     let (explained, unexplained) =
         (last["relists"]["explained"].as_u64(), last["relists"]["unexplained"].as_u64());
@@ -585,7 +585,7 @@ mod tests {
     #[test]
     fn with_a_real_kubelet_the_relist_must_be_its_own() {
         let mut real = story();
-        real.kubelet = Some(Kubelet { pid: 5, longest_relist: 17 * SECOND });
+        real.kubelet = Some(Kubelet { pid: 5, longest_relist: [17 * SECOND; 2] });
         real.calls.push(call("relist", None, 13, 30));
         let open = json!([{"id": "i1", "ended": null}]);
         let mut seen = frame(20, "Update", 7, open.clone());
