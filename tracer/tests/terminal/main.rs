@@ -10,6 +10,7 @@ use std::io::{Read, Write};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 use tmux::{Tmux, wait_for};
 use tracer::capture::line::{Clock, End};
@@ -25,7 +26,11 @@ fn capture(name: &str) -> PathBuf {
     let scenario = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("scenarios/{name}.txt"));
     let text = std::fs::read_to_string(scenario).unwrap();
     let steps = parse(text.split("\n---- expected ----\n").next().unwrap()).unwrap();
-    let file = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("{name}-{}.pleg", std::process::id()));
+    // Tests run at the same time, and one must not write anew what another reads.
+    static MADE: AtomicU32 = AtomicU32::new(0);
+    let number = MADE.fetch_add(1, Ordering::Relaxed);
+    let file =
+        Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("{name}-{}-{number}.pleg", std::process::id()));
     let mut writer = Writer::new(File::create(&file).unwrap()).unwrap();
     let first = match &steps[0] {
         Step::Event(event) => event.at,
