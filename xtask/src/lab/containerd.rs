@@ -45,6 +45,11 @@ impl Programs {
         out.split_whitespace().nth(2).map(|version| version.trim_start_matches('v').to_owned())
     }
 
+    /// Whether the daemon speaks CRI's v1alpha2, in which the kubelet that there is asks; containerd 2 does not any more.
+    pub fn understand_the_kubelet(&self) -> bool {
+        self.version().is_none_or(|version| !version.starts_with("2."))
+    }
+
     /// The shim that the daemon starts.
     pub fn shim(&self) -> Result<PathBuf> {
         let name = "containerd-shim-runc-v2";

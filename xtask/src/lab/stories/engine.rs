@@ -102,7 +102,7 @@ pub async fn play(ledger: &Ledger, story: &Story, with: With<'_>, say: impl FnMu
         daemon_on_disk: node.daemon_files == DaemonFiles::Together,
         hold_runc: story.holds_runc(),
     };
-    let version = programs.version();
+    let understood = programs.understand_the_kubelet();
     let lab = Lab::without_pods(ledger, programs, &settings, &mut say).await?;
     let logs = Logs::of(&lab, keep);
     let mut stage = Stage {
@@ -126,10 +126,7 @@ pub async fn play(ledger: &Ledger, story: &Story, with: With<'_>, say: impl FnMu
     };
     let kubelet = match node.caller {
         Caller::Kubelet => Some(kubelet.context(crate::kubelet::NOT_BUILT)?),
-        // The kubelet that there is asks in CRI's v1alpha2, which containerd 2 does not speak any more.
-        Caller::KubeletOrClient => {
-            kubelet.filter(|_| !version.is_some_and(|version| version.starts_with("2.")))
-        }
+        Caller::KubeletOrClient => kubelet.filter(|_| understood),
         Caller::Client | Caller::None => None,
     };
     let played = stage.play(kubelet).await;
