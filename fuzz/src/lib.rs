@@ -134,8 +134,15 @@ pub fn goroutines(data: &[u8]) {
     let Some(program) = program else { return };
     let binary = GoBinary::parse(program).expect("PLEGSCOPE_FUZZ_GO is a Go program");
     let layout = Layout::of(&binary).expect("of a version that is known");
-    let limits =
-        Limits { goroutines: 64, frames: 64, stack_bytes: 4096, words: 4096, waiters: 64, now: 1 << 40 };
+    let limits = Limits {
+        goroutines: 64,
+        frames: 64,
+        stack_bytes: 4096,
+        words: 4096,
+        waiters: 64,
+        now: 1 << 40,
+        ..Limits::default()
+    };
     if let Ok(look) = Looker::new(&binary, &layout, limits).look(0, &mut Bytes(data)) {
         assert!(look.goroutines.len() <= 64);
     }
