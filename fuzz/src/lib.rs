@@ -20,7 +20,7 @@ use tracer::thresholds::{SECOND, Thresholds};
 use tracer::{decode, sinks};
 
 /// Lines that are played of one input: a capture is as long as it is, an input should be quick.
-const MOST_LINES: usize = 2_000;
+const MOST_LINES: usize = 200;
 
 /// A capture file: read, salvaged, played. What is read without complaint is read the same by a salvaging reader.
 pub fn capture(data: &[u8]) {

@@ -112,6 +112,7 @@ fn seed(name: &str, corpus: &Path, program: Option<&Path>) -> Result<()> {
     let put = |n: usize, bytes: &[u8]| fs::write(corpus.join(format!("seed-{n}")), bytes);
     let captures = shell::root().join("tracer/captures");
     let captures = fs::read_dir(&captures).into_iter().flatten().flatten().map(|entry| entry.path());
+    let captures = captures.filter(|path| path.extension().is_some_and(|end| end == "pleg"));
     match name {
         "capture" => {
             for (n, path) in captures.enumerate() {
