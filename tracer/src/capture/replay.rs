@@ -10,6 +10,9 @@ use crate::thresholds::Thresholds;
 pub enum Told {
     /// A frame, as it was on the node.
     Frame(Frame),
+    /// A frame on the way of a jump: what was, but not where it has led. Told of each second once, and where something
+    /// becomes of an incident.
+    Passed(Frame),
     /// A line that is no event, in its place.
     Line(Line),
 }
@@ -127,6 +130,7 @@ mod tests {
         replay
             .all(reader, |told| match told {
                 Told::Frame(frame) => again.push(frame),
+                Told::Passed(_) => panic!("nobody jumps"),
                 Told::Line(line) => panic!("{line:?}"),
             })
             .unwrap();
