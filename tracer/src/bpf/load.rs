@@ -437,6 +437,19 @@ impl Kernel {
         )
     }
 
+    /// The loaded programs that the kernel may skip ([`sys::skipped`]).
+    pub fn skippable(&self) -> anyhow::Result<Vec<OwnedFd>> {
+        let mut all = Vec::new();
+        for (_, program) in self.ebpf.programs() {
+            if matches!(program, Program::FEntry(_) | Program::FExit(_))
+                && let Ok(fd) = program.fd()
+            {
+                all.push(fd.as_fd().try_clone_to_owned()?);
+            }
+        }
+        Ok(all)
+    }
+
     /// The kernel half's own diagnostics go to the `log` crate.
     pub fn logger(&mut self) -> Option<aya_log::EbpfLogger<&'static dyn log::Log>> {
         aya_log::EbpfLogger::init(&mut self.ebpf).ok()

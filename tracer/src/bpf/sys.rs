@@ -32,6 +32,7 @@ const MAP_CREATE: i64 = 0;
 const PROG_LOAD: i64 = 5;
 const MAP_DELETE_ELEM: i64 = 3;
 const MAP_LOOKUP_BATCH: i64 = 24;
+const OBJ_GET_INFO_BY_FD: i64 = 15;
 const LINK_CREATE: i64 = 28;
 
 /// One BPF instruction.
@@ -162,6 +163,28 @@ pub fn count_instructions(program: &Program<'_>) -> io::Result<u64> {
     let count =
         text.lines().find_map(|line| line.strip_prefix("processed ")?.split(' ').next()?.parse().ok());
     count.ok_or_else(|| io::Error::other(format!("the verifier told no count: {text}")))
+}
+
+#[repr(C)]
+struct InfoByFd {
+    bpf_fd: u32,
+    info_len: u32,
+    info: u64,
+}
+
+/// How often the kernel did not run a program because the processor was in the middle of it: fentry and fexit programs can
+/// be preempted, and the thread that runs then gets no turn of the same program (`__bpf_prog_enter_recur`). Not counted
+/// before kernel 5.12, where 0 is told.
+pub fn skipped(program: BorrowedFd<'_>) -> io::Result<u64> {
+    // SAFETY: all fields are integers or arrays and bits of them, for which zeros are valid.
+    let mut info: aya_obj::generated::bpf_prog_info = unsafe { std::mem::zeroed() };
+    let mut attributes = InfoByFd {
+        bpf_fd: u32::try_from(program.as_raw_fd()).map_err(io::Error::other)?,
+        info_len: u32::try_from(size_of_val(&info)).map_err(io::Error::other)?,
+        info: (&raw mut info) as u64,
+    };
+    bpf(OBJ_GET_INFO_BY_FD, &mut attributes)?;
+    Ok(info.recursion_misses)
 }
 
 #[repr(C)]

@@ -76,7 +76,12 @@ pub fn run(mut reader: Reader, outbox: &Outbox, shared: &Shared, fuse: Fuse) {
             }
             if polls.is_multiple_of(COST_EVERY) {
                 let costs = costs(&reader);
-                poller.losses(&costs, now, &mut events);
+                let skipped = reader.skipped().unwrap_or_else(|error| {
+                    outbox
+                        .log(Level::Debug, format!("asking how often programs were skipped failed: {error}"));
+                    0
+                });
+                poller.losses(&costs, skipped, now, &mut events);
                 outbox.send(&Message::Cost(costs));
                 meters.read(&reader, now, shared, &mut events);
                 meters.watch_attaching(now, shared, outbox, &mut events);
@@ -400,8 +405,8 @@ impl Poller {
     }
 
     /// Tells what was lost since the last time.
-    fn losses(&mut self, costs: &[Cost], now: Ns, events: &mut Vec<Event>) {
-        let mut totals: BTreeMap<LossPoint, u64> = BTreeMap::new();
+    fn losses(&mut self, costs: &[Cost], skipped: u64, now: Ns, events: &mut Vec<Event>) {
+        let mut totals = BTreeMap::from([(LossPoint::Skipped, skipped)]);
         for (words, count) in costs.iter().flat_map(|cost| &cost.refusals) {
             let point = match words.as_str() {
                 w if w == Cause::RingFull.words() => LossPoint::Ring,
@@ -438,13 +443,14 @@ fn over(op: &Op, now: Ns) -> Option<Ns> {
         return (now.saturating_sub(op.end) > SETTLED).then_some(op.end);
     }
     // Some ends no probe tells, so the thread itself must be asked whether it is back: that of an unmount without a probe
-    // on `cleanup_mnt`, that of a sync that is told by its begin only, and that of a kprobe whose kretprobe was dropped
-    // for want of an instance.
-    let block = matches!(kind, Some(Kind::SuperShutdown | Kind::Sync)) && has(flag::KPROBE);
+    // on `cleanup_mnt`, that of a sync that is told by its begin only, that of a kprobe whose kretprobe was dropped for want
+    // of an instance, and that of an fentry whose fexit the kernel has skipped.
+    let droppable = has(flag::KPROBE) || has(flag::FENTRY);
+    let block = matches!(kind, Some(Kind::SuperShutdown | Kind::Sync)) && droppable;
     let ask = block
         || (returned && has(flag::TRACEPOINT))
         || has(flag::ENDS_WITH_UNMOUNT)
-        || (unmount && has(flag::KPROBE));
+        || (unmount && droppable);
     if !ask {
         return None;
     }
