@@ -128,7 +128,10 @@ impl Incidents {
         let unclaimed: Vec<String> = self.open.keys().filter(|id| !out.contains_key(*id)).cloned().collect();
         for id in unclaimed {
             let Some(mut open) = self.open.remove(&id) else { continue };
-            let elsewhere = found.iter().find_map(|f| {
+            // Who waits no longer for this may wait for something else, which is an incident of its own.
+            let is_over = explains(&open.incident.ends_in)
+                && operations.ended_by(&open.leaf) == Some(EndedBy::Returned);
+            let elsewhere = found.iter().filter(|_| !is_over).find_map(|f| {
                 (!open.members.is_disjoint(&f.members)).then(|| f.diagnosis.incident.clone()).flatten()
             });
             open.incident.ended = Some(now);

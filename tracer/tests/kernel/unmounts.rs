@@ -205,7 +205,8 @@ pub fn all(how: SeenBy) -> Result<()> {
         drops_nested,
         again: Cell::new(0),
     };
-    let all: [Scenario; 11] = [
+    let all: [Scenario; 12] = [
+        ("every call", every_call),
         ("errors", errors),
         ("overlay on ext4", |case| plain(case, "ext4", 0)),
         ("overlay on xfs", |case| plain(case, "xfs", 0)),
@@ -482,6 +483,33 @@ fn two_queued(case: &Case) -> Result<()> {
         });
         ensure!(ends.iter().all(|end| close(end - did.begin, did.took())), "told {ends:?}, was {did:?}");
     }
+    Ok(())
+}
+
+/// Threads that call unmount all the time: every call is seen, or counted as one for which the kernel ran no probe.
+fn every_call(case: &Case) -> Result<()> {
+    const THREADS: u64 = 4;
+    const CALLS: u64 = 5_000;
+    let (hits, skipped) = (case.watch.hits(Kind::Unmount)?, case.watch.lost(LossPoint::Skipped));
+    let threads = [0; THREADS as usize].map(|_| {
+        thread::spawn(|| {
+            for _ in 0..CALLS {
+                ensure!(umount("/proc/self", 0) == libc::EINVAL, "what is mounted on /proc/self?");
+            }
+            Ok(())
+        })
+    });
+    threads.into_iter().try_for_each(|thread| thread.join().unwrap())?;
+    let seen = case.watch.hits(Kind::Unmount)? - hits;
+    let skipped = case.watch.lost(LossPoint::Skipped) - skipped;
+    let unseen = (THREADS * CALLS).checked_sub(seen).context("more than there were")?;
+    println!(
+        "note {:?}: {unseen} of {} calls not seen, {skipped} told as skipped",
+        case.how,
+        THREADS * CALLS
+    );
+    // Of a call that was seen the end may have been skipped.
+    ensure!(unseen <= skipped, "{unseen} calls were not seen, and {skipped} told as skipped");
     Ok(())
 }
 
