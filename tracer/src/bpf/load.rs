@@ -97,6 +97,11 @@ pub const SITE_BYTES: usize = 16;
 /// Attached to one executable, by one link for each program or for each site; dropping it detaches.
 pub struct Attached(pub Vec<OwnedFd>);
 
+/// How often the kernel has skipped these programs, all in all.
+pub fn skipped(programs: &[OwnedFd]) -> std::io::Result<u64> {
+    programs.iter().map(|program| sys::skipped(program.as_fd())).sum()
+}
+
 /// The loaded kernel half.
 pub struct Kernel {
     ebpf: Ebpf,
@@ -437,13 +442,12 @@ impl Kernel {
         )
     }
 
-    /// The loaded programs that the kernel may skip ([`sys::skipped`]).
+    /// The loaded programs of kernel functions and tracepoints, all of which the kernel may skip ([`sys::skipped`]).
     pub fn skippable(&self) -> anyhow::Result<Vec<OwnedFd>> {
         let mut all = Vec::new();
         for (_, program) in self.ebpf.programs() {
-            if matches!(program, Program::FEntry(_) | Program::FExit(_))
-                && let Ok(fd) = program.fd()
-            {
+            // Those that are not loaded have none.
+            if let Ok(fd) = program.fd() {
                 all.push(fd.as_fd().try_clone_to_owned()?);
             }
         }

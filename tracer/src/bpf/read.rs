@@ -5,7 +5,7 @@ use anyhow::anyhow;
 use aya::maps::{Array, Map, MapData, RingBuf};
 use std::{
     io,
-    os::fd::{AsFd, AsRawFd, OwnedFd},
+    os::fd::{AsFd, AsRawFd},
     time::Duration,
 };
 use tracer_common::{
@@ -28,7 +28,6 @@ pub struct Reader {
     durations: Array<MapData, u64>,
     passes: Array<MapData, u64>,
     keys: Vec<Key>,
-    skippable: Vec<OwnedFd>,
 }
 
 /// Counters of one kind.
@@ -57,18 +56,7 @@ impl Reader {
             durations: Array::try_from(durations)?,
             passes: Array::try_from(passes)?,
             keys: Vec::new(),
-            skippable: Vec::new(),
         })
-    }
-
-    /// Has these programs watched for being skipped.
-    pub fn watch(&mut self, programs: Vec<OwnedFd>) {
-        self.skippable = programs;
-    }
-
-    /// How often the kernel has skipped a program, all in all.
-    pub fn skipped(&self) -> io::Result<u64> {
-        self.skippable.iter().map(|program| sys::skipped(program.as_fd())).sum()
     }
 
     /// Waits until the ring has something, at most `timeout`.

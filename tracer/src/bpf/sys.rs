@@ -172,9 +172,9 @@ struct InfoByFd {
     info: u64,
 }
 
-/// How often the kernel did not run a program because the processor was in the middle of it: fentry and fexit programs can
-/// be preempted, and the thread that runs then gets no turn of the same program (`__bpf_prog_enter_recur`). Not counted
-/// before kernel 5.12, where 0 is told.
+/// How often the kernel did not run a program because the processor was in the middle of it, or of another one
+/// (`__bpf_prog_enter_recur`, `trace_call_bpf`): programs of fentry and fexit, and since 6.13 those of the tracepoints of
+/// system calls, can be preempted, and the thread that runs then gets no turn. Not counted before 5.12, where 0 is told.
 pub fn skipped(program: BorrowedFd<'_>) -> io::Result<u64> {
     // SAFETY: all fields are integers or arrays and bits of them, for which zeros are valid.
     let mut info: aya_obj::generated::bpf_prog_info = unsafe { std::mem::zeroed() };

@@ -151,7 +151,7 @@ impl Attacher {
         }
         let mut kernel = Kernel::load(&features, self.settings.diagnostics)?;
         kernel.set_floors(thresholds::floor)?;
-        let (mut reader, without) = (kernel.reader()?, &self.settings.without);
+        let (reader, without) = (kernel.reader()?, &self.settings.without);
         for sight in plan::kernel(&features) {
             let mut probe = kernel.attach_sight(&sight, |way| {
                 // The tracepoint of unmounts is attached last, and only if nothing else sees any.
@@ -174,7 +174,7 @@ impl Attacher {
             self.kernel_probes.push(probe);
         }
         kernel.forget_types();
-        reader.watch(kernel.skippable()?);
+        *lock(&self.shared.skippable) = kernel.skippable()?;
         for defect in known_bad::defects(&features.kernel) {
             let text = format!("kernel {}: {} ({})", features.kernel, defect.what, defect.citation);
             if defect.verdict == known_bad::Verdict::Refuse {
@@ -580,6 +580,12 @@ impl Attacher {
         } else if on {
             kernel.detach_sight(&sight);
             self.kernel_probes[at] = kernel.attach_sight(&sight, |_| Err(TAXING.into()));
+        }
+        match kernel.skippable() {
+            Ok(programs) => *lock(&self.shared.skippable) = programs,
+            Err(error) => {
+                self.outbox.log(Level::Warning, format!("what is skipped is not counted: {error:#}"))
+            }
         }
         kernel.forget_types();
     }

@@ -9,7 +9,7 @@ use super::{
     protocol::{Cost, Level, Message},
 };
 use crate::{
-    bpf::read::Reader,
+    bpf::{load, read::Reader},
     decode,
     event::{Actor, Body, Event, Kind, LossPoint, Ns, Operation, OperationId, Outcome},
     node::{alive, clock, threads},
@@ -76,7 +76,7 @@ pub fn run(mut reader: Reader, outbox: &Outbox, shared: &Shared, fuse: Fuse) {
             }
             if polls.is_multiple_of(COST_EVERY) {
                 let costs = costs(&reader);
-                let skipped = reader.skipped().unwrap_or_else(|error| {
+                let skipped = load::skipped(&lock(&shared.skippable)).unwrap_or_else(|error| {
                     outbox
                         .log(Level::Debug, format!("asking how often programs were skipped failed: {error}"));
                     0
