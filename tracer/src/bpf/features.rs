@@ -112,7 +112,7 @@ impl Features {
             trampolines: trampolines(parsed.as_ref()),
             offsets: offsets.collect(),
             btf,
-            kprobes: probe_type("kprobe"),
+            kprobes: kprobes(),
             uprobes: probe_type("uprobe"),
             uprobe_multi: uprobe_multi(),
             cookies: cookies(),
@@ -226,6 +226,24 @@ fn probe_type(name: &str) -> Answer {
             Answer::No(format!("{name}s are not built into this kernel (no {path})"))
         }
         Err(error) => Answer::Unknown(format!("{path}: {error}")),
+    }
+}
+
+/// Asked for a function that does not exist: who may attach is told that there is none.
+fn kprobes() -> Answer {
+    let there = probe_type("kprobe");
+    if !there.yes() {
+        return there;
+    }
+    let asked = sys::probe_events("kprobe").and_then(|events| sys::open_kprobe(events, c"plegscope_may_it"));
+    match asked {
+        Err(error) if matches!(error.raw_os_error(), Some(libc::EPERM | libc::EACCES)) => {
+            Answer::No(format!(
+                "perf_event_open was refused (kernel.perf_event_paranoid is {}); CAP_SYS_ADMIN is needed",
+                read_line("/proc/sys/kernel/perf_event_paranoid")
+            ))
+        }
+        _ => Answer::Yes,
     }
 }
 

@@ -387,7 +387,7 @@ impl Kernel {
                 map.insert(SiteKey(key), site.cookie, 0)?;
             }
         }
-        let events = sys::uprobe_events().context("asking for uprobes as events")?;
+        let events = sys::probe_events("uprobe").context("asking for uprobes as events")?;
         let mut links = Vec::with_capacity(sites.len());
         for ((_, program), sites) in &by_program {
             for site in sites {

@@ -264,10 +264,31 @@ struct LinkPerfEvent {
     cookie: u64,
 }
 
-/// The number by which this kernel knows uprobes as events.
-pub fn uprobe_events() -> io::Result<u32> {
-    let text = std::fs::read_to_string("/sys/bus/event_source/devices/uprobe/type")?;
+/// The number by which this kernel knows uprobes, or kprobes, as events.
+pub fn probe_events(name: &str) -> io::Result<u32> {
+    let text = std::fs::read_to_string(format!("/sys/bus/event_source/devices/{name}/type"))?;
     text.trim().parse().map_err(io::Error::other)
+}
+
+/// Opens a dynamic probe, for all processes (-1) on processor 0: its program runs wherever it is hit.
+fn open_probe(events: u32, place: &CStr, offset: u64) -> io::Result<OwnedFd> {
+    const CLOSE_ON_EXEC: u64 = 8;
+    let event = PerfEvent {
+        kind: events,
+        size: size_of::<PerfEvent>() as u32,
+        config1: place.as_ptr() as u64,
+        config2: offset,
+        ..PerfEvent::default()
+    };
+    // SAFETY: the struct tells its size and lives through the call, as does the text.
+    let event =
+        unsafe { libc::syscall(libc::SYS_perf_event_open, &raw const event, -1, 0, -1, CLOSE_ON_EXEC) };
+    if event < 0 { Err(io::Error::last_os_error()) } else { owned(event) }
+}
+
+/// Opens a kprobe at the begin of a kernel function.
+pub fn open_kprobe(events: u32, function: &CStr) -> io::Result<OwnedFd> {
+    open_probe(events, function, 0)
 }
 
 /// Attaches a program at one file offset of an executable, for all processes; with a cookie where the kernel has those.
@@ -278,24 +299,9 @@ pub fn link_uprobe(
     offset: u64,
     cookie: Option<u64>,
 ) -> io::Result<OwnedFd> {
-    const CLOSE_ON_EXEC: u64 = 8;
     const SET_BPF: u64 = 0x4004_2408;
     const ENABLE: u64 = 0x2400;
-    let event = PerfEvent {
-        kind: events,
-        size: size_of::<PerfEvent>() as u32,
-        config1: path.as_ptr() as u64,
-        config2: offset,
-        ..PerfEvent::default()
-    };
-    // SAFETY: the struct tells its size and lives through the call, as does the path. All processes (-1) on processor 0:
-    // the program runs wherever the probe is hit.
-    let event =
-        unsafe { libc::syscall(libc::SYS_perf_event_open, &raw const event, -1, 0, -1, CLOSE_ON_EXEC) };
-    if event < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    let event = owned(event)?;
+    let event = open_probe(events, path, offset)?;
     if let Some(cookie) = cookie {
         // The link keeps the event.
         let mut attributes = LinkPerfEvent {
