@@ -289,6 +289,7 @@ fn until_alone(mut socket: &UnixStream) {
 fn attach(settings: Settings, outbox: &Outbox, shared: &Arc<Shared>) {
     let (ladder, survey_only) = (settings.ladder, settings.survey_only);
     let fuse = Fuse::new(settings.max_target_cost);
+    let thresholds = settings.thresholds.clone();
     let mut attacher = attach::Attacher::new(settings, outbox.clone(), Arc::clone(shared));
     if survey_only {
         attacher.survey();
@@ -300,7 +301,7 @@ fn attach(settings: Settings, outbox: &Outbox, shared: &Arc<Shared>) {
             let (outbox, shared) = (outbox.clone(), Arc::clone(shared));
             std::thread::Builder::new()
                 .name("events".into())
-                .spawn(move || events::run(reader, &outbox, &shared, fuse))?;
+                .spawn(move || events::run(reader, &outbox, &shared, fuse, &thresholds))?;
             Ok(())
         });
         if let Err(error) = started {

@@ -16,7 +16,7 @@ pub mod watch;
 use super::checks::Verdict;
 use super::containerd::Programs;
 use super::tracer::{self, Line};
-use super::{cleanup, packages, run_interruptible, sys};
+use super::{cleanup, packages, run_interruptible, sys, watching};
 use crate::{binaries, kubelet};
 use anyhow::{Context, Result, bail};
 use language::{Caller, FileSystem, Program, Story};
@@ -206,6 +206,11 @@ impl Stock {
         if story.program.is_some() && self.binary.is_none() {
             return Some("it is about plegscope alone".to_owned());
         }
+        if story.program == Some(Program::Watch(watching::Part::Unit))
+            && let Some(because) = watching::unit::cannot()
+        {
+            return Some(because);
+        }
         if story.node.file_system == FileSystem::Xfs && sys::which("mkfs.xfs").is_none() {
             return Some("there is no mkfs.xfs: apt-get install xfsprogs".to_owned());
         }
@@ -298,6 +303,7 @@ impl Stock {
             Program::Fuse => super::fuse::play(binary),
             Program::Harmless(part) => super::harmless::play(programs, self.kubelet.as_deref(), binary, part),
             Program::Now(part) => super::now::play(programs, binary, part, Some(keep)),
+            Program::Watch(part) => watching::play(programs, binary, part, Some(keep)),
         }
     }
 }
