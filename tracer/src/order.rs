@@ -16,6 +16,9 @@
 use crate::event::Ns;
 use std::collections::{BTreeMap, VecDeque};
 
+/// Room for so many items is kept.
+const ROOM: usize = 1_024;
+
 /// An item on its way out.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Released<T> {
@@ -41,8 +44,10 @@ pub struct Orderer<K, T> {
     limit: usize,
     /// What decides between equal times. Asked only where there are some.
     key: fn(&T) -> K,
-    /// By time and number of arrival.
-    held: BTreeMap<(Ns, u64), T>,
+    /// What came in order, which is most of it: by time and number of arrival.
+    held: VecDeque<(Ns, u64, T)>,
+    /// What came before something that is older, by time and number of arrival.
+    overtaken: BTreeMap<(Ns, u64), T>,
     /// All of one time, in order: they are on their way out.
     ready: VecDeque<T>,
     /// Their time.
@@ -63,7 +68,8 @@ impl<K: Ord, T> Orderer<K, T> {
             window,
             limit: limit.max(1),
             key,
-            held: BTreeMap::new(),
+            held: VecDeque::new(),
+            overtaken: BTreeMap::new(),
             ready: VecDeque::new(),
             ready_at: 0,
             arrivals: 0,
@@ -80,7 +86,11 @@ impl<K: Ord, T> Orderer<K, T> {
             return Some(Released::Late(at, item));
         }
         self.arrivals = self.arrivals.saturating_add(1);
-        self.held.insert((at, self.arrivals), item);
+        if self.held.back().is_none_or(|(last, _, _)| *last <= at) {
+            self.held.push_back((at, self.arrivals, item));
+        } else {
+            self.overtaken.insert((at, self.arrivals), item);
+        }
         self.advance(at);
         if self.len() > self.limit
             && let Some((at, item)) = self.take_first()
@@ -99,7 +109,7 @@ impl<K: Ord, T> Orderer<K, T> {
 
     /// The next item that nothing in time can come before.
     pub fn pop(&mut self) -> Option<Released<T>> {
-        let at = if self.ready.is_empty() { self.held.first_key_value()?.0.0 } else { self.ready_at };
+        let at = if self.ready.is_empty() { self.first_at()? } else { self.ready_at };
         if at >= self.watermark {
             return None;
         }
@@ -111,21 +121,43 @@ impl<K: Ord, T> Orderer<K, T> {
         if let Some(item) = self.ready.pop_front() {
             return Some((self.ready_at, item));
         }
-        let ((at, _), first) = self.held.pop_first()?;
-        let is_next =
-            |held: &BTreeMap<(Ns, u64), T>| held.first_key_value().is_some_and(|((next, _), _)| *next == at);
-        if !is_next(&self.held) {
+        let (at, first) = self.take_one()?;
+        if self.first_at() != Some(at) {
             return Some((at, first));
         }
         let mut all = vec![first];
-        while is_next(&self.held) {
-            all.extend(self.held.pop_first().map(|(_, item)| item));
+        while self.first_at() == Some(at) {
+            all.extend(self.take_one().map(|(_, item)| item));
         }
         // Stable: by arrival where the keys are equal, too.
         all.sort_by_cached_key(self.key);
         self.ready_at = at;
         self.ready.extend(all);
         self.ready.pop_front().map(|item| (at, item))
+    }
+
+    /// The earliest time of what is not on its way out yet.
+    fn first_at(&self) -> Option<Ns> {
+        let overtaken = self.overtaken.first_key_value().map(|((at, _), _)| *at);
+        self.held.front().map(|(at, _, _)| *at).into_iter().chain(overtaken).min()
+    }
+
+    /// The first of that, by time and arrival.
+    fn take_one(&mut self) -> Option<(Ns, T)> {
+        let overtaken = self.overtaken.first_key_value().map(|(key, _)| *key);
+        match (self.held.front().map(|(at, arrival, _)| (*at, *arrival)), overtaken) {
+            (Some(held), Some(overtaken)) if overtaken < held => {}
+            (Some(_), _) => {
+                let first = self.held.pop_front();
+                // What a storm has taken is given back.
+                if self.held.capacity() > ROOM && self.held.len() < self.held.capacity() / 8 {
+                    self.held.shrink_to(self.held.capacity() / 4);
+                }
+                return first.map(|(at, _, item)| (at, item));
+            }
+            (None, _) => {}
+        }
+        self.overtaken.pop_first().map(|((at, _), item)| (at, item))
     }
 
     /// Everything that is still held, in order: there will be no more.
@@ -156,14 +188,16 @@ impl<K: Ord, T> Orderer<K, T> {
 
     /// What is held, in order.
     pub fn held(&self) -> Vec<&T> {
-        let mut held: Vec<(Ns, &T)> = self.held.iter().map(|((at, _), item)| (*at, item)).collect();
-        held.sort_by_cached_key(|(at, item)| (*at, (self.key)(item)));
-        self.ready.iter().chain(held.into_iter().map(|(_, item)| item)).collect()
+        let overtaken = self.overtaken.iter().map(|((at, arrival), item)| (*at, *arrival, item));
+        let held = self.held.iter().map(|(at, arrival, item)| (*at, *arrival, item));
+        let mut all: Vec<(Ns, u64, &T)> = held.chain(overtaken).collect();
+        all.sort_by_cached_key(|(at, arrival, item)| (*at, (self.key)(item), *arrival));
+        self.ready.iter().chain(all.into_iter().map(|(_, _, item)| item)).collect()
     }
 
     /// How many items are held.
     pub fn len(&self) -> usize {
-        self.ready.len() + self.held.len()
+        self.ready.len() + self.held.len() + self.overtaken.len()
     }
 
     /// Whether nothing is held.

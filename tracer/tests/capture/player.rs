@@ -57,7 +57,7 @@ fn frames_of(told: Vec<Told>) -> Vec<Frame> {
     told.into_iter()
         .filter_map(|told| match told {
             Told::Frame(frame) => Some(frame),
-            Told::Passed(_) | Told::Line(_) => None,
+            Told::Ahead(_) | Told::Passed(_) | Told::Line(_) => None,
         })
         .collect()
 }

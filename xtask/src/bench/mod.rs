@@ -14,7 +14,7 @@ mod peer;
 mod probe_cost;
 mod runtime;
 mod screen;
-mod soak;
+pub mod soak;
 mod table;
 
 use crate::lab::containerd::Programs;

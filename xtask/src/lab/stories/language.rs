@@ -62,7 +62,7 @@
 //! `METHOD` may be several, `State|Update`. A link as a table, `{ is = "lock Init of victim", or-blind = "words" }`, may be
 //! missing where plegscope says, in these words, what it cannot see.
 
-use crate::lab::{harmless, now};
+use crate::lab::{harmless, now, watching};
 use anyhow::{Context, Result, bail, ensure};
 use serde::Deserialize;
 use std::fs;
@@ -464,6 +464,8 @@ pub enum Program {
     Harmless(harmless::Part),
     /// It is started when the node is stuck already: `{ now = "stall" }`.
     Now(now::Part),
+    /// The daemon, unattended: `{ watch = "unit" }`.
+    Watch(watching::Part),
 }
 
 /// Where the stories lie.
