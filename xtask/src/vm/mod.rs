@@ -147,7 +147,8 @@ impl Programs {
     fn build() -> Result<Programs> {
         let plegscope = lab::tracer::binary()?;
         let output = Command::new("cargo")
-            .args(["test", "--locked", "--package", "tracer", "--test", "kernel", "--no-run"])
+            // The whole workspace has the same features as for all tests: nothing is built twice.
+            .args(["test", "--locked", "--workspace", "--test", "kernel", "--no-run"])
             .arg("--message-format=json-render-diagnostics")
             .current_dir(shell::root())
             .stderr(Stdio::inherit())
