@@ -116,7 +116,11 @@ impl Captures {
         let recorder = source.live().and_then(|live| live.take_recorder());
         let ready = match std::mem::replace(&mut self.state, State::Failed { seen: false }) {
             State::Ready(place) => Some(place),
-            _ => None,
+            State::Waiting(made) => {
+                let made = made.recv_timeout(patience).ok();
+                made.and_then(|made| made.next).and_then(Result::ok)
+            }
+            State::Recording | State::Failed { .. } => None,
         };
         if recorder.is_none() && ready.is_none() {
             return;
