@@ -428,10 +428,13 @@ async fn beside_a_stall(
     let ours = kept.iter().find(|one| one["containers"].to_string().contains(&lab.victim().container));
     verdict.check(
         "what is kept",
-        "the incident, with the call that waited",
+        "the incident, by the pod's name, with the call that waited",
         ours.map_or(format!("{code:?} {said}"), |one| one["sentence"].to_string()),
-        // The look at containerd's memory, which the unit must allow, has found who waits.
-        ours.is_some_and(|one| one["chain"].to_string().contains("UpdateContainerResources")),
+        // The look at containerd's memory has found who waits, and the bundle could be read.
+        ours.is_some_and(|one| {
+            let names = one["sentence"].as_str().unwrap_or_default().contains(&lab.victim().name);
+            names && one["chain"].to_string().contains("UpdateContainerResources")
+        }),
     );
     Ok(())
 }
