@@ -4,7 +4,8 @@
 
 use crate::{
     capture::{
-        Place, Reader, Recorder, place,
+        Place, Reader, Recorder,
+        place::{self, PlaceError},
         recorder::{Ended, Options, RING_BYTES},
     },
     event::Ns,
@@ -223,8 +224,14 @@ fn next(folder: &Path, bytes: u64, number: u64) -> Result<Place, String> {
     fs::DirBuilder::new().recursive(true).mode(0o700).create(folder).map_err(failed)?;
     tidy_up(folder, bytes - bytes / SHARE).map_err(failed)?;
     let name = format!("{ARMED}{}-{number}{ENDING}", std::process::id());
-    let (place, _) = place::create(Some(&folder.join(name)), "", false).map_err(|error| error.to_string())?;
-    Ok(place)
+    let made = place::create(Some(&folder.join(name)), "", false);
+    made.map(|(place, _)| place).map_err(|error| match error {
+        PlaceError::OnTheDisk { what, .. } => format!(
+            "{} is on {what}, the disk that unmounts sync and that may be stuck: name a folder on another one",
+            folder.display()
+        ),
+        error => error.to_string(),
+    })
 }
 
 /// Whether a capture has a header and nothing else: what it waited for had not come.
