@@ -167,8 +167,7 @@ impl Captures {
         let (folder, bytes, number) = (self.folder.clone(), self.bytes, self.made);
         let work = move || {
             let before = before.map(|recorder| close(&folder, recorder, "the incident is over"));
-            let next =
-                before.as_ref().is_none_or(Result::is_ok).then(|| next(&folder, bytes, number));
+            let next = before.as_ref().is_none_or(Result::is_ok).then(|| next(&folder, bytes, number));
             let _ = tell.send(Made { before, next });
         };
         match thread::Builder::new().name("captures".into()).spawn(work) {
