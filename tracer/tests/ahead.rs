@@ -13,7 +13,7 @@ use tracer::correlator::Frame;
 use tracer::event::{Event, Kind, Ns, OperationId};
 use tracer::pipeline::Pipeline;
 use tracer::thresholds::{LATENESS, MILLISECOND, SECOND, Thresholds};
-use world::{Truth, play, plans};
+use world::{Truth, plans, play};
 
 /// How often the warden tells something, at least.
 const STEP: Ns = 20 * MILLISECOND;

@@ -103,7 +103,8 @@ pub struct Node {
 /// Follows the node until it is told to stop, its time is up, or the warden ends.
 pub fn node(node: Node, follower: &mut dyn Follower) -> anyhow::Result<Exit> {
     let verbose = node.settings.diagnostics;
-    let header = crate::source::header(node.thresholds.clone(), zone()).context("reading the clocks of the node")?;
+    let header =
+        crate::source::header(node.thresholds.clone(), zone()).context("reading the clocks of the node")?;
     let settings = Settings { thresholds: node.thresholds, ..node.settings };
     let socket = warden::fork(settings).context("starting the warden process")?;
     follower.alone();

@@ -49,6 +49,8 @@ struct Open {
 struct Over {
     incident: Incident,
     members: BTreeSet<OperationId>,
+    /// Late exits that were on its chains.
+    exits: BTreeSet<OperationId>,
     harms: Harms,
 }
 
@@ -109,7 +111,7 @@ impl Incidents {
                 (Some(id), _) => id.clone(),
                 (None, _) if parts[i].is_some() => continue,
                 // A new attempt at an exit has begun, and what it waits for is not visible yet: the exit is known.
-                (None, Some(_)) if self.knows_exit(f) => continue,
+                (None, Some(_)) if self.knows_exit(f, thresholds) => continue,
                 (None, Some(crossing)) => match self.opened(f, crossing, now) {
                     Some(id) => id,
                     None => continue,
@@ -133,7 +135,10 @@ impl Incidents {
         let unclaimed: Vec<String> = self.open.keys().filter(|id| !out.contains_key(*id)).cloned().collect();
         for id in unclaimed {
             let Some(mut open) = self.open.remove(&id) else { continue };
-            let elsewhere = found.iter().find_map(|f| {
+            // Who waits no longer for this may wait for something else, which is an incident of its own.
+            let is_over = explains(&open.incident.ends_in)
+                && operations.ended_by(&open.leaf) == Some(EndedBy::Returned);
+            let elsewhere = found.iter().filter(|_| !is_over).find_map(|f| {
                 (!open.members.is_disjoint(&f.members)).then(|| f.diagnosis.incident.clone()).flatten()
             });
             open.incident.ended = Some(now);
@@ -152,7 +157,8 @@ impl Incidents {
                         self.over.pop_front();
                     }
                     let incident = Incident { change: Some(Change::Aftermath), ..open.incident.clone() };
-                    self.over.push_back(Over { incident, members: open.members, harms: open.harms });
+                    let Open { members, exits, harms, .. } = open;
+                    self.over.push_back(Over { incident, members, exits, harms });
                     Change::Ended
                 }
             });
@@ -237,11 +243,19 @@ impl Incidents {
         (self.open.len() + self.announced.len(), self.over.len())
     }
 
-    /// Whether an open incident is, or was, about this late exit.
-    fn knows_exit(&self, f: &Found) -> bool {
-        f.diagnosis.head == Head::LateExit
-            && !explains(&f.diagnosis.ends_in)
-            && exits_of(f).any(|id| self.open.values().any(|open| open.exits.contains(id)))
+    /// Whether an open incident is, or was, about this late exit; or one that is over, and what the new attempt waits for has
+    /// only just begun.
+    fn knows_exit(&self, f: &Found, thresholds: &Thresholds) -> bool {
+        if f.diagnosis.head != Head::LateExit || explains(&f.diagnosis.ends_in) {
+            return false;
+        }
+        let leaf = f.diagnosis.chain.links.last();
+        let is_new =
+            leaf.is_some_and(|link| link.operation.kind != Kind::ExitHandling && link.age < thresholds.cri);
+        exits_of(f).any(|id| {
+            self.open.values().any(|open| open.exits.contains(id))
+                || is_new && self.over.iter().any(|over| over.exits.contains(id))
+        })
     }
 
     /// Opens an incident for a diagnosis that has passed a threshold.

@@ -14,7 +14,10 @@ use crate::bpf::heir::{Heir, close_by_heir};
 use std::{
     collections::BTreeMap,
     io::Read,
-    os::{fd::AsRawFd, unix::net::UnixStream},
+    os::{
+        fd::{AsRawFd, OwnedFd},
+        unix::net::UnixStream,
+    },
     sync::{
         Arc, Mutex, PoisonError, RwLock,
         atomic::{AtomicBool, Ordering},
@@ -82,6 +85,8 @@ pub struct Shared {
     pub busy: Mutex<Vec<(String, u32)>>,
     /// Operations that a look has shown to be over although no probe saw them end, until they are forgotten; bounded.
     pub unreturned: Mutex<Vec<crate::event::OperationId>>,
+    /// Programs of which is counted how often the kernel skips them.
+    pub skippable: Mutex<Vec<OwnedFd>>,
     /// Set when all programs that were there at the start have been found, and attached to.
     pub surveyed: AtomicBool,
 }

@@ -10,7 +10,7 @@ use super::{
     protocol::{Cost, Level, Message},
 };
 use crate::{
-    bpf::read::Reader,
+    bpf::{load, read::Reader},
     decode,
     event::{Actor, Body, Event, Kind, LossPoint, Ns, Operation, OperationId, Outcome},
     node::{alive, clock, threads},
@@ -78,7 +78,12 @@ pub fn run(mut reader: Reader, outbox: &Outbox, shared: &Shared, fuse: Fuse, thr
             }
             if polls.is_multiple_of(COST_EVERY) {
                 let costs = costs(&reader);
-                poller.losses(&costs, now, &mut events);
+                let skipped = load::skipped(&lock(&shared.skippable)).unwrap_or_else(|error| {
+                    outbox
+                        .log(Level::Debug, format!("asking how often programs were skipped failed: {error}"));
+                    0
+                });
+                poller.losses(&costs, skipped, now, &mut events);
                 outbox.send(&Message::Cost(costs));
                 meters.read(&reader, now, shared, &mut events);
                 meters.watch_attaching(now, shared, outbox, &mut events);
@@ -412,8 +417,8 @@ impl Poller {
     }
 
     /// Tells what was lost since the last time.
-    fn losses(&mut self, costs: &[Cost], now: Ns, events: &mut Vec<Event>) {
-        let mut totals: BTreeMap<LossPoint, u64> = BTreeMap::new();
+    fn losses(&mut self, costs: &[Cost], skipped: u64, now: Ns, events: &mut Vec<Event>) {
+        let mut totals = BTreeMap::from([(LossPoint::Skipped, skipped)]);
         for (words, count) in costs.iter().flat_map(|cost| &cost.refusals) {
             let point = match words.as_str() {
                 w if w == Cause::RingFull.words() => LossPoint::Ring,
@@ -450,13 +455,14 @@ fn over(op: &Op, now: Ns) -> Option<Ns> {
         return (now.saturating_sub(op.end) > SETTLED).then_some(op.end);
     }
     // Some ends no probe tells, so the thread itself must be asked whether it is back: that of an unmount without a probe
-    // on `cleanup_mnt`, that of a sync that is told by its begin only, and that of a kprobe whose kretprobe was dropped
-    // for want of an instance.
-    let block = matches!(kind, Some(Kind::SuperShutdown | Kind::Sync)) && has(flag::KPROBE);
+    // on `cleanup_mnt`, that of a sync that is told by its begin only, that of a kprobe whose kretprobe was dropped for want
+    // of an instance, and that of an fentry whose fexit the kernel has skipped.
+    let droppable = has(flag::KPROBE) || has(flag::FENTRY);
+    let block = matches!(kind, Some(Kind::SuperShutdown | Kind::Sync)) && droppable;
     let ask = block
         || (returned && has(flag::TRACEPOINT))
         || has(flag::ENDS_WITH_UNMOUNT)
-        || (unmount && has(flag::KPROBE));
+        || (unmount && droppable);
     if !ask {
         return None;
     }
@@ -538,7 +544,10 @@ mod tests {
         let unmount = |left| at(Kind::Unmount, before(thresholds.unmount, left));
         assert_eq!(next(&[]), POLL_EVERY);
         assert_eq!(next(&[unmount(60)]), 60 * MILLISECOND);
-        assert_eq!(next(&[unmount(500), unmount(70), at(Kind::ExitHandling, before(thresholds.exit, 40))]), 40 * MILLISECOND);
+        assert_eq!(
+            next(&[unmount(500), unmount(70), at(Kind::ExitHandling, before(thresholds.exit, 40))]),
+            40 * MILLISECOND
+        );
         assert_eq!(next(&[unmount(3)]), GATHER, "not too often");
         assert_eq!(next(&[unmount(0)]), POLL_EVERY, "it was read now");
         assert_eq!(next(&[at(Kind::Sync, before(thresholds.unmount, 60))]), POLL_EVERY, "is none by itself");

@@ -325,9 +325,8 @@ mod tests {
             let (told, heard) = channel();
             let (let_go, go) = channel();
             let go = Arc::new(Mutex::new(go));
-            let one = || -> Box<dyn Delivery> {
-                Box::new(Slow { told: told.clone(), go: Arc::clone(&go), limit })
-            };
+            let one =
+                || -> Box<dyn Delivery> { Box::new(Slow { told: told.clone(), go: Arc::clone(&go), limit }) };
             let queue = Queue::start("slow", vec![one(), one(), one()]).unwrap();
             [(1, "a"), (2, "a"), (3, "b"), (4, "a")]
                 .iter()

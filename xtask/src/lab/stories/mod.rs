@@ -69,6 +69,9 @@ pub struct Args {
     /// Write the results into docs/truth.md
     #[arg(long)]
     record: bool,
+    /// Play nothing: write all that was kept, also by several runs into folders below `--keep`, into docs/truth.md
+    #[arg(long, conflicts_with_all = ["names", "all", "record"])]
+    record_kept: bool,
     /// Only play the stories and compare the lab's own clocks with each other
     #[arg(long)]
     without_plegscope: bool,
@@ -85,10 +88,14 @@ impl Args {
             repeat: 1,
             keep: None,
             record: false,
+            record_kept: false,
             without_plegscope: false,
         }
     }
 }
+
+/// What came of a play, in its folder.
+const ROW: &str = "row.json";
 
 /// What stories are played with.
 struct Stock {
@@ -101,6 +108,13 @@ struct Stock {
 
 /// Runs the command; an error names the stories that failed, their tables are printed before.
 pub fn run(args: Args) -> Result<()> {
+    let keep = args.keep.unwrap_or_else(|| tracer::workspace().join("target/stories"));
+    if args.record_kept {
+        let mut rows = kept_rows(&keep)?;
+        table::join(&mut rows);
+        println!("{} lines", rows.len());
+        return table::record(&rows);
+    }
     let all = language::names()?;
     let wanted: Vec<&str> = match (args.all || args.list, args.names.is_empty()) {
         (true, _) => all.iter().map(String::as_str).collect(),
@@ -120,7 +134,7 @@ pub fn run(args: Args) -> Result<()> {
         own: Programs::find(None)?.version(),
         kubelet: kubelet::built()?,
         binary: if args.without_plegscope { None } else { Some(tracer::binary()?) },
-        keep: args.keep.unwrap_or_else(|| tracer::workspace().join("target/stories")),
+        keep,
     };
     let mut results = Results::default();
     for story in &stories {
@@ -222,7 +236,8 @@ impl Stock {
             let name = title.replace(' ', "-");
             let name = if times > 1 { format!("{name}-{time}") } else { name };
             let begin = sys::monotonic();
-            let played = self.play_once(story, version, &self.keep.join(name));
+            let keep = self.keep.join(name);
+            let played = self.play_once(story, version, &keep);
             println!("{title} took {}", sys::seconds(sys::monotonic() - begin));
             match played {
                 Ok((row, wrong)) => {
@@ -232,7 +247,13 @@ impl Stock {
                 Err(error) => {
                     println!("FAILED {title}: {error:#}");
                     results.failed.push(format!("{title}: {error:#}"));
-                    results.rows.push(Row { failed: 1, ..Row::new(&story.name, version) });
+                    let exact = self.programs(version).ok().and_then(|programs| programs.version());
+                    let exact = exact.unwrap_or_else(|| version.to_owned());
+                    let row = Row { failed: 1, ..Row::new(&story.name, &exact) };
+                    if let Err(error) = keep_row(&keep, &row) {
+                        results.failed.push(format!("{title}: {error:#}"));
+                    }
+                    results.rows.push(row);
                 }
             }
         }
@@ -273,7 +294,7 @@ impl Stock {
         let tables: Vec<String> = verdicts.iter().map(Verdict::table).collect();
         print!("{}", tables.concat());
         store(keep, "table.txt", &tables.concat())?;
-        store(keep, "row.json", &serde_json::to_string_pretty(&row)?)?;
+        keep_row(keep, &row)?;
         Ok((Some(row), verdicts.iter().flat_map(Verdict::wrong).collect()))
     }
 
@@ -297,6 +318,25 @@ fn keep_record(folder: &Path, record: &Record) -> Result<()> {
     };
     store(folder, "frames.tsv", &join(&mut record.runs.iter().flat_map(|run| &run.lines)))?;
     store(folder, "messages.tsv", &join(&mut record.runs.iter().flat_map(|run| &run.messages)))
+}
+
+fn keep_row(folder: &Path, row: &Row) -> Result<()> {
+    store(folder, ROW, &serde_json::to_string_pretty(row)?)
+}
+
+/// The lines of all plays below a folder.
+fn kept_rows(folder: &Path) -> Result<Vec<Row>> {
+    let mut rows = Vec::new();
+    for entry in fs::read_dir(folder).with_context(|| format!("reading {}", folder.display()))? {
+        let path = entry?.path();
+        if path.is_dir() {
+            rows.extend(kept_rows(&path)?);
+        } else if path.ends_with(ROW) {
+            let text = fs::read_to_string(&path)?;
+            rows.push(serde_json::from_str(&text).with_context(|| format!("reading {}", path.display()))?);
+        }
+    }
+    Ok(rows)
 }
 
 fn store(folder: &Path, name: &str, text: &str) -> Result<()> {
