@@ -26,7 +26,7 @@ use std::path::{Path, PathBuf};
 use table::Row;
 
 /// What CI plays: about a quarter of an hour.
-pub const USUAL: [&str; 15] = [
+pub const USUAL: [&str; 17] = [
     "healthy",
     "slow-disk",
     "strace",
@@ -40,6 +40,8 @@ pub const USUAL: [&str; 15] = [
     "now-stall",
     "now-silent",
     "now-leftover",
+    "watch-captures",
+    "watch-unit",
     "commands",
     "fuse",
 ];
