@@ -1,4 +1,5 @@
-//! `cargo xtask vm`: boots Debian's kernels in QEMU and proves the kernel half on each.
+//! `cargo xtask vm`: boots Debian's kernels in QEMU and proves the kernel half on each; with `--story`, `--containerd`,
+//! `--diagonal` or `--all` the machine is a whole node, see [`node`].
 //!
 //! The test `kernel` of the tracer is the machine's first process. It loads modules, mounts two slow disks, plays unmounts
 //! and locks, compares what plegscope tells with its own clock and log, and switches the machine off. There is no network
@@ -7,7 +8,9 @@
 mod cost;
 mod initramfs;
 mod kernel;
+pub mod node;
 mod qemu;
+mod qmp;
 
 use crate::lab::packages::{self, Need, need};
 use crate::packages::fresh_folder;
@@ -27,13 +30,20 @@ pub struct Args {
     /// Run only tests whose name contains this, or one of these, with commas between.
     #[arg(long, value_name = "PART")]
     pub only: Option<String>,
-    /// Write what the verifier looked at into docs/verifier-cost.md (with all kernels).
-    #[arg(long, conflicts_with = "kernel")]
+    /// Write what the verifier looked at into docs/verifier-cost.md (with all kernels), or what a node has shown into
+    /// docs/box.md.
+    #[arg(long)]
     pub record: bool,
     /// Prove that a machine that panics, says nothing or lives too long is noticed and ended, and its console kept.
     #[arg(long, conflicts_with_all = ["only", "record"])]
     pub prove: bool,
+    /// What is played on a whole node.
+    #[command(flatten)]
+    pub node: node::Wanted,
 }
+
+/// Bytes per second that each disk may write.
+const RATE: u32 = 2_000_000;
 
 /// How long a machine may live and be silent.
 #[derive(Clone, Copy)]
@@ -62,6 +72,12 @@ pub fn is_ready() -> bool {
 /// Runs the command.
 pub fn run(args: &Args) -> Result<()> {
     packages::ensure(&NEEDS)?;
+    if args.node.is_node() {
+        return node::run(&args.node, &args.kernel, args.record);
+    }
+    if args.record && !args.kernel.is_empty() {
+        bail!("the table of docs/verifier-cost.md is written with all kernels, without --kernel");
+    }
     let lines: Vec<&str> = if args.kernel.is_empty() {
         kernel::LINES.iter().map(|(line, _)| *line).collect()
     } else {
@@ -211,7 +227,10 @@ fn boot(
     let machine = qemu::Machine {
         image: &kernel.image,
         initramfs: &initramfs,
-        disks: &[&ext4, &xfs],
+        disks: &[
+            qemu::Disk { file: &ext4, name: "ext4", rate: Some(RATE), throw_away: false },
+            qemu::Disk { file: &xfs, name: "xfs", rate: Some(RATE), throw_away: false },
+        ],
         // A blank would end the word.
         words: &only.map(|only| format!("plegscope.only={}", only.replace(' ', "_"))).unwrap_or_default(),
         console: &folder.join("console.log"),

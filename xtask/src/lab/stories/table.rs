@@ -28,6 +28,9 @@ pub struct Row {
     pub worst: Option<(u64, u64)>,
     /// When the last of the expected chains was first shown, ns after all of it had begun.
     pub first_shown: Option<u64>,
+    /// Frames in which the chain ends in the sync of the slow disk, of those in which it must, where that was asked.
+    #[serde(default)]
+    pub to_device: Option<(usize, usize)>,
     /// Checks that failed.
     pub failed: usize,
     /// How often it was played, with the same result.
