@@ -18,7 +18,7 @@ use crate::{lab, shell};
 use anyhow::{Context, Result, bail};
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 /// Boot other kernels in QEMU and prove the kernel half on each.
@@ -162,20 +162,9 @@ struct Programs {
 impl Programs {
     fn build() -> Result<Programs> {
         let plegscope = lab::tracer::binary()?;
-        let output = Command::new("cargo")
-            .args(["test", "--locked", "--package", "tracer", "--test", "kernel", "--no-run"])
-            .arg("--message-format=json-render-diagnostics")
-            .current_dir(shell::root())
-            .stderr(Stdio::inherit())
-            .output()
-            .context("starting cargo")?;
-        anyhow::ensure!(output.status.success(), "building the test `kernel` failed");
-        let test = String::from_utf8_lossy(&output.stdout)
-            .lines()
-            .filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok())
-            .filter(|message| message["target"]["name"] == "kernel")
-            .find_map(|message| message["executable"].as_str().map(PathBuf::from))
-            .context("cargo made no test called kernel")?;
+        let mut build = Command::new("cargo");
+        build.args(["test", "--locked", "--package", "tracer", "--test", "kernel", "--no-run"]);
+        let test = shell::built(build.current_dir(shell::root()), "kernel")?;
         // One of each kind: at a fixed address, and wherever the kernel puts it.
         Ok(Programs { test, plegscope, locks: go("locks", "pie")?, shim: go("shim", "exe")? })
     }

@@ -14,7 +14,7 @@ use crate::lab::pods::{self, Pod};
 use crate::lab::strace::Strace;
 use crate::lab::tracer::Tracer;
 use crate::lab::unmounts::Watch;
-use crate::lab::{Lab, Settings, containerd_log, hold, image, states, story, sys};
+use crate::lab::{Lab, Settings, containerd_log, hold, image, machine, states, story, sys};
 use anyhow::{Context as _, Result, bail, ensure};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -189,6 +189,8 @@ impl Stage<'_> {
 
     fn update_every(&self) -> Duration {
         match self.story.node.update_every {
+            // One takes half a second of an emulated processor.
+            every if every > 0.0 && machine::is_around() => Duration::from_secs_f64(every * 3.0),
             every if every > 0.0 => Duration::from_secs_f64(every),
             _ => NEVER,
         }
@@ -196,6 +198,7 @@ impl Stage<'_> {
 
     async fn set_up(&mut self, kubelet: Option<&Path>) -> Result<()> {
         self.record.device = self.lab.disk.device.clone();
+        self.record.emulated = machine::is_around();
         self.watch_daemon();
         if let Some(program) = kubelet {
             let wanted: Vec<(&str, u64)> =
@@ -458,9 +461,6 @@ impl Stage<'_> {
         let mut tracer = Tracer::start(self.ledger, binary, &["live", "--json"], |_, _| {})?;
         let ready = tracer.ready().await?;
         self.say(&format!("plegscope after {}: {}", sys::seconds(ready.at - tracer.started), ready.text));
-        if let Some(attached) = &mut self.record.attached {
-            attached.look(tracer.pid());
-        }
         self.scope = Some(Scope { tracer, ready: ready.at });
         Ok(())
     }
@@ -619,6 +619,9 @@ impl Stage<'_> {
     async fn finish(&mut self) -> Result<()> {
         tokio::time::sleep(Duration::from_secs(2)).await;
         if let Some(scope) = self.scope.take() {
+            if let Some(attached) = &mut self.record.attached {
+                attached.look(scope.tracer.pid());
+            }
             let (started, ready, ended) = (scope.tracer.started, scope.ready, sys::monotonic());
             let (exit, quit_took, lines, messages) = scope.tracer.quit().await?;
             self.record.runs.push(Run {

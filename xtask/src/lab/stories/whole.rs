@@ -73,14 +73,15 @@ impl Whole<'_> {
         );
         // A uprobe has a link or a perf event of its own, or shares a link with others.
         let (tracepoint, uprobe) = (attached.sites("Tracepoint"), attached.sites("Uprobe"));
-        let (events, many) = (attached.count("perf_event") + attached.count("perf"), attached.count("uprobe_multi"));
+        let events = ["perf_event", "perf", "raw_tracepoint"].map(|kind| attached.count(kind)).iter().sum::<u32>();
+        let many = attached.count("uprobe_multi");
         let right = match many {
             0 => events == tracepoint + uprobe,
             _ => events == tracepoint && many <= uprobe,
         };
         verdict.check(
             "tracepoints and uprobes",
-            format!("{events} perf events and {many} links of many in the kernel"),
+            format!("{events} links and perf events, {many} links of many in the kernel"),
             format!("{tracepoint} tracepoints and {uprobe} uprobes planned"),
             right,
         );

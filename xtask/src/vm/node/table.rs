@@ -2,8 +2,7 @@
 
 use crate::lab::attached::Attached;
 use crate::lab::stories::language::Story;
-use crate::lab::stories::table::Row;
-use crate::lab::sys::seconds;
+use crate::lab::stories::table::{Row, apart};
 use crate::shell;
 use crate::vm::kernel::Kernel;
 use anyhow::{Context, Result};
@@ -28,7 +27,9 @@ clocks; here the kernel has all of its own probes. `cargo xtask vm --story NAME 
 * *kernel's links seen by*: what saw the unmount, the shutdown of the super block and the sync in the frames of the story.
 * *links found*: of the chains that must be shown while they last. *to the device*: frames of the stall in which the chain ends
   in the sync of the slow disk itself.
-* *worst duration*: the age of a link or a relist that was furthest from its clock, in any frame.
+* *worst duration*: of all ages of links and relists that were 5 s and more, that which was furthest from its clock, in any
+  frame. All the processes share one emulated processor, so a call is on its way from one to the other for up to a quarter of a
+  second; shorter durations may differ by that.
 
 | kernel | containerd | story | attached | kernel's links seen by | links found | to the device | worst duration | |
 |---|---|---|---|---|---|---|---|---|
@@ -80,10 +81,7 @@ impl Seen {
 
     fn markdown(&self) -> String {
         let row = &self.row;
-        let worst = row.worst.map_or("-".to_owned(), |(truth, said)| {
-            let part = truth.abs_diff(said) as f64 * 100.0 / truth.max(1) as f64;
-            format!("{} of {} ({part:.1} %)", seconds(truth.abs_diff(said)), seconds(truth))
-        });
+        let worst = apart(row.worst_long);
         let (attached, seen_by) = match &self.attached {
             Some(attached) => (attached.words(), attached.seen_by_words()),
             None => ("-".to_owned(), "-".to_owned()),
