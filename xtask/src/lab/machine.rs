@@ -15,6 +15,9 @@ pub const PORT: &str = "/dev/ttyS1";
 /// Name of the disk that is slowed down.
 pub const SLOW: &str = "slow";
 
+/// Where the lab's container image lies in such a machine, when it has one.
+pub const IMAGE: &str = "/kit/image.tar";
+
 /// Whether we run in one.
 pub fn is_around() -> bool {
     std::env::var_os(VARIABLE).is_some()

@@ -29,6 +29,7 @@ pub mod now;
 pub mod packages;
 pub mod pods;
 pub mod states;
+pub mod stopped_root;
 pub mod stories;
 pub mod story;
 pub mod strace;

@@ -12,7 +12,7 @@ pub mod node;
 mod qemu;
 mod qmp;
 
-use crate::lab::packages::{self, Need, need};
+use crate::lab::packages::{self, BUSYBOX, Need, need};
 use crate::packages::fresh_folder;
 use crate::{lab, shell};
 use anyhow::{Context, Result, bail};
@@ -56,7 +56,8 @@ struct Patience {
 const PATIENCE: Patience = Patience { limit: Duration::from_secs(2400), silence: Duration::from_secs(660) };
 
 /// What is needed beside Rust.
-const NEEDS: [Need; 5] = [
+const NEEDS: [Need; 6] = [
+    BUSYBOX,
     need("qemu-system-x86_64", "qemu-system-x86"),
     need("mkfs.ext4", "e2fsprogs"),
     need("mkfs.xfs", "xfsprogs"),

@@ -18,8 +18,8 @@ use std::collections::BTreeSet;
 const TOLERANCE: f64 = 0.05;
 /// What the clocks of different processes are apart, ns.
 const SLACK: u64 = 50_000_000;
-/// The same on one emulated processor, on which a call takes a tenth of a second from one process to the other.
-const SLACK_EMULATED: u64 = 250_000_000;
+/// The same on one emulated processor, on which a call takes tenths of a second from one process to the other.
+const SLACK_EMULATED: u64 = 500_000_000;
 /// How much later everything may be shown there, and how long quitting may take, ns.
 const LATER_EMULATED: u64 = 2_000_000_000;
 /// An update that takes as long as this is seen to be slow, whatever the reason, ns.

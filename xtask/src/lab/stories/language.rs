@@ -473,6 +473,15 @@ pub enum Program {
     Harmless(harmless::Part),
     /// It is started when the node is stuck already: `{ now = "stall" }`.
     Now(now::Part),
+    /// The root disk of a machine of its own stops.
+    StoppedRoot,
+}
+
+impl Program {
+    /// Whether it can be played in a machine of `cargo xtask vm`, which has no Go and no network.
+    pub fn is_for_machines(self) -> bool {
+        self == Program::StoppedRoot
+    }
 }
 
 /// Environment variable that names another folder of stories: where there is no source tree.

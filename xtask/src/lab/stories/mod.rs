@@ -199,6 +199,9 @@ impl Stock {
         if story.node.caller == Caller::Kubelet && self.kubelet.is_none() {
             return Some(kubelet::NOT_BUILT.to_owned());
         }
+        if story.program.is_some_and(Program::is_for_machines) && !machine::is_around() {
+            return Some(format!("needs a machine of its own: cargo xtask vm --story {}", story.name));
+        }
         if story.program.is_some() && self.binary.is_none() {
             return Some("it is about plegscope alone".to_owned());
         }
@@ -295,6 +298,7 @@ impl Stock {
         match program {
             Program::Commands => super::commands::play(programs.clone(), binary, Some(keep)),
             Program::Fuse => super::fuse::play(binary),
+            Program::StoppedRoot => super::stopped_root::play(programs, binary),
             Program::Harmless(part) => super::harmless::play(programs, self.kubelet.as_deref(), binary, part),
             Program::Now(part) => super::now::play(programs, binary, part, Some(keep)),
         }

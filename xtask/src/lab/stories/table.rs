@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::fs;
 
 /// A duration of which the slack between clocks is a small part even on an emulated processor, ns.
-const LONG: u64 = 5_000_000_000;
+const LONG: u64 = 10_000_000_000;
 
 /// What came of one story.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]

@@ -1,5 +1,6 @@
 //! The disks of the node: its root from Debian's packages, kept in the cache; and the kit, which is what we build.
 
+use crate::lab::image;
 use crate::packages::{self, Index, Suite, alone, fresh_folder};
 use crate::vm::kernel;
 use crate::{binaries, kubelet, shell};
@@ -23,6 +24,8 @@ const LAYOUT: u32 = 1;
 
 /// Where the root has its cache: the containerds and the kubelet, laid out as in ours.
 pub const CACHE: &str = "/var/cache/plegscope";
+/// The lab's container image in the kit.
+const KIT_IMAGE: &str = "image.tar";
 /// Where the kit is mounted.
 pub const KIT: &str = "/kit";
 
@@ -134,6 +137,8 @@ pub fn kit(folder: &Path, plegscope: &Path) -> Result<PathBuf> {
     for entry in fs::read_dir(shell::root().join("xtask/stories")).context("reading the stories")?.flatten() {
         fs::copy(entry.path(), stories.join(entry.file_name()))?;
     }
+    // Its sums take long on an emulated processor.
+    image::write(&tree.join(KIT_IMAGE), image::NAME)?;
     let image = folder.join("kit.img");
     make(&tree, &image, 4)?;
     fs::remove_dir_all(&tree)?;

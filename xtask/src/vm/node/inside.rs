@@ -23,8 +23,6 @@ pub struct Args {}
 const RESULT: &str = "/run/result";
 /// Name of the disk on which that goes out, as a tar.
 pub const RESULT_DISK: &str = "result";
-/// Name of the root disk.
-pub const ROOT_DISK: &str = "root";
 /// Name of the kit's disk.
 pub const KIT_DISK: &str = "kit";
 /// Lines of standard error that a failure is told with.

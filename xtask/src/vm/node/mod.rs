@@ -9,7 +9,7 @@ pub mod table;
 
 use super::kernel::{self, Kernel};
 use super::{Patience, initramfs, qemu};
-use crate::lab::stories::language::{self, Story};
+use crate::lab::stories::language::{self, Program, Story};
 use crate::lab::tracer;
 use crate::packages::fresh_folder;
 use crate::shell;
@@ -86,7 +86,8 @@ pub fn run(args: &Wanted, kernels: &[String], record: bool) -> Result<()> {
     };
     let stories: Vec<Story> = names.into_iter().map(language::load).collect::<Result<_>>()?;
     for story in &stories {
-        ensure!(story.program.is_none(), "{} is no story of steps: it is played natively only", story.name);
+        let fits = story.program.is_none_or(Program::is_for_machines);
+        ensure!(fits, "{} is played natively only: cargo xtask story {}", story.name, story.name);
     }
     let folder = shell::root().join("target/vm/node");
     fs::create_dir_all(&folder).with_context(|| format!("creating {}", folder.display()))?;
@@ -152,7 +153,7 @@ impl Stock {
             image: &kernel.image,
             initramfs: &initramfs,
             disks: &[
-                disk(&self.root.image, inside::ROOT_DISK, true),
+                disk(&self.root.image, crate::lab::stopped_root::ROOT, true),
                 disk(&self.kit, inside::KIT_DISK, true),
                 disk(&slow, crate::lab::machine::SLOW, true),
                 disk(&result, inside::RESULT_DISK, false),
