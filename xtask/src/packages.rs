@@ -78,8 +78,9 @@ impl Suite {
     pub fn closure(&self, packages: &[&str]) -> Result<Vec<(String, String)>> {
         let mut install = self.apt("apt-get");
         install.args(["--quiet=2", "--simulate", "--no-install-recommends", "install"]).args(packages);
-        let planned = shell::capture(&mut install)
-            .with_context(|| format!("{} of {} cannot be installed together", packages.join(", "), self.name))?;
+        let planned = shell::capture(&mut install).with_context(|| {
+            format!("{} of {} cannot be installed together", packages.join(", "), self.name)
+        })?;
         Ok(planned.lines().filter_map(to_be_installed).collect())
     }
 

@@ -64,8 +64,7 @@ impl Attached {
                 let name = entry.file_name();
                 let text = fs::read_to_string(entry.path()).unwrap_or_default();
                 let target = fs::read_link(Path::new(&format!("/proc/{process}/fd")).join(&name));
-                let is_perf =
-                    target.is_ok_and(|target| target.to_string_lossy().contains("[perf_event]"));
+                let is_perf = target.is_ok_and(|target| target.to_string_lossy().contains("[perf_event]"));
                 if let Some(kind) = kind_of(&text, is_perf) {
                     *self.links.entry(kind).or_default() += 1;
                 }

@@ -102,7 +102,8 @@ impl Judge<'_> {
     /// emulated processor that is no wonder.
     fn slow_by_itself(&self, id: &str, at: u64) -> bool {
         let slow = |call: &Call| {
-            call.begin + SLOW_UPDATE <= at + self.slack() && at <= call.end.unwrap_or(u64::MAX).saturating_add(LATE)
+            call.begin + SLOW_UPDATE <= at + self.slack()
+                && at <= call.end.unwrap_or(u64::MAX).saturating_add(LATE)
         };
         let of = |call: &&Call| call.container.as_deref() == Some(id);
         self.record.emulated && self.record.calls_of("UpdateContainerResources", None).filter(of).any(slow)
@@ -314,7 +315,8 @@ impl Judge<'_> {
         for (pattern, link) in patterns.iter().zip(&found.links) {
             let Some(clock) = self.record.intervals(pattern) else { continue };
             let Some(said) = link["age"].as_u64() else { continue };
-            let inside = |one: &&Interval| one.begin <= now + self.slack() && now <= one.end.saturating_add(LATE);
+            let inside =
+                |one: &&Interval| one.begin <= now + self.slack() && now <= one.end.saturating_add(LATE);
             let truth = clock.iter().filter(inside).map(|one| now.saturating_sub(one.begin));
             let Some(truth) = truth.min_by_key(|truth| truth.abs_diff(said)) else {
                 ages.push((format!("{:?} that is not there", pattern.what), 0, said));
@@ -371,7 +373,8 @@ impl Judge<'_> {
             let writing = end == "StatusWrite" && self.daemon_writes(now(seen));
             writes += u64::from(writing);
             let at_end = at_end.filter(|_| end != "NotVisible" && !writing);
-            let at_end = at_end.filter(|id| !id.as_str().is_some_and(|id| self.slow_by_itself(id, now(seen))));
+            let at_end =
+                at_end.filter(|id| !id.as_str().is_some_and(|id| self.slow_by_itself(id, now(seen))));
             if let Some(id) = at_end.and_then(Value::as_str).filter(|id| !blame.iter().any(|one| one == id)) {
                 containers.insert(format!("{} at the end of {}", self.name_of(id), words(diagnosis)));
             }

@@ -152,7 +152,9 @@ impl FileSystem {
     /// initialisation would compete with the lab for the slow disk later.
     pub fn mkfs(self) -> &'static [&'static str] {
         match self {
-            FileSystem::Ext4 => &["mkfs.ext4", "-q", "-m", "0", "-E", "lazy_itable_init=0,lazy_journal_init=0"],
+            FileSystem::Ext4 => {
+                &["mkfs.ext4", "-q", "-m", "0", "-E", "lazy_itable_init=0,lazy_journal_init=0"]
+            }
             FileSystem::Xfs => &["mkfs.xfs", "-q", "-f", "-m", "reflink=0,bigtime=0,inobtcount=0"],
         }
     }

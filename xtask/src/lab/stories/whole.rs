@@ -42,7 +42,8 @@ impl Whole<'_> {
     pub fn judge(&mut self) -> Verdict {
         let mut verdict = Verdict::default();
         self.probes(&mut verdict);
-        let syncs = self.story.expect.chains.iter().any(|one| one.ends_in.iter().any(|end| end == "UnmountSync"));
+        let syncs =
+            self.story.expect.chains.iter().any(|one| one.ends_in.iter().any(|end| end == "UnmountSync"));
         if syncs {
             self.syncs(&mut verdict);
         }
@@ -73,7 +74,8 @@ impl Whole<'_> {
         );
         // A uprobe has a link or a perf event of its own, or shares a link with others.
         let (tracepoint, uprobe) = (attached.sites("Tracepoint"), attached.sites("Uprobe"));
-        let events = ["perf_event", "perf", "raw_tracepoint"].map(|kind| attached.count(kind)).iter().sum::<u32>();
+        let events =
+            ["perf_event", "perf", "raw_tracepoint"].map(|kind| attached.count(kind)).iter().sum::<u32>();
         let many = attached.count("uprobe_multi");
         let right = match many {
             0 => events == tracepoint + uprobe,
@@ -125,7 +127,10 @@ impl Whole<'_> {
                 of += 1;
                 let (end, what) = variant(&diagnosis["ends_in"]);
                 let sync = links(diagnosis).find(|link| matches!(kind(link), "Sync" | "SuperShutdown"));
-                if end != "UnmountSync" || device(what).as_deref() != Some(&self.record.device) || sync.is_none() {
+                if end != "UnmountSync"
+                    || device(what).as_deref() != Some(&self.record.device)
+                    || sync.is_none()
+                {
                     others.insert(format!("{end} {}", device(what).unwrap_or_default()));
                     continue;
                 }
@@ -142,7 +147,10 @@ impl Whole<'_> {
         verdict.check(
             "ends in the sync of the slow disk",
             format!("{} in all {of} frames of the unmount", self.record.device),
-            format!("in {right}{}", if others.is_empty() { String::new() } else { format!("; else {others:?}") }),
+            format!(
+                "in {right}{}",
+                if others.is_empty() { String::new() } else { format!("; else {others:?}") }
+            ),
             right == of && of > 0,
         );
         let (truth, said) = worst.unwrap_or_default();

@@ -4,8 +4,8 @@
 //! What it says on the second serial port: lines of the story with two blanks before, `ok …` or `FAILED …`, `VERDICT …`.
 
 use super::image::{CACHE, KIT};
-use crate::lab::{machine, sys, tracer};
 use crate::lab::stories::language;
+use crate::lab::{machine, sys, tracer};
 use anyhow::{Context, Result, bail, ensure};
 use std::collections::VecDeque;
 use std::fs::{self, File};
@@ -134,9 +134,7 @@ fn prepare(first_version_of_cgroups: bool) -> Result<()> {
         mount(kind, at, "rw")?;
     }
     // A file system in memory has none of these, and runc wants them.
-    for (link, to) in
-        [("fd", "/proc/self/fd"), ("stdin", "fd/0"), ("stdout", "fd/1"), ("stderr", "fd/2")]
-    {
+    for (link, to) in [("fd", "/proc/self/fd"), ("stdin", "fd/0"), ("stdout", "fd/1"), ("stderr", "fd/2")] {
         std::os::unix::fs::symlink(to, Path::new("/dev").join(link))
             .with_context(|| format!("linking /dev/{link}"))?;
     }

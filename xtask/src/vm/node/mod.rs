@@ -91,11 +91,7 @@ pub fn run(args: &Wanted, kernels: &[String], record: bool) -> Result<()> {
     }
     let folder = shell::root().join("target/vm/node");
     fs::create_dir_all(&folder).with_context(|| format!("creating {}", folder.display()))?;
-    let stock = Stock {
-        root: image::root()?,
-        kit: image::kit(&folder, &tracer::binary()?)?,
-        folder,
-    };
+    let stock = Stock { root: image::root()?, kit: image::kit(&folder, &tracer::binary()?)?, folder };
     let mut seen = Vec::new();
     let mut failed = Vec::new();
     let mut kernel: Option<Kernel> = None;

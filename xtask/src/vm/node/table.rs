@@ -152,9 +152,6 @@ mod tests {
         let first = joined("", &[line("6.1 (a)", "1.6.20~ds1", "x"), line("5.10 (b)", "1.4.13", "y")]);
         let second = joined(&first, &[line("6.1 (c)", "1.6.24", "z")]);
         let rows: Vec<&str> = second.lines().filter(|line| line.contains("slow-disk |")).collect();
-        assert_eq!(
-            rows,
-            ["| 5.10 (b) | 1.4.13 | slow-disk | y |", "| 6.1 (c) | 1.6.24 | slow-disk | z |"]
-        );
+        assert_eq!(rows, ["| 5.10 (b) | 1.4.13 | slow-disk | y |", "| 6.1 (c) | 1.6.24 | slow-disk | z |"]);
     }
 }
