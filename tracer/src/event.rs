@@ -532,6 +532,8 @@ pub enum LossPoint {
     Ring,
     /// The kernel half could not remember it: a map was full or memory could not be read.
     Map,
+    /// The kernel did not run a probe, because the same one was interrupted in its middle on that processor.
+    Skipped,
     /// Our own queue between child and parent was full.
     Queue,
     /// It came later than the orderer waits.

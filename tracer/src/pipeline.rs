@@ -1,5 +1,18 @@
 //! From events to frames: orders events by their own time, feeds them to the correlator, ticks it on a fixed grid of
 //! event time. Pure: the time comes in. Live and replay differ only in who calls this.
+//!
+//! A tick waits until nothing can come before it any more, 200 ms. For somebody who is to be told that a threshold is
+//! passed that is long, and it need not be waited for:
+//!
+//! ```text
+//! begins            crosses   read: in flight
+//! |--------------------|---------|----------> time        what was read after the crossing and was still in flight then
+//!                                ^ a copy of the correlator hears all that has come, and is ticked for this time
+//! ```
+//!
+//! No end that comes later can be before the crossing. What the copy opens is told at once, is announced to the
+//! correlator itself, and is opened there under the same id by a tick of the grid: so it is in all frames that follow, and
+//! has its end there, also when it was over before that tick.
 
 use crate::{
     correlator::{Correlator, Frame, TieBreak},
@@ -20,6 +33,11 @@ pub struct Pipeline {
     /// Whether anything has happened since the last frame that is not just told again and again, or the last frame told
     /// of something that lasts.
     stirred: bool,
+    thresholds: Thresholds,
+    /// The latest time that was judged, by a tick of the grid or ahead of it; 0 before the first.
+    judged: Ns,
+    /// When something was in flight last that has passed a threshold since then; 0 when nothing was.
+    crossed: Ns,
 }
 
 impl Pipeline {
@@ -28,9 +46,12 @@ impl Pipeline {
         let order = Orderer::new(LATENESS, MOST_HELD);
         Pipeline {
             order,
-            correlator: Correlator::new(thresholds),
+            correlator: Correlator::new(thresholds.clone()),
             grid: Grid::new(TICK_EVERY),
             stirred: true,
+            thresholds,
+            judged: 0,
+            crossed: 0,
         }
     }
 
@@ -43,8 +64,23 @@ impl Pipeline {
 
     /// Takes one event.
     pub fn push_one(&mut self, event: Event) {
+        self.note_crossing(&event);
         if let Some(released) = self.order.push(event.at, TieBreak::of(&event), event) {
             self.apply(released);
+        }
+    }
+
+    /// Notes it when this says that something has passed a threshold of which that was not judged yet.
+    fn note_crossing(&mut self, event: &Event) {
+        let Body::InFlight(op) = &event.body else { return };
+        if self.judged == 0 || event.at <= self.crossed {
+            return;
+        }
+        let since = |threshold: Ns| op.begin.saturating_add(threshold);
+        let crosses = self.thresholds.of(op.kind).map(since).any(|at| self.judged < at && at <= event.at);
+        // What piles up behind something that was told is no news.
+        if crosses && !self.correlator.is_told(&op.id()) {
+            self.crossed = event.at;
         }
     }
 
@@ -80,7 +116,10 @@ impl Pipeline {
     /// It is `now`: applies what can no longer be overtaken, and gives the frame of each grid point passed, oldest
     /// first, to `each`. While nothing happens and nothing is in flight, whole seconds are enough, from the first frame
     /// on that says so.
-    pub fn advance(&mut self, now: Ns, mut each: impl FnMut(Frame)) {
+    ///
+    /// Returns the incidents that have opened since, ahead of the grid, in a frame of their own: to be told, and in the
+    /// frames of the grid later.
+    pub fn advance(&mut self, now: Ns, mut each: impl FnMut(Frame)) -> Option<Frame> {
         /// After a pause (a stopped process, a suspended machine) the grid is taken up again instead of being filled in.
         const MOST_TICKS: u64 = 100;
         while let Some(tick) = self.grid.due(now.saturating_sub(LATENESS), MOST_TICKS) {
@@ -95,7 +134,23 @@ impl Pipeline {
                 self.stirred = busy;
                 each(self.correlator.tick(tick));
             }
+            self.judged = self.judged.max(tick);
         }
+        self.ahead()
+    }
+
+    fn ahead(&mut self) -> Option<Frame> {
+        let at = std::mem::take(&mut self.crossed);
+        if at <= self.judged {
+            return None;
+        }
+        self.judged = at;
+        let mut ahead = self.correlator.clone();
+        self.order.held().take_while(|event| event.at <= at).for_each(|event| ahead.apply(event));
+        let mut frame = ahead.tick(at);
+        let opened = self.correlator.announce(&ahead, at);
+        frame.incidents.retain(|incident| opened.contains(&incident.id));
+        (!frame.incidents.is_empty()).then_some(frame)
     }
 }
 
@@ -174,6 +229,41 @@ mod tests {
         let quiet: Vec<Ns> = frames[lasting.len()..].iter().map(|(at, _)| *at).collect();
         let at_once = 10_800 * MILLISECOND;
         assert_eq!(quiet, [at_once, 11 * SECOND, 12 * SECOND, 13 * SECOND, 14 * SECOND]);
+    }
+
+    #[test]
+    fn a_crossing_is_told_as_soon_as_it_was_read_and_never_on_the_word_of_before() {
+        let begin = 10 * SECOND + 250 * MILLISECOND;
+        let crossing = begin + Thresholds::DEFAULT.unmount;
+        let read = |at| [Event { at, body: Body::InFlight(unmount(begin)) }, poll(at)];
+        // Read last 30 ms before the crossing; then it ends, 10 ms before it, or 10 ms behind it.
+        for (end, expected) in [(crossing - 10 * MILLISECOND, 0), (crossing + 10 * MILLISECOND, 1)] {
+            let mut pipeline = Pipeline::new(Thresholds::default());
+            let (mut ahead, mut frames) = (Vec::new(), Vec::new());
+            let mut heard = |pipeline: &mut Pipeline, events: Vec<Event>, now: Ns| {
+                pipeline.push(events);
+                ahead.extend(pipeline.advance(now, |frame| frames.push(frame)));
+            };
+            for at in (103..=152).map(|tick| tick * TICK_EVERY + 20 * MILLISECOND) {
+                heard(&mut pipeline, read(at).to_vec(), at + MILLISECOND);
+            }
+            // Time goes on, and nothing is heard.
+            heard(&mut pipeline, Vec::new(), crossing + 5 * MILLISECOND);
+            if end > crossing {
+                heard(&mut pipeline, read(crossing).to_vec(), crossing + 6 * MILLISECOND);
+            }
+            let over = Event { at: end, body: Body::Ended(unmount(begin), Outcome::Done) };
+            heard(&mut pipeline, vec![over], crossing + 190 * MILLISECOND);
+            heard(&mut pipeline, Vec::new(), crossing + SECOND);
+            assert_eq!(ahead.len(), expected);
+            let incidents: Vec<_> = frames.iter().flat_map(|frame| &frame.incidents).collect();
+            assert_eq!(incidents.len(), expected, "{incidents:?}");
+            if let (Some(ahead), [incident]) = (ahead.first(), &incidents[..]) {
+                assert_eq!(ahead.now, crossing);
+                assert_eq!((&ahead.incidents[0].id, ahead.incidents[0].opened), (&incident.id, crossing));
+                assert!(incident.ended.is_some() && incident.uncertain_end.is_none(), "{incident:?}");
+            }
+        }
     }
 
     #[test]

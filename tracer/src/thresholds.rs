@@ -56,6 +56,27 @@ impl Thresholds {
     };
 }
 
+impl Thresholds {
+    /// The ages at which an operation of this kind may be an incident by itself.
+    pub fn of(&self, kind: Kind) -> impl Iterator<Item = Ns> + use<> {
+        let (one, other) = match kind {
+            Kind::Unmount | Kind::SuperShutdown => (Some(self.unmount), None),
+            Kind::LockWait => (Some(self.lock), None),
+            // A list call stands for the relist where that is not seen.
+            Kind::CriCall | Kind::CriClient => (Some(self.cri), Some(self.relist)),
+            Kind::Relist | Kind::Stalled => (Some(self.relist), None),
+            Kind::ExitHandling => (Some(self.exit), None),
+            Kind::StatusUpdate
+            | Kind::LockHold
+            | Kind::ShimCall
+            | Kind::ShimServe
+            | Kind::InitMethod
+            | Kind::Sync => (None, None),
+        };
+        one.into_iter().chain(other)
+    }
+}
+
 impl Default for Thresholds {
     fn default() -> Self {
         Thresholds::DEFAULT

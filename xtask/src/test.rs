@@ -9,6 +9,7 @@ use anyhow::{Context, Result, bail};
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::{self, Command};
+use std::thread::JoinHandle;
 use std::time::Instant;
 
 /// Run all checks and tests.
@@ -39,6 +40,8 @@ struct Run {
     go_toolchains: Vec<(&'static str, OsString)>,
     /// A Python with Perfetto's classes.
     perfetto: Option<PathBuf>,
+    /// The build of the program that the stories and the other kernels run, beside the steps that wait for the network.
+    release: Option<JoinHandle<Result<String>>>,
     /// Name, seconds and result of the steps so far.
     results: Vec<(&'static str, f64, Result<Outcome>)>,
 }
@@ -51,6 +54,7 @@ pub fn run(args: &Args) -> Result<()> {
         go_binaries: None,
         go_toolchains: Vec::new(),
         perfetto: None,
+        release: None,
         results: Vec::new(),
     };
     run.step("tools", tools);
@@ -58,6 +62,9 @@ pub fn run(args: &Args) -> Result<()> {
     run.step("tidy", |_| tidy::run(&tidy::Args {}).map(|()| Outcome::Passed));
     run.step("kernel half: record", |_| bpf::check(true).map(|_| Outcome::Passed));
     run.step("kernel half: rebuild", rebuild);
+    if !run.fast && shell::is_root() {
+        run.release = Some(std::thread::spawn(release));
+    }
     run.step("clippy", |_| {
         shell::run(cargo().args([
             "clippy",
@@ -74,6 +81,13 @@ pub fn run(args: &Args) -> Result<()> {
     run.step("Go binaries", go_binaries);
     run.step("Go toolchains", go_toolchains);
     run.step("browser and Perfetto", other_readers);
+    // Its end is waited for here, so that no test is disturbed by it.
+    if let Some(build) = run.release.take() {
+        run.step("release build", |_| match build.join() {
+            Ok(built) => built.map(|_| Outcome::Passed),
+            Err(_) => bail!("the thread that built it has panicked"),
+        });
+    }
     run.step("cargo test", |run| {
         let mut test = cargo();
         test.args(["test", "--workspace", "--locked", "--no-fail-fast"]);
@@ -130,6 +144,11 @@ fn cargo() -> Command {
     let mut command = Command::new("cargo");
     command.current_dir(shell::root());
     command
+}
+
+/// One processor is busy with this for minutes, at the end of it.
+fn release() -> Result<String> {
+    shell::capture(cargo().args(["build", "--release", "--locked", "--package", "tracer"]))
 }
 
 fn format() -> Result<Outcome> {

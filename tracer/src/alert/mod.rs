@@ -103,6 +103,8 @@ struct Open {
     not_ready: bool,
     /// As it was when a notice was made of it last; without its diagnosis.
     last: Incident,
+    /// The first moment that it was told for: what is missing in a frame of before is not gone.
+    from: Ns,
 }
 
 #[derive(Clone, Debug)]
@@ -127,6 +129,19 @@ impl Alerts {
         (self.open.len(), self.open.values().filter(|open| open.told).count())
     }
 
+    /// What is to be told of incidents that have opened ahead of the frames; later frames have them.
+    pub fn ahead(&mut self, frame: &Frame) -> Vec<Notice> {
+        let soon = self.soon(frame);
+        let is_new = |incident: &&Incident| incident.ended.is_none();
+        let mut notices: Vec<Notice> = Vec::new();
+        for incident in frame.incidents.iter().filter(is_new) {
+            let is_soon = soon.get(incident.id.as_str()).copied().unwrap_or(false);
+            notices.extend(self.lasts(incident, is_soon, frame.now));
+        }
+        notices.sort_by_key(|notice| (!notice.urgent, notice.event));
+        notices
+    }
+
     /// What is to be told of a frame, the most urgent first. Frames may be left out; no incident is lost by it.
     pub fn tick(&mut self, frame: &Frame) -> Vec<Notice> {
         let now = frame.now;
@@ -142,7 +157,8 @@ impl Alerts {
         }
         let gone: Vec<String> = {
             let is_there = |id: &String| frame.incidents.iter().any(|incident| incident.id == *id);
-            self.open.keys().filter(|id| !is_there(id)).cloned().collect()
+            let gone = |(id, open): &(&String, &Open)| open.from <= now && !is_there(id);
+            self.open.iter().filter(gone).map(|(id, _)| id.clone()).collect()
         };
         for id in gone {
             if let Some(open) = self.open.get(&id) {
@@ -192,6 +208,7 @@ impl Alerts {
                 level: incident.level,
                 not_ready: soon,
                 last: without_diagnosis(incident),
+                from: now,
             };
             self.open.insert(incident.id.clone(), open);
             self.held += u64::from(held);

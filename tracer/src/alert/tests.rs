@@ -98,6 +98,26 @@ fn an_incident_is_told_when_it_crosses_when_it_doubles_and_when_it_ends() {
 }
 
 #[test]
+fn what_is_told_ahead_is_not_told_again_and_not_gone_before_its_time() {
+    let mut alerts = Alerts::new(SETTINGS);
+    assert_eq!(told(&alerts.ahead(&frame(15, vec![incident("a", 0, 10, 15, 0)]))), ["crossed a"]);
+    // Frames of before do not have it yet.
+    assert!(alerts.tick(&frame(13, vec![])).is_empty());
+    assert!(alerts.tick(&frame(14, vec![])).is_empty());
+    assert!(alerts.tick(&frame(15, vec![incident("a", 0, 10, 15, 0)])).is_empty());
+    assert_eq!(told(&alerts.tick(&frame(20, vec![incident("a", 0, 10, 20, 1)]))), ["grew a"]);
+    assert_eq!(told(&alerts.tick(&frame(21, vec![over(incident("a", 0, 10, 21, 1), 21)]))), ["ended a"]);
+    // In its hold-off it is held, ahead as well.
+    let ahead = alerts.ahead(&frame(30, vec![incident("b", 0, 25, 30, 0)]));
+    assert_eq!((told(&ahead).len(), ahead.len()), (0, 1));
+    assert!(told(&alerts.tick(&frame(31, vec![over(incident("b", 0, 25, 31, 0), 31)]))).is_empty());
+    assert_eq!(told(&alerts.tick(&frame(81, vec![]))), ["repeated b x1"]);
+    // What no frame ever has is over all the same.
+    assert_eq!(told(&alerts.ahead(&frame(90, vec![incident("c", 1, 85, 90, 0)]))), ["crossed c"]);
+    assert_eq!(told(&alerts.tick(&frame(90, vec![]))), ["ended c"]);
+}
+
+#[test]
 fn a_change_in_a_frame_that_was_left_out_is_told_with_the_next() {
     let mut alerts = Alerts::new(SETTINGS);
     assert_eq!(told(&alerts.tick(&frame(50, vec![incident("a", 0, 10, 50, 3)]))), ["crossed a"]);

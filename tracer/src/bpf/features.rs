@@ -1,6 +1,7 @@
-//! What this kernel and this user may do, found out by trying, once. Versions are not looked at: vendors backport.
+//! What this kernel and this user may do, found out by trying, once. Versions are not looked at, since vendors backport; only
+//! whether the kernel preempts itself cannot be tried.
 
-use super::{btf::Btf, sys};
+use super::{btf::Btf, known_bad, sys};
 use serde::{Deserialize, Serialize};
 use std::{io, path::Path};
 
@@ -35,6 +36,9 @@ impl Answer {
 pub struct Features {
     /// Release of the running kernel, for people.
     pub kernel: String,
+    /// Whether it preempts itself, as far as that can be told.
+    #[serde(default)]
+    pub preempts: bool,
     /// Whether this process may load BPF programs at all.
     pub bpf: Answer,
     /// The kernel's type description, for struct offsets.
@@ -95,13 +99,20 @@ impl Features {
                 .iter()
                 .filter_map(|(global, of, member)| Some(((*global).to_owned(), btf.offset_of(of, member)?)))
         });
+        let kernel = kernel_release();
         Features {
-            kernel: kernel_release(),
+            preempts: preempts(
+                &kernel,
+                &read_line("/proc/sys/kernel/version"),
+                &read_line("/proc/cmdline"),
+                &read_line("/sys/kernel/debug/sched/preempt"),
+            ),
+            kernel,
             bpf: bpf_allowed(),
             trampolines: trampolines(parsed.as_ref()),
             offsets: offsets.collect(),
             btf,
-            kprobes: probe_type("kprobe"),
+            kprobes: kprobes(),
             uprobes: probe_type("uprobe"),
             uprobe_multi: uprobe_multi(),
             cookies: cookies(),
@@ -124,6 +135,30 @@ impl Features {
 fn kernel_release() -> String {
     std::fs::read_to_string("/proc/sys/kernel/osrelease")
         .map_or_else(|_| "unknown".into(), |s| s.trim().to_owned())
+}
+
+/// Empty when it cannot be read.
+fn read_line(path: &str) -> String {
+    std::fs::read_to_string(path).unwrap_or_default().trim().to_owned()
+}
+
+/// Whether a kernel can take the processor from a thread that is inside it. `scheduler` is `sched/preempt` of debugfs, which
+/// marks the mode in force: `none voluntary (full) lazy`. Without it, and without a word on the command line, a kernel
+/// whose mode is chosen at boot (`PREEMPT_DYNAMIC`) is taken for what distributions make it: voluntary before 7.0, where
+/// that mode and `none` were removed.
+fn preempts(release: &str, version: &str, command_line: &str, scheduler: &str) -> bool {
+    let mode = scheduler.split_whitespace().find_map(|word| word.strip_prefix('(')?.strip_suffix(')'));
+    let asked = command_line.split_whitespace().rev().find_map(|word| word.strip_prefix("preempt="));
+    let built = |word: &str| version.split_whitespace().any(|other| other == word);
+    let modern = known_bad::version(release).is_some_and(|version| version >= [7, 0, 0]);
+    let is = |mode: &str| matches!(mode, "full" | "lazy");
+    match (mode, asked) {
+        _ if built("PREEMPT") || built("PREEMPT_RT") => true,
+        _ if !built("PREEMPT_DYNAMIC") => false,
+        (Some(mode), _) => is(mode),
+        (None, Some(asked)) if !modern => is(asked),
+        _ => modern,
+    }
 }
 
 fn refused(what: &str, error: &io::Error) -> Answer {
@@ -191,6 +226,24 @@ fn probe_type(name: &str) -> Answer {
             Answer::No(format!("{name}s are not built into this kernel (no {path})"))
         }
         Err(error) => Answer::Unknown(format!("{path}: {error}")),
+    }
+}
+
+/// Asked for a function that does not exist: who may attach is told that there is none.
+fn kprobes() -> Answer {
+    let there = probe_type("kprobe");
+    if !there.yes() {
+        return there;
+    }
+    let asked = sys::probe_events("kprobe").and_then(|events| sys::open_kprobe(events, c"plegscope_may_it"));
+    match asked {
+        Err(error) if matches!(error.raw_os_error(), Some(libc::EPERM | libc::EACCES)) => {
+            Answer::No(format!(
+                "perf_event_open was refused (kernel.perf_event_paranoid is {}); CAP_SYS_ADMIN is needed",
+                read_line("/proc/sys/kernel/perf_event_paranoid")
+            ))
+        }
+        _ => Answer::Yes,
     }
 }
 
@@ -298,5 +351,24 @@ mod tests {
         let unknown = refused("x", &io::Error::from_raw_os_error(libc::ENOMEM));
         assert!(matches!(unknown, Answer::Unknown(_)));
         assert!(!unknown.yes() && unknown.reason().is_some() && Answer::Yes.reason().is_none());
+    }
+
+    #[test]
+    fn whether_a_kernel_preempts_itself() {
+        let dynamic = "#1 SMP PREEMPT_DYNAMIC Debian 6.12.117-1 (2026-01-01)";
+        for (release, version, command_line, scheduler, is) in [
+            ("5.10.0-32-cloud-amd64", "#1 SMP Debian 5.10.223-1 (2024-08-10)", "preempt=full", "", false),
+            ("5.15.0-lowlatency", "#1 SMP PREEMPT Ubuntu", "", "", true),
+            ("6.1.0-rt", "#1 SMP PREEMPT_RT Debian", "", "", true),
+            ("6.12.117+deb13", dynamic, "quiet", "", false),
+            ("6.12.117+deb13", dynamic, "preempt=full", "", true),
+            ("6.12.117+deb13", dynamic, "preempt=full", "none (voluntary) full lazy", false),
+            ("6.18.0", dynamic, "", "none voluntary full (lazy)", true),
+            ("7.3.4+deb13", dynamic, "preempt=none", "", true),
+            ("7.3.4+deb13", dynamic, "", "full (lazy)", true),
+        ] {
+            let said = preempts(release, version, command_line, scheduler);
+            assert_eq!(said, is, "{release} {version} {command_line} {scheduler}");
+        }
     }
 }

@@ -97,6 +97,11 @@ pub const SITE_BYTES: usize = 16;
 /// Attached to one executable, by one link for each program or for each site; dropping it detaches.
 pub struct Attached(pub Vec<OwnedFd>);
 
+/// How often the kernel has skipped these programs, all in all.
+pub fn skipped(programs: &[OwnedFd]) -> std::io::Result<u64> {
+    programs.iter().map(|program| sys::skipped(program.as_fd())).sum()
+}
+
 /// The loaded kernel half.
 pub struct Kernel {
     ebpf: Ebpf,
@@ -382,7 +387,7 @@ impl Kernel {
                 map.insert(SiteKey(key), site.cookie, 0)?;
             }
         }
-        let events = sys::uprobe_events().context("asking for uprobes as events")?;
+        let events = sys::probe_events("uprobe").context("asking for uprobes as events")?;
         let mut links = Vec::with_capacity(sites.len());
         for ((_, program), sites) in &by_program {
             for site in sites {
@@ -435,6 +440,18 @@ impl Kernel {
             take("DURATIONS")?,
             take("PASSES")?,
         )
+    }
+
+    /// The loaded programs of kernel functions and tracepoints, all of which the kernel may skip ([`sys::skipped`]).
+    pub fn skippable(&self) -> anyhow::Result<Vec<OwnedFd>> {
+        let mut all = Vec::new();
+        for (_, program) in self.ebpf.programs() {
+            // Those that are not loaded have none.
+            if let Ok(fd) = program.fd() {
+                all.push(fd.as_fd().try_clone_to_owned()?);
+            }
+        }
+        Ok(all)
     }
 
     /// The kernel half's own diagnostics go to the `log` crate.

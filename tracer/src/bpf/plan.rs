@@ -28,7 +28,9 @@ impl Sight {
         notes.extend((!weaker.is_empty()).then(|| weaker.to_owned()));
         let (since, doubt) = SYNCFS_IN_DOUBT;
         let old = known_bad::version(release).is_some_and(|version| version < since);
-        if old && first.is_some_and(|way| [SYNC_FENTRY, SYNC_KPROBE].contains(way)) {
+        if old
+            && first.is_some_and(|way| [SYNC_FENTRY.programs, SYNC_KPROBE.programs].contains(&way.programs))
+        {
             notes.push(doubt.to_owned());
         }
         Probe {
@@ -108,6 +110,9 @@ pub const UNMOUNT_LOSS: &str = "unmounts of programs other than containerd and i
 const UNMOUNT_ASKED: &str = "its end is found by asking the thread ten times a second";
 /// What the tracepoints of syncs cannot tell.
 const SYNC_INSIDE: &str = "only the first sync inside an unmount is seen, syncfs(2) is not, and it is told to end when the unmount does";
+/// What fentry and fexit cannot tell on a kernel that preempts itself.
+const MAY_BE_SKIPPED: &str =
+    "this kernel preempts itself and then skips fentry programs now and then; how often is counted as a loss";
 /// Where the function that is probed has a copy of itself in syncfs(2).
 pub const SYNCFS_UNSEEN: &str =
     "syncfs(2) is not seen: the compiler of this kernel has put a copy of sync_filesystem into it";
@@ -208,32 +213,36 @@ pub fn kernel(features: &Features) -> Vec<Sight> {
     let kprobe = no(&features.kprobes);
     let tracepoint = no(&features.bpf);
     let with = |first: &Option<String>, second: Option<String>| first.clone().or(second);
+    // Trampolines are cheaper and leave the stack as it is, but a begin that is not seen is worse.
+    let best = |trampoline: Way, probe: Way, needs: Option<String>| {
+        let weaker = if features.preempts { MAY_BE_SKIPPED } else { "" };
+        let mut ways =
+            [(Way { weaker, ..trampoline }, with(&fentry, needs.clone())), (probe, with(&kprobe, needs))];
+        if features.preempts {
+            ways.reverse();
+        }
+        ways
+    };
+    let [unmount, shutdown, sync] = [
+        best(UNMOUNT_FENTRY, UNMOUNT_KPROBE, needs(&["OFF_REGS_DI", "OFF_REGS_ORIG_AX"])),
+        best(SHUTDOWN_FENTRY, SHUTDOWN_KPROBE, needs(&block)),
+        best(SYNC_FENTRY, SYNC_KPROBE, needs(&block)),
+    ];
+    let and = |ways: [(Way, Option<String>); 2], last| ways.into_iter().chain([last]).collect::<Vec<_>>();
     vec![
-        sight(
-            UNMOUNT,
-            UNMOUNT_LOSS,
-            &[
-                (UNMOUNT_FENTRY, with(&fentry, needs(&["OFF_REGS_DI", "OFF_REGS_ORIG_AX"]))),
-                (UNMOUNT_KPROBE, with(&kprobe, needs(&["OFF_REGS_DI", "OFF_REGS_ORIG_AX"]))),
-                (UNMOUNT_TRACEPOINT, no(&features.syscall_tracepoints)),
-            ],
-        ),
+        sight(UNMOUNT, UNMOUNT_LOSS, &and(unmount, (UNMOUNT_TRACEPOINT, no(&features.syscall_tracepoints)))),
         sight(
             SUPER_SHUTDOWN,
             "a super block that is shut down without an unmount call is not seen",
-            &[
-                (SHUTDOWN_FENTRY, with(&fentry, needs(&block))),
-                (SHUTDOWN_KPROBE, with(&kprobe, needs(&block))),
-            ],
+            &shutdown,
         ),
         sight(
             SYNC,
             "which device an unmount syncs is taken from the mount table",
-            &[
-                (SYNC_FENTRY, with(&fentry, needs(&block))),
-                (SYNC_KPROBE, with(&kprobe, needs(&block))),
+            &and(
+                sync,
                 (SYNC_TRACEPOINT, with(&tracepoint, needs(&["OFF_S_DEV", "OFF_WORK_SB", "OFF_WORK_REASON"]))),
-            ],
+            ),
         ),
         sight(
             PROCESS,
@@ -266,6 +275,7 @@ mod tests {
         ];
         Features {
             kernel: "6.12.0".into(),
+            preempts: false,
             bpf: Answer::Yes,
             btf: Answer::Yes,
             trampolines: Answer::Yes,
@@ -288,6 +298,13 @@ mod tests {
     fn each_fallback_comes_when_the_one_before_is_refused() {
         let mut features = all();
         assert_eq!(first(&features, UNMOUNT), Some(SeenBy::Fentry));
+        features.preempts = true;
+        assert_eq!(first(&features, UNMOUNT), Some(SeenBy::Kprobe));
+        features.kprobes = Answer::No("not built in".into());
+        assert_eq!(first(&features, UNMOUNT), Some(SeenBy::Fentry));
+        let sync = kernel(&features).into_iter().find(|s| s.what == SYNC).unwrap();
+        assert!(sync.planned("7.0.0").note.contains(MAY_BE_SKIPPED));
+        features = all();
         features.trampolines = Answer::No("refused".into());
         assert_eq!(first(&features, UNMOUNT), Some(SeenBy::Kprobe));
         assert_eq!(first(&features, SYNC), Some(SeenBy::Kprobe));

@@ -32,6 +32,7 @@ const MAP_CREATE: i64 = 0;
 const PROG_LOAD: i64 = 5;
 const MAP_DELETE_ELEM: i64 = 3;
 const MAP_LOOKUP_BATCH: i64 = 24;
+const OBJ_GET_INFO_BY_FD: i64 = 15;
 const LINK_CREATE: i64 = 28;
 
 /// One BPF instruction.
@@ -165,6 +166,28 @@ pub fn count_instructions(program: &Program<'_>) -> io::Result<u64> {
 }
 
 #[repr(C)]
+struct InfoByFd {
+    bpf_fd: u32,
+    info_len: u32,
+    info: u64,
+}
+
+/// How often the kernel did not run a program because the processor was in the middle of it, or of another one
+/// (`__bpf_prog_enter_recur`, `trace_call_bpf`): programs of fentry and fexit, and since 6.13 those of the tracepoints of
+/// system calls, can be preempted, and the thread that runs then gets no turn. Not counted before 5.12, where 0 is told.
+pub fn skipped(program: BorrowedFd<'_>) -> io::Result<u64> {
+    // SAFETY: all fields are integers or arrays and bits of them, for which zeros are valid.
+    let mut info: aya_obj::generated::bpf_prog_info = unsafe { std::mem::zeroed() };
+    let mut attributes = InfoByFd {
+        bpf_fd: u32::try_from(program.as_raw_fd()).map_err(io::Error::other)?,
+        info_len: u32::try_from(size_of_val(&info)).map_err(io::Error::other)?,
+        info: (&raw mut info) as u64,
+    };
+    bpf(OBJ_GET_INFO_BY_FD, &mut attributes)?;
+    Ok(info.recursion_misses)
+}
+
+#[repr(C)]
 #[derive(Default)]
 struct MapCreate {
     map_type: u32,
@@ -241,10 +264,31 @@ struct LinkPerfEvent {
     cookie: u64,
 }
 
-/// The number by which this kernel knows uprobes as events.
-pub fn uprobe_events() -> io::Result<u32> {
-    let text = std::fs::read_to_string("/sys/bus/event_source/devices/uprobe/type")?;
+/// The number by which this kernel knows uprobes, or kprobes, as events.
+pub fn probe_events(name: &str) -> io::Result<u32> {
+    let text = std::fs::read_to_string(format!("/sys/bus/event_source/devices/{name}/type"))?;
     text.trim().parse().map_err(io::Error::other)
+}
+
+/// Opens a dynamic probe, for all processes (-1) on processor 0: its program runs wherever it is hit.
+fn open_probe(events: u32, place: &CStr, offset: u64) -> io::Result<OwnedFd> {
+    const CLOSE_ON_EXEC: u64 = 8;
+    let event = PerfEvent {
+        kind: events,
+        size: size_of::<PerfEvent>() as u32,
+        config1: place.as_ptr() as u64,
+        config2: offset,
+        ..PerfEvent::default()
+    };
+    // SAFETY: the struct tells its size and lives through the call, as does the text.
+    let event =
+        unsafe { libc::syscall(libc::SYS_perf_event_open, &raw const event, -1, 0, -1, CLOSE_ON_EXEC) };
+    if event < 0 { Err(io::Error::last_os_error()) } else { owned(event) }
+}
+
+/// Opens a kprobe at the begin of a kernel function.
+pub fn open_kprobe(events: u32, function: &CStr) -> io::Result<OwnedFd> {
+    open_probe(events, function, 0)
 }
 
 /// Attaches a program at one file offset of an executable, for all processes; with a cookie where the kernel has those.
@@ -255,24 +299,9 @@ pub fn link_uprobe(
     offset: u64,
     cookie: Option<u64>,
 ) -> io::Result<OwnedFd> {
-    const CLOSE_ON_EXEC: u64 = 8;
     const SET_BPF: u64 = 0x4004_2408;
     const ENABLE: u64 = 0x2400;
-    let event = PerfEvent {
-        kind: events,
-        size: size_of::<PerfEvent>() as u32,
-        config1: path.as_ptr() as u64,
-        config2: offset,
-        ..PerfEvent::default()
-    };
-    // SAFETY: the struct tells its size and lives through the call, as does the path. All processes (-1) on processor 0:
-    // the program runs wherever the probe is hit.
-    let event =
-        unsafe { libc::syscall(libc::SYS_perf_event_open, &raw const event, -1, 0, -1, CLOSE_ON_EXEC) };
-    if event < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    let event = owned(event)?;
+    let event = open_probe(events, path, offset)?;
     if let Some(cookie) = cookie {
         // The link keeps the event.
         let mut attributes = LinkPerfEvent {

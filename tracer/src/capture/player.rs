@@ -330,6 +330,7 @@ impl<R: Read + Seek> Player<R> {
                 opened |= opens;
                 if jumping { frames.push(frame) } else { each(Told::Frame(frame)) }
             }
+            Told::Ahead(_) if jumping => {}
             line => each(line),
         });
         if !frames.is_empty() {

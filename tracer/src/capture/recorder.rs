@@ -199,6 +199,11 @@ impl Recorder {
             over_since: None,
             stopped: false,
         };
+        for line in &known {
+            if let Line::Known(event) = line {
+                recorder.guard_event(&event.body);
+            }
+        }
         recorder.send(Order::Begin(known));
         Ok(recorder)
     }

@@ -10,6 +10,8 @@ use crate::thresholds::Thresholds;
 pub enum Told {
     /// A frame, as it was on the node.
     Frame(Frame),
+    /// Incidents that have just opened, ahead of the frames; these have them later.
+    Ahead(Frame),
     /// A line that is no event, in its place.
     Line(Line),
 }
@@ -31,7 +33,10 @@ impl Replay {
         match line {
             Line::Event(event) => self.pipeline.push_one(event),
             Line::Known(event) => self.pipeline.known(&event),
-            Line::Heard(now) => self.pipeline.advance(now, |frame| each(Told::Frame(frame))),
+            Line::Heard(now) => {
+                let ahead = self.pipeline.advance(now, |frame| each(Told::Frame(frame)));
+                ahead.into_iter().for_each(|frame| each(Told::Ahead(frame)));
+            }
             other => each(Told::Line(other)),
         }
     }
@@ -105,7 +110,7 @@ mod tests {
                 body.map(|body| Line::Event(Event { at, body })).into_iter().chain([Line::Heard(at)])
             })
             .collect();
-        let mut live = Vec::new();
+        let (mut live, mut ahead) = (Vec::new(), Vec::new());
         let mut pipeline = Pipeline::new(Thresholds::DEFAULT);
         let mut file = Vec::new();
         let mut writer = Writer::new(&mut file).unwrap();
@@ -113,7 +118,10 @@ mod tests {
         for line in &lines {
             match line {
                 Line::Event(event) => pipeline.push(vec![event.clone()]),
-                Line::Heard(now) => pipeline.advance(*now, |frame| live.push(frame)),
+                Line::Heard(now) => {
+                    let told = pipeline.advance(*now, |frame| live.push(frame));
+                    ahead.extend(told);
+                }
                 _ => {}
             }
             writer.line(line).unwrap();
@@ -122,15 +130,18 @@ mod tests {
         drop(writer);
         let reader = Reader::new(&file[..]).unwrap();
         assert_eq!(*reader.header(), header());
-        let mut again = Vec::new();
+        let (mut again, mut ahead_again) = (Vec::new(), Vec::new());
         let replay = Replay::new(reader.header().thresholds.clone());
         replay
             .all(reader, |told| match told {
                 Told::Frame(frame) => again.push(frame),
+                Told::Ahead(frame) => ahead_again.push(frame),
                 Told::Line(line) => panic!("{line:?}"),
             })
             .unwrap();
         assert_eq!(live, again);
+        assert_eq!(ahead, ahead_again);
+        assert_eq!(ahead.iter().map(|frame| frame.now).collect::<Vec<_>>(), [155 * TICK_EVERY]);
         assert!(live.iter().any(|frame| !frame.diagnoses.is_empty()), "nothing was stuck");
         assert!(live.last().unwrap().now + LATENESS + SECOND > 299 * TICK_EVERY);
     }

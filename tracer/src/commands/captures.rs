@@ -4,7 +4,7 @@
 
 use crate::{
     capture::{
-        Place, Recorder, place,
+        Place, Reader, Recorder, place,
         recorder::{Ended, Options, RING_BYTES},
     },
     event::Ns,
@@ -20,7 +20,7 @@ use std::{
     time::Duration,
 };
 
-/// Begin of the name of a file that nothing was written to yet.
+/// Begin of the name of a file that has a header at most: what it waits for has not come.
 const ARMED: &str = "armed-";
 /// Begin of the name of a capture.
 const CAPTURE: &str = "incident-";
@@ -64,8 +64,8 @@ enum State {
 struct Made {
     /// How the capture before turned out, if there was one.
     before: Option<Result<(), String>>,
-    /// The next file.
-    next: Result<Place, String>,
+    /// The next file; none after one that went wrong: the next would not fare better.
+    next: Option<Result<Place, String>>,
 }
 
 impl Captures {
@@ -113,11 +113,21 @@ impl Captures {
 
     /// It is over: what was captured is closed, without waiting for it longer than `patience`.
     pub fn end(&mut self, source: &mut Source, patience: Duration) {
-        let Some(recorder) = source.live().and_then(|live| live.take_recorder()) else { return };
+        let recorder = source.live().and_then(|live| live.take_recorder());
+        let ready = match std::mem::replace(&mut self.state, State::Failed { seen: false }) {
+            State::Ready(place) => Some(place),
+            _ => None,
+        };
+        if recorder.is_none() && ready.is_none() {
+            return;
+        }
         let folder = self.folder.clone();
         let (done, told) = sync_channel(1);
         let work = move || {
-            let closed = close(&folder, recorder, "watch has ended");
+            if let Some(place) = ready {
+                let _ = fs::remove_file(place.into_parts().1);
+            }
+            let closed = recorder.map(|recorder| close(&folder, recorder, "watch has ended"));
             let _ = done.send(closed);
         };
         if thread::Builder::new().name("captures".into()).spawn(work).is_ok() {
@@ -129,12 +139,12 @@ impl Captures {
         match made.before {
             None => {}
             Some(Ok(())) => self.count.delivered += 1,
-            // The next would not fare better.
             Some(Err(why)) => return self.fail(&why),
         }
         match made.next {
-            Ok(place) => self.state = State::Ready(place),
-            Err(why) => self.fail(&why),
+            Some(Ok(place)) => self.state = State::Ready(place),
+            Some(Err(why)) => self.fail(&why),
+            None => self.fail("no file was made"),
         }
     }
 
@@ -152,7 +162,7 @@ impl Captures {
         let (folder, bytes, number) = (self.folder.clone(), self.bytes, self.made);
         let work = move || {
             let before = before.map(|recorder| close(&folder, recorder, "the incident is over"));
-            let next = next(&folder, bytes, number);
+            let next = before.as_ref().is_none_or(Result::is_ok).then(|| next(&folder, bytes, number));
             let _ = tell.send(Made { before, next });
         };
         match thread::Builder::new().name("captures".into()).spawn(work) {
@@ -212,6 +222,12 @@ fn next(folder: &Path, bytes: u64, number: u64) -> Result<Place, String> {
     Ok(place)
 }
 
+/// Whether a capture has a header and nothing else: what it waited for had not come.
+fn is_empty(file: &Path) -> bool {
+    let capture = fs::File::open(file).ok().and_then(|file| Reader::new(file).ok());
+    capture.is_some_and(|mut capture| capture.next().is_none())
+}
+
 /// What was left by a run that was killed is kept if there is anything in it; the oldest captures go until the rest has no
 /// more than so many bytes.
 fn tidy_up(folder: &Path, bytes: u64) -> std::io::Result<()> {
@@ -226,7 +242,7 @@ fn tidy_up(folder: &Path, bytes: u64) -> std::io::Result<()> {
             if Path::new("/proc").join(pid).exists() {
                 continue;
             }
-            if size == 0 {
+            if size == 0 || is_empty(&entry.path()) {
                 fs::remove_file(entry.path())?;
             } else {
                 let _ = keep(folder, &entry.path());
@@ -303,6 +319,12 @@ mod tests {
         // No process has this number: it is beyond what the kernel gives.
         fs::write(folder.0.join("armed-4194305-1.pleg"), "").unwrap();
         fs::write(folder.0.join("armed-4194305-2.pleg"), "evidence").unwrap();
+        let mut header = Vec::new();
+        let mut writer = crate::capture::writer::Writer::new(&mut header).unwrap();
+        writer.line(&crate::capture::Line::Header(crate::capture::Header::default())).unwrap();
+        writer.flush().unwrap();
+        drop(writer);
+        fs::write(folder.0.join("armed-4194305-3.pleg"), header).unwrap();
         let ours = format!("armed-{}-1.pleg", std::process::id());
         fs::write(folder.0.join(&ours), "").unwrap();
         tidy_up(&folder.0, 1_000).unwrap();

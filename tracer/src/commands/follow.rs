@@ -39,6 +39,10 @@ pub trait Follower {
     }
     /// A moment, ten times a second.
     fn frame(&mut self, frame: Frame, moment: &Moment<'_>) -> anyhow::Result<()>;
+    /// Incidents that have just opened, before they are in a frame of [`Follower::frame`].
+    fn ahead(&mut self, _frame: Frame, _moment: &Moment<'_>) -> anyhow::Result<()> {
+        Ok(())
+    }
     /// A line of a capture that is no event, in its place.
     fn line(&mut self, _line: &Line, _moment: &Moment<'_>) -> anyhow::Result<()> {
         Ok(())
@@ -99,8 +103,10 @@ pub struct Node {
 /// Follows the node until it is told to stop, its time is up, or the warden ends.
 pub fn node(node: Node, follower: &mut dyn Follower) -> anyhow::Result<Exit> {
     let verbose = node.settings.diagnostics;
-    let header = crate::source::header(node.thresholds, zone()).context("reading the clocks of the node")?;
-    let socket = warden::fork(node.settings).context("starting the warden process")?;
+    let header =
+        crate::source::header(node.thresholds.clone(), zone()).context("reading the clocks of the node")?;
+    let settings = Settings { thresholds: node.thresholds, ..node.settings };
+    let socket = warden::fork(settings).context("starting the warden process")?;
     follower.alone();
     let streams = Streams::new(follower.messages()).context("starting to write")?;
     if let Err(error) = warden::lock_memory()
@@ -250,6 +256,7 @@ impl Ear {
                 }
                 follower.frame(frame, moment)?;
             }
+            News::Told(Told::Ahead(frame)) => follower.ahead(frame, moment)?,
             News::Told(Told::Line(line)) => {
                 match &line {
                     Line::Survey(survey) => {

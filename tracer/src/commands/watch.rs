@@ -9,7 +9,7 @@ use super::{
     zone,
 };
 use crate::{
-    alert::Alerts,
+    alert::{Alerts, Notice},
     capture::{Header, Line},
     cli::Watch,
     config::{Place, Watching},
@@ -212,6 +212,35 @@ impl Teller {
         }
     }
 
+    /// Hands over what is to be told of a frame.
+    fn tell(&mut self, notices: &[Notice], frame: &Frame, moment: &Moment<'_>) -> anyhow::Result<()> {
+        if !notices.is_empty() {
+            // The wall clock may have been set since.
+            self.header =
+                source::header(self.header.thresholds.clone(), zone()).unwrap_or(self.header.clone());
+        }
+        let mut out = Vec::new();
+        for notice in notices {
+            self.seq += 1;
+            self.told += u64::from(notice.told && notice.event == crate::alert::Event::Crossed);
+            let alert = Arc::new(Alert::of(self.seq, notice, &self.header, frame));
+            if alert.told && !self.watching.quiet {
+                if self.watching.json {
+                    out.extend_from_slice(&alert.json);
+                    out.push(b'\n');
+                } else {
+                    writeln!(out, "{} {}", moment.time(frame.now), alert.text)?;
+                }
+            }
+            self.queues.iter().for_each(|queue| queue.hand(&alert));
+            if let Some(courier) = &mut self.courier {
+                courier.hand(&alert);
+            }
+        }
+        moment.streams.out.write(out);
+        Ok(())
+    }
+
     fn tell_state(&mut self, frame: &Frame, counts: Vec<Count>) {
         let Some(file) = &self.state else { return };
         let open = frame.incidents.iter().any(|incident| incident.ended.is_none());
@@ -266,36 +295,18 @@ impl Follower for Teller {
         None
     }
 
+    fn ahead(&mut self, frame: Frame, moment: &Moment<'_>) -> anyhow::Result<()> {
+        let notices = self.alerts.ahead(&frame);
+        self.tell(&notices, &frame, moment)
+    }
+
     fn frame(&mut self, frame: Frame, moment: &Moment<'_>) -> anyhow::Result<()> {
         let streams = moment.streams;
         if let Some(captures) = &mut self.captures {
             captures.frame(frame.incidents.iter().any(|incident| incident.ended.is_none()));
         }
         let notices = self.alerts.tick(&frame);
-        if !notices.is_empty() {
-            // The wall clock may have been set since.
-            self.header =
-                source::header(self.header.thresholds.clone(), zone()).unwrap_or(self.header.clone());
-        }
-        let mut out = Vec::new();
-        for notice in &notices {
-            self.seq += 1;
-            self.told += u64::from(notice.told && notice.event == crate::alert::Event::Crossed);
-            let alert = Arc::new(Alert::of(self.seq, notice, &self.header, &frame));
-            if alert.told && !self.watching.quiet {
-                if self.watching.json {
-                    out.extend_from_slice(&alert.json);
-                    out.push(b'\n');
-                } else {
-                    writeln!(out, "{} {}", moment.time(frame.now), alert.text)?;
-                }
-            }
-            self.queues.iter().for_each(|queue| queue.hand(&alert));
-            if let Some(courier) = &mut self.courier {
-                courier.hand(&alert);
-            }
-        }
-        streams.out.write(out);
+        self.tell(&notices, &frame, moment)?;
         if let Some(courier) = &mut self.courier {
             courier.turn();
         }

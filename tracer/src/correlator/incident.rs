@@ -17,6 +17,8 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 #[derive(Clone, Debug, Default)]
 pub struct Incidents {
     open: BTreeMap<String, Open>,
+    /// Incidents that are told already, ahead of the tick that is to open them; each opens at that tick by itself.
+    announced: BTreeMap<String, Open>,
     /// Incidents that are over and may still have consequences, the oldest first.
     over: VecDeque<Over>,
     /// Crossings that opened no incident because [`limits::INCIDENTS`] were open.
@@ -38,6 +40,8 @@ struct Open {
     leaf_age: Ns,
     last: Diagnosis,
     harms: Harms,
+    /// It was announced, and no tick has seen it since.
+    announced: bool,
 }
 
 /// An incident that is over.
@@ -45,6 +49,8 @@ struct Open {
 struct Over {
     incident: Incident,
     members: BTreeSet<OperationId>,
+    /// Late exits that were on its chains.
+    exits: BTreeSet<OperationId>,
     harms: Harms,
 }
 
@@ -60,6 +66,7 @@ impl Incidents {
         thresholds: &Thresholds,
     ) -> Vec<Incident> {
         let (facts, now) = (scene.facts, scene.now);
+        self.open_announced(now);
         for open in self.open.values_mut() {
             open.harms.look(news, &open.members, open.incident.since, scene);
         }
@@ -104,7 +111,7 @@ impl Incidents {
                 (Some(id), _) => id.clone(),
                 (None, _) if parts[i].is_some() => continue,
                 // A new attempt at an exit has begun, and what it waits for is not visible yet: the exit is known.
-                (None, Some(_)) if self.knows_exit(f) => continue,
+                (None, Some(_)) if self.knows_exit(f, thresholds) => continue,
                 (None, Some(crossing)) => match self.opened(f, crossing, now) {
                     Some(id) => id,
                     None => continue,
@@ -128,7 +135,10 @@ impl Incidents {
         let unclaimed: Vec<String> = self.open.keys().filter(|id| !out.contains_key(*id)).cloned().collect();
         for id in unclaimed {
             let Some(mut open) = self.open.remove(&id) else { continue };
-            let elsewhere = found.iter().find_map(|f| {
+            // Who waits no longer for this may wait for something else, which is an incident of its own.
+            let is_over = explains(&open.incident.ends_in)
+                && operations.ended_by(&open.leaf) == Some(EndedBy::Returned);
+            let elsewhere = found.iter().filter(|_| !is_over).find_map(|f| {
                 (!open.members.is_disjoint(&f.members)).then(|| f.diagnosis.incident.clone()).flatten()
             });
             open.incident.ended = Some(now);
@@ -147,7 +157,8 @@ impl Incidents {
                         self.over.pop_front();
                     }
                     let incident = Incident { change: Some(Change::Aftermath), ..open.incident.clone() };
-                    self.over.push_back(Over { incident, members: open.members, harms: open.harms });
+                    let Open { members, exits, harms, .. } = open;
+                    self.over.push_back(Over { incident, members, exits, harms });
                     Change::Ended
                 }
             });
@@ -170,6 +181,44 @@ impl Incidents {
         out.into_values().collect()
     }
 
+    /// Takes over what a copy has opened at `at`, as far as there is room. Gives the ids.
+    pub fn announce(&mut self, ahead: &Incidents, at: Ns) -> BTreeSet<String> {
+        let mut ids = BTreeSet::new();
+        for (id, open) in ahead.open.iter().filter(|(_, open)| open.incident.opened == at) {
+            let known = self.open.contains_key(id) || self.announced.contains_key(id);
+            if !known && self.open.len() + self.announced.len() < limits::INCIDENTS {
+                self.announced.insert(id.clone(), Open { announced: true, ..open.clone() });
+                ids.insert(id.clone());
+            }
+        }
+        ids
+    }
+
+    /// Opens what was announced for a time that has come. What is over by then ends with the same tick.
+    fn open_announced(&mut self, now: Ns) {
+        let due: Vec<String> = self
+            .announced
+            .iter()
+            .filter(|(_, open)| open.incident.opened <= now)
+            .map(|(id, _)| id.clone())
+            .collect();
+        for id in due {
+            self.open_one_announced(&id);
+        }
+    }
+
+    fn open_one_announced(&mut self, id: &str) -> Option<&mut Open> {
+        let open = self.announced.remove(id)?;
+        // The same last operation blocks again: what came of it before went with the copy.
+        self.over.retain(|over| over.incident.id != id);
+        Some(self.open.entry(id.to_owned()).or_insert(open))
+    }
+
+    /// Whether an incident is open, or announced, that this operation is a part of.
+    pub fn have(&self, id: &OperationId) -> bool {
+        self.open.values().chain(self.announced.values()).any(|open| open.members.contains(id))
+    }
+
     /// What has newly come of incidents that are over.
     fn aftermaths(&mut self, news: &[News], scene: &Scene<'_>) -> Vec<Incident> {
         let now = scene.now;
@@ -189,26 +238,41 @@ impl Incidents {
         !self.open.is_empty() || !self.over.is_empty()
     }
 
-    /// How many are open, and how many are over and may still have consequences.
+    /// How many are open or announced, and how many are over and may still have consequences.
     pub fn len(&self) -> (usize, usize) {
-        (self.open.len(), self.over.len())
+        (self.open.len() + self.announced.len(), self.over.len())
     }
 
-    /// Whether an open incident is, or was, about this late exit.
-    fn knows_exit(&self, f: &Found) -> bool {
-        f.diagnosis.head == Head::LateExit
-            && !explains(&f.diagnosis.ends_in)
-            && exits_of(f).any(|id| self.open.values().any(|open| open.exits.contains(id)))
+    /// Whether an open incident is, or was, about this late exit; or one that is over, and what the new attempt waits for has
+    /// only just begun.
+    fn knows_exit(&self, f: &Found, thresholds: &Thresholds) -> bool {
+        if f.diagnosis.head != Head::LateExit || explains(&f.diagnosis.ends_in) {
+            return false;
+        }
+        let leaf = f.diagnosis.chain.links.last();
+        let is_new =
+            leaf.is_some_and(|link| link.operation.kind != Kind::ExitHandling && link.age < thresholds.cri);
+        exits_of(f).any(|id| {
+            self.open.values().any(|open| open.exits.contains(id))
+                || is_new && self.over.iter().any(|over| over.exits.contains(id))
+        })
     }
 
     /// Opens an incident for a diagnosis that has passed a threshold.
     fn opened(&mut self, f: &Found, crossing: &Crossing, now: Ns) -> Option<String> {
         let leaf = f.diagnosis.chain.links.last()?.operation.id();
+        // Announced for a moment that is still to come: it is that one.
+        let is = |open: &Open| open.key == f.key || !open.members.is_disjoint(&f.members);
+        let announced = self.announced.iter().find(|(_, open)| is(open)).map(|(id, _)| id.clone());
+        if let Some(id) = announced {
+            self.open_one_announced(&id)?.incident.opened = now;
+            return Some(id);
+        }
         let mut id = id_of_root(&f.diagnosis).unwrap_or_else(|| id_of(&leaf));
-        while self.open.contains_key(&id) {
+        while self.open.contains_key(&id) || self.announced.contains_key(&id) {
             id.push('+'); // The same last operation under another end; both are open.
         }
-        if self.open.len() >= limits::INCIDENTS {
+        if self.open.len() + self.announced.len() >= limits::INCIDENTS {
             self.refused = self.refused.saturating_add(1);
             return None;
         }
@@ -245,6 +309,7 @@ impl Incidents {
                 leaf_age: 0,
                 last: f.diagnosis.clone(),
                 harms,
+                announced: false,
             },
         );
         Some(id)
@@ -263,7 +328,7 @@ impl Open {
         incident.since = incident.since.min(now.saturating_sub(oldest));
         incident.longest = incident.longest.max(oldest);
         incident.stuck_calls = incident.stuck_calls.max(d.stuck_calls_total);
-        let first = self.members.is_empty();
+        let first = self.members.is_empty() || std::mem::take(&mut self.announced);
         incident.change = first.then_some(Change::Crossed);
         if let Some(worst) = &f.worst {
             let now_at = level(worst);

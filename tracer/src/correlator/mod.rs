@@ -63,7 +63,7 @@ use graph::{Graph, RELIST_CALLS};
 use incident::Incidents;
 use leaf::{Busy, FailedUnmounts};
 use operations::{Finished, Operations};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// `EBUSY`.
 const EBUSY: i32 = 16;
@@ -187,6 +187,17 @@ impl Correlator {
         events
     }
 
+    /// Takes over the incidents that `ahead`, a copy of this one that has heard more, has opened at `at`: they are told
+    /// already. Gives their ids. See [`crate::pipeline`].
+    pub fn announce(&mut self, ahead: &Correlator, at: Ns) -> BTreeSet<String> {
+        self.incidents.announce(&ahead.incidents, at)
+    }
+
+    /// Whether an incident is open, or announced, that this operation is a part of.
+    pub fn is_told(&self, id: &OperationId) -> bool {
+        self.incidents.have(id)
+    }
+
     /// An operation has ended.
     fn finished(&mut self, f: &Finished) {
         let took = f.at.saturating_sub(f.op.begin);
@@ -279,7 +290,7 @@ impl Correlator {
         }
         .diagnose();
         let (in_flight, in_flight_total) = self.in_flight(&graph, now);
-        let lock_bases: std::collections::BTreeSet<(u32, u64)> = graph
+        let lock_bases: BTreeSet<(u32, u64)> = graph
             .nodes
             .iter()
             .flat_map(|n| {

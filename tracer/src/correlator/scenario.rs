@@ -256,6 +256,7 @@ impl Reader {
                 let point = match l.word(2)? {
                     "ring" => LossPoint::Ring,
                     "map" => LossPoint::Map,
+                    "skipped" => LossPoint::Skipped,
                     "queue" => LossPoint::Queue,
                     "late" => LossPoint::Late,
                     other => return Err(format!("unknown loss point {other}")),

@@ -464,6 +464,7 @@ pub fn loss_place(at: LossPoint) -> &'static str {
     match at {
         LossPoint::Ring => "the ring was full",
         LossPoint::Map => "a map in the kernel was full or memory could not be read",
+        LossPoint::Skipped => "the kernel skipped a probe that was interrupted in its middle",
         LossPoint::Queue => "our own queue was full",
         LossPoint::Late => "came late, were used all the same",
     }

@@ -174,6 +174,7 @@ impl Attacher {
             self.kernel_probes.push(probe);
         }
         kernel.forget_types();
+        *lock(&self.shared.skippable) = kernel.skippable()?;
         for defect in known_bad::defects(&features.kernel) {
             let text = format!("kernel {}: {} ({})", features.kernel, defect.what, defect.citation);
             if defect.verdict == known_bad::Verdict::Refuse {
@@ -579,6 +580,12 @@ impl Attacher {
         } else if on {
             kernel.detach_sight(&sight);
             self.kernel_probes[at] = kernel.attach_sight(&sight, |_| Err(TAXING.into()));
+        }
+        match kernel.skippable() {
+            Ok(programs) => *lock(&self.shared.skippable) = programs,
+            Err(error) => {
+                self.outbox.log(Level::Warning, format!("what is skipped is not counted: {error:#}"))
+            }
         }
         kernel.forget_types();
     }

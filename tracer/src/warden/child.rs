@@ -14,7 +14,10 @@ use crate::bpf::heir::{Heir, close_by_heir};
 use std::{
     collections::BTreeMap,
     io::Read,
-    os::{fd::AsRawFd, unix::net::UnixStream},
+    os::{
+        fd::{AsRawFd, OwnedFd},
+        unix::net::UnixStream,
+    },
     sync::{
         Arc, Mutex, PoisonError, RwLock,
         atomic::{AtomicBool, Ordering},
@@ -82,6 +85,8 @@ pub struct Shared {
     pub busy: Mutex<Vec<(String, u32)>>,
     /// Operations that a look has shown to be over although no probe saw them end, until they are forgotten; bounded.
     pub unreturned: Mutex<Vec<crate::event::OperationId>>,
+    /// Programs of which is counted how often the kernel skips them.
+    pub skippable: Mutex<Vec<OwnedFd>>,
     /// Set when all programs that were there at the start have been found, and attached to.
     pub surveyed: AtomicBool,
 }
@@ -284,6 +289,7 @@ fn until_alone(mut socket: &UnixStream) {
 fn attach(settings: Settings, outbox: &Outbox, shared: &Arc<Shared>) {
     let (ladder, survey_only) = (settings.ladder, settings.survey_only);
     let fuse = Fuse::new(settings.max_target_cost);
+    let thresholds = settings.thresholds.clone();
     let mut attacher = attach::Attacher::new(settings, outbox.clone(), Arc::clone(shared));
     if survey_only {
         attacher.survey();
@@ -295,7 +301,7 @@ fn attach(settings: Settings, outbox: &Outbox, shared: &Arc<Shared>) {
             let (outbox, shared) = (outbox.clone(), Arc::clone(shared));
             std::thread::Builder::new()
                 .name("events".into())
-                .spawn(move || events::run(reader, &outbox, &shared, fuse))?;
+                .spawn(move || events::run(reader, &outbox, &shared, fuse, &thresholds))?;
             Ok(())
         });
         if let Err(error) = started {

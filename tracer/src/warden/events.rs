@@ -1,4 +1,5 @@
-//! Reads the kernel half: the ring as it fills, what is in flight ten times a second.
+//! Reads the kernel half: the ring as it fills, what is in flight ten times a second, and when something in flight passes a
+//! threshold, so that it is told at once that it still is.
 
 use super::{
     binaries::method_name,
@@ -9,11 +10,11 @@ use super::{
     protocol::{Cost, Level, Message},
 };
 use crate::{
-    bpf::read::Reader,
+    bpf::{load, read::Reader},
     decode,
     event::{Actor, Body, Event, Kind, LossPoint, Ns, Operation, OperationId, Outcome},
     node::{alive, clock, threads},
-    thresholds::{POLL_EVERY, floor},
+    thresholds::{POLL_EVERY, Thresholds, floor},
 };
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -34,7 +35,7 @@ const COST_EVERY: u32 = 10;
 const GATHER: Ns = 25_000_000;
 
 /// Reads until the process ends.
-pub fn run(mut reader: Reader, outbox: &Outbox, shared: &Shared, fuse: Fuse) {
+pub fn run(mut reader: Reader, outbox: &Outbox, shared: &Shared, fuse: Fuse, thresholds: &Thresholds) {
     let mut poller = Poller::default();
     let mut next_poll = clock::monotonic();
     let mut polls = 0u32;
@@ -67,8 +68,9 @@ pub fn run(mut reader: Reader, outbox: &Outbox, shared: &Shared, fuse: Fuse) {
         });
         let now = clock::monotonic();
         if now >= next_poll {
-            next_poll = now + POLL_EVERY;
-            match poller.poll(&mut reader, shared, now, &mut events) {
+            let polled = poller.poll(&mut reader, shared, now, &mut events);
+            next_poll = next_read(&poller.operations, now, thresholds);
+            match polled {
                 Ok(()) => *lock(&shared.in_flight) = poller.operations.clone(),
                 Err(error) => {
                     outbox.log(Level::Error, format!("reading what is in flight failed: {error:#}"))
@@ -76,7 +78,12 @@ pub fn run(mut reader: Reader, outbox: &Outbox, shared: &Shared, fuse: Fuse) {
             }
             if polls.is_multiple_of(COST_EVERY) {
                 let costs = costs(&reader);
-                poller.losses(&costs, now, &mut events);
+                let skipped = load::skipped(&lock(&shared.skippable)).unwrap_or_else(|error| {
+                    outbox
+                        .log(Level::Debug, format!("asking how often programs were skipped failed: {error}"));
+                    0
+                });
+                poller.losses(&costs, skipped, now, &mut events);
                 outbox.send(&Message::Cost(costs));
                 meters.read(&reader, now, shared, &mut events);
                 meters.watch_attaching(now, shared, outbox, &mut events);
@@ -85,6 +92,16 @@ pub fn run(mut reader: Reader, outbox: &Outbox, shared: &Shared, fuse: Fuse) {
         }
         outbox.events(events);
     }
+}
+
+/// When to read what is in flight again: at the usual pace, or as soon as something passes a threshold.
+fn next_read(in_flight: &[Operation], now: Ns, thresholds: &Thresholds) -> Ns {
+    let usual = now + POLL_EVERY;
+    let crossings =
+        in_flight.iter().flat_map(|op| thresholds.of(op.kind).map(|age| op.begin.saturating_add(age)));
+    let first = crossings.filter(|at| (now + 1..usual).contains(at)).min();
+    // Not one by one, where many do.
+    first.map_or(usual, |at| at.max(now + GATHER))
 }
 
 /// What looking costs, once a second; and whether attaching comes back.
@@ -400,8 +417,8 @@ impl Poller {
     }
 
     /// Tells what was lost since the last time.
-    fn losses(&mut self, costs: &[Cost], now: Ns, events: &mut Vec<Event>) {
-        let mut totals: BTreeMap<LossPoint, u64> = BTreeMap::new();
+    fn losses(&mut self, costs: &[Cost], skipped: u64, now: Ns, events: &mut Vec<Event>) {
+        let mut totals = BTreeMap::from([(LossPoint::Skipped, skipped)]);
         for (words, count) in costs.iter().flat_map(|cost| &cost.refusals) {
             let point = match words.as_str() {
                 w if w == Cause::RingFull.words() => LossPoint::Ring,
@@ -438,13 +455,14 @@ fn over(op: &Op, now: Ns) -> Option<Ns> {
         return (now.saturating_sub(op.end) > SETTLED).then_some(op.end);
     }
     // Some ends no probe tells, so the thread itself must be asked whether it is back: that of an unmount without a probe
-    // on `cleanup_mnt`, that of a sync that is told by its begin only, and that of a kprobe whose kretprobe was dropped
-    // for want of an instance.
-    let block = matches!(kind, Some(Kind::SuperShutdown | Kind::Sync)) && has(flag::KPROBE);
+    // on `cleanup_mnt`, that of a sync that is told by its begin only, that of a kprobe whose kretprobe was dropped for want
+    // of an instance, and that of an fentry whose fexit the kernel has skipped.
+    let droppable = has(flag::KPROBE) || has(flag::FENTRY);
+    let block = matches!(kind, Some(Kind::SuperShutdown | Kind::Sync)) && droppable;
     let ask = block
         || (returned && has(flag::TRACEPOINT))
         || has(flag::ENDS_WITH_UNMOUNT)
-        || (unmount && has(flag::KPROBE));
+        || (unmount && droppable);
     if !ask {
         return None;
     }
@@ -489,6 +507,7 @@ fn costs(reader: &Reader) -> Vec<Cost> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::thresholds::{MILLISECOND, SECOND};
 
     #[test]
     fn only_a_whole_stack_shows_that_a_thread_has_left() {
@@ -501,6 +520,37 @@ mod tests {
         assert!(!left("sync_inodes_sb sync_filesystem kretprobe_trampoline"));
         assert!(!left("ovl_put_super kretprobe_trampoline"), "nobody knows what is below");
         assert!(!has_left(&[], "sync_filesystem"));
+    }
+
+    #[test]
+    fn what_passes_a_threshold_is_read_then_and_what_has_passed_it_at_the_usual_pace() {
+        let thresholds = Thresholds::DEFAULT;
+        let now = 100 * SECOND;
+        let at = |kind, begin| Operation {
+            kind,
+            method: String::new(),
+            actor: Actor { pid: 1, tid: 1, g: None, goid: None },
+            begin,
+            object: 0,
+            container: None,
+            path: None,
+            device: None,
+            fs_type: None,
+            began: crate::event::Began::Then,
+            seen_by: crate::event::SeenBy::Fentry,
+        };
+        let next = |in_flight: &[Operation]| next_read(in_flight, now, &thresholds) - now;
+        let before = |threshold: Ns, left: Ns| now + left * MILLISECOND - threshold;
+        let unmount = |left| at(Kind::Unmount, before(thresholds.unmount, left));
+        assert_eq!(next(&[]), POLL_EVERY);
+        assert_eq!(next(&[unmount(60)]), 60 * MILLISECOND);
+        assert_eq!(
+            next(&[unmount(500), unmount(70), at(Kind::ExitHandling, before(thresholds.exit, 40))]),
+            40 * MILLISECOND
+        );
+        assert_eq!(next(&[unmount(3)]), GATHER, "not too often");
+        assert_eq!(next(&[unmount(0)]), POLL_EVERY, "it was read now");
+        assert_eq!(next(&[at(Kind::Sync, before(thresholds.unmount, 60))]), POLL_EVERY, "is none by itself");
     }
 
     #[test]

@@ -53,6 +53,8 @@ pub struct Settings {
     pub also: Vec<u32>,
     /// What probes may take from a program at most, in millionths of a core; `None` for no limit.
     pub max_target_cost: Option<u32>,
+    /// What is an incident: what is in flight is read once more as soon as it may be one.
+    pub thresholds: crate::thresholds::Thresholds,
     /// Let the kernel half tell its refusals in its own log.
     pub diagnostics: bool,
     /// Attach uprobes one by one also where the kernel takes many at once: how a test forces that.

@@ -55,7 +55,7 @@ fn frames_of(told: Vec<Told>) -> Vec<Frame> {
     told.into_iter()
         .filter_map(|told| match told {
             Told::Frame(frame) => Some(frame),
-            Told::Line(_) => None,
+            Told::Ahead(_) | Told::Line(_) => None,
         })
         .collect()
 }

@@ -20,6 +20,9 @@ use tracer::{
     warden::Settings,
 };
 
+/// From this version on every kernel preempts itself; Debian's cloud kernels before do not.
+const PREEMPTS: (u32, u32) = (7, 0);
+
 /// Against the versions in which the kernel got each of them (Debian's kernels are not backports).
 pub fn features_are_those_of_this_kernel() -> Result<()> {
     let features = Features::detect();
@@ -38,11 +41,17 @@ pub fn features_are_those_of_this_kernel() -> Result<()> {
     ] {
         ensure!(answer.yes() == expected, "{name} is {answer:?} on {}", features.kernel);
     }
+    ensure!(features.preempts == since(PREEMPTS), "preempts is {} on {}", features.preempts, features.kernel);
     // `pt_regs` is user ABI on x86-64 (arch/x86/include/uapi/asm/ptrace.h).
     ensure!(features.offset("OFF_REGS_DI") == Some(112), "{:?}", features.offsets);
     ensure!(features.offset("OFF_REGS_ORIG_AX") == Some(120), "{:?}", features.offsets);
     ensure!(features.offsets.len() == 8, "{:?}", features.offsets);
     Ok(())
+}
+
+/// How the functions of this kernel should be seen.
+pub fn best_way() -> SeenBy {
+    if machine::kernel() >= PREEMPTS { SeenBy::Kprobe } else { SeenBy::Fentry }
 }
 
 /// The best way of each sight, and nothing else, is attached; and it is the one that this kernel should allow. What is
@@ -56,7 +65,7 @@ pub fn every_probe_attaches_as_planned() -> Result<()> {
     let survey = watch.wait("a survey", 20, |told| told.survey.clone())?;
     for sight in &planned {
         let best = sight.ways.first().map(|way| way.how);
-        let expected = if sight.what.starts_with("process") { SeenBy::Tracepoint } else { SeenBy::Fentry };
+        let expected = if sight.what.starts_with("process") { SeenBy::Tracepoint } else { best_way() };
         let probe = survey.probes.iter().find(|probe| probe.what == sight.what);
         let how = probe.and_then(|probe| probe.how);
         ensure!(how == Some(expected) && best == how, "{}: planned {best:?}, attached {probe:?}", sight.what);

@@ -11,7 +11,7 @@ use std::{
 };
 use tracer::{
     bpf::plan::Probe,
-    event::{Body, Event, Kind, Operation, Outcome},
+    event::{Body, Event, Kind, LossPoint, Operation, Outcome},
     warden::{
         self, Settings,
         protocol::{self, Cost, Message, Survey},
@@ -24,6 +24,8 @@ pub struct Told {
     pub events: Vec<Event>,
     pub survey: Option<Survey>,
     pub costs: Vec<Cost>,
+    /// How often the costs were told.
+    pub told_costs: u32,
     pub log: Vec<String>,
     over: bool,
 }
@@ -51,7 +53,10 @@ impl Watch {
                         Message::Events(events) => told.events.extend(events),
                         Message::Survey(survey) => told.survey = Some(survey),
                         Message::Exposure(_) | Message::Look(_) | Message::Looked(_) => {}
-                        Message::Cost(costs) => told.costs = costs,
+                        Message::Cost(costs) => {
+                            told.costs = costs;
+                            told.told_costs += 1;
+                        }
                         Message::Log(level, line) => told.log.push(format!("{level:?}: {line}")),
                         Message::Fatal(line) => told.log.push(format!("fatal: {line}")),
                     }
@@ -107,6 +112,27 @@ impl Watch {
                 }
                 _ => None,
             })
+        })
+    }
+
+    /// How often the begin of this kind was hit so far, counted after this call.
+    pub fn hits(&self, kind: Kind) -> Result<u64> {
+        let before = self.look(|told| told.told_costs);
+        self.wait("what it costs", 20, |told| {
+            // The one that is under way may have been counted before.
+            let of = told.costs.iter().find(|cost| cost.kind == kind);
+            (told.told_costs >= before + 2).then(|| of.map_or(0, |cost| cost.hits))
+        })
+    }
+
+    /// How many losses of this kind were told so far.
+    pub fn lost(&self, point: LossPoint) -> u64 {
+        self.look(|told| {
+            let counts = told.events.iter().filter_map(|event| match event.body {
+                Body::Lost { at, count } if at == point => Some(count),
+                _ => None,
+            });
+            counts.sum()
         })
     }
 

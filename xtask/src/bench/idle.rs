@@ -52,6 +52,17 @@ pub async fn measure(
     gone(warden, &links).await?;
     let after = memory(&targets)?;
 
+    let args = ["watch", "--config", "none", "--state-file"];
+    let state = lab.run.join("state").to_string_lossy().into_owned();
+    let store = lab.run.join("incidents").to_string_lossy().into_owned();
+    let args: Vec<&str> = args.into_iter().chain([state.as_str(), "--store", store.as_str()]).collect();
+    let mut daemon = Tracer::start(ledger, scope, &args, |_, _| {})?;
+    daemon.ready().await?;
+    let pids = sys::pids_of_tree(daemon.pid());
+    let daemons = watch(&pids, rounds, window).await;
+    let into_targets = memory(&targets)?;
+    daemon.quit().await?;
+
     let bpftrace = Bpftrace::start(ledger, &script, &lab.run).await?;
     let peer = watch(&[bpftrace.pid()], rounds, window / 3).await;
     let theirs = memory(&targets)?;
@@ -64,6 +75,12 @@ pub async fn measure(
     table.row("plegscope: CPU of the warden", &own.cpu[1], "% of a core");
     let total: Vec<f64> = own.cpu[0].iter().zip(&own.cpu[1]).map(|(a, b)| a + b).collect();
     let cpu = table.row("plegscope: CPU of both", &total, "% of a core");
+    let of_watch = format!("watch, {} processes", pids.len());
+    let watch_rss = table.row(format!("{of_watch}: steady RSS"), &daemons.rss, "kB");
+    table.row(format!("{of_watch}: peak RSS"), &[daemons.peak], "kB");
+    let windows = usize::try_from(rounds).unwrap_or(0);
+    let total: Vec<f64> = (0..windows).map(|at| daemons.cpu.iter().map(|cpu| cpu[at]).sum()).collect();
+    let watch_cpu = table.row(format!("{of_watch}: CPU"), &total, "% of a core");
     table.row("bpftrace at the begins of the same functions: steady RSS", &peer.rss, "kB");
     table.row("bpftrace at the begins of the same functions: peak RSS", &[peer.peak], "kB");
     table.row("bpftrace at the begins of the same functions: CPU", &peer.cpu[0], "% of a core");
@@ -76,6 +93,10 @@ pub async fn measure(
     table.goal("peak RSS", 48.0, own.peak / 1024.0, "MiB");
     table.goal("peak RSS, plegscope / bpftrace", 0.25, own.peak / peer.peak, "");
     table.goal("CPU", 0.2, cpu.median, "% of a core");
+    table.goal("watch: steady RSS", 24.0, watch_rss.median / 1024.0, "MiB");
+    table.goal("watch: CPU", 0.2, watch_cpu.median, "% of a core");
+    let put = added(&into_targets).into_iter().zip(added(&after)).map(|(with, left)| with - left);
+    table.goal("watch: memory put into targets", 0.0, put.fold(0.0, f64::max), "kB");
     table.goal("memory put into a shim", 40.0, shims.high, "kB");
     Ok(table)
 }

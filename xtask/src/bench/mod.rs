@@ -13,7 +13,7 @@ mod now;
 mod peer;
 mod probe_cost;
 mod runtime;
-mod soak;
+pub mod soak;
 mod table;
 
 use crate::lab::containerd::Programs;

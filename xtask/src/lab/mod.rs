@@ -37,6 +37,7 @@ pub mod sys;
 pub mod tracer;
 pub mod unmounts;
 pub mod verdict;
+pub mod watching;
 
 use anyhow::{Context, Result, bail};
 use cleanup::{Ledger, Leftover};

@@ -14,6 +14,9 @@ use std::{
 /// How often a program that runs is looked at: first and at last.
 const LOOK: (Duration, Duration) = (Duration::from_millis(2), Duration::from_millis(100));
 
+/// What is killed is gone within this time, or its disk is stuck.
+const KILLED_WITHIN: Duration = Duration::from_secs(1);
+
 /// The program, and its bounds. As many run at once as there are of these behind one queue.
 #[derive(Clone, Debug)]
 pub struct Exec {
@@ -70,6 +73,10 @@ impl Delivery for Exec {
         }
         child.wait().map_err(|error| format!("{result}; {error}"))?;
         Err(result)
+    }
+
+    fn limit(&self) -> Option<Duration> {
+        Some(self.limit + KILLED_WITHIN)
     }
 }
 
@@ -175,7 +182,7 @@ mod tests {
         };
         let queue = Queue::start("exec", vec![one(), one()]).unwrap();
         for seq in 0..6 {
-            queue.hand(&Arc::new(alert(seq, Event::Crossed, "a")));
+            queue.hand(&Arc::new(alert(seq, Event::Crossed, &format!("incident-{seq}"))));
         }
         let counts = queue.counts();
         assert!(queue.finish(Duration::from_secs(120)));

@@ -17,6 +17,7 @@ use crate::capture::{Header, Record};
 use crate::correlator::{Frame, words};
 use crate::event::Ns;
 use serde::{Deserialize, Serialize};
+use std::time::Duration;
 
 /// Bytes that an alert has at most, as JSON: those of its record, and its own few.
 pub const MOST: usize = crate::capture::record::MOST + 1024;
@@ -113,6 +114,11 @@ pub trait Delivery: Send {
     /// Whether it also wants what is only kept.
     fn wants_held(&self) -> bool {
         false
+    }
+
+    /// How long one may take before it hangs, and later ones of its incident overtake it; `None` where it never does.
+    fn limit(&self) -> Option<Duration> {
+        None
     }
 }
 

@@ -1,5 +1,6 @@
 //! A bounded queue in front of a delivery, and the thread behind it. When it is full the oldest gives way: what is newest
-//! says most. All that is lost is counted.
+//! says most. All that is lost is counted. Where several deliver at once, the alerts of one incident still go one after
+//! the other, in their order; only what hangs is overtaken.
 
 use super::{Alert, Delivery};
 use serde::{Deserialize, Serialize};
@@ -44,9 +45,35 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 #[derive(Default)]
 struct Waiting {
     alerts: VecDeque<Arc<Alert>>,
-    /// How many are being delivered.
-    busy: usize,
+    /// What is being delivered.
+    busy: Vec<Busy>,
     closed: bool,
+}
+
+/// An alert that is being delivered.
+struct Busy {
+    seq: u64,
+    incident: String,
+    /// From then on it hangs; `None` for never.
+    hangs: Option<Instant>,
+}
+
+impl Waiting {
+    /// Takes the first that may go now.
+    fn take(&mut self, now: Instant) -> Option<Arc<Alert>> {
+        let busy = &self.busy;
+        let in_turn = |alert: &Arc<Alert>| {
+            let before = |one: &Busy| one.incident == alert.id && one.hangs.is_none_or(|at| now < at);
+            !busy.iter().any(before)
+        };
+        let first = self.alerts.iter().position(in_turn)?;
+        self.alerts.remove(first)
+    }
+
+    /// When one that is being delivered counts as hanging, and others may overtake it.
+    fn next_hang(&self, now: Instant) -> Option<Duration> {
+        self.busy.iter().filter_map(|one| one.hangs?.checked_duration_since(now)).min()
+    }
 }
 
 struct Shared {
@@ -117,10 +144,10 @@ impl Queue {
         let mut waiting = locked(&self.shared.waiting);
         waiting.closed = true;
         self.shared.changed.notify_all();
-        while !waiting.alerts.is_empty() || waiting.busy > 0 {
+        while !waiting.alerts.is_empty() || !waiting.busy.is_empty() {
             let left = end.saturating_duration_since(Instant::now());
             if left.is_zero() {
-                let lost = waiting.alerts.len() + waiting.busy;
+                let lost = waiting.alerts.len() + waiting.busy.len();
                 waiting.alerts.clear();
                 locked(&self.shared.counts).dropped += lost as u64;
                 return false;
@@ -147,15 +174,23 @@ impl Shared {
         loop {
             let mut waiting = locked(&self.waiting);
             let alert = loop {
-                match waiting.alerts.pop_front() {
-                    Some(alert) => break alert,
-                    None if waiting.closed => return,
-                    None => {
-                        waiting = self.changed.wait(waiting).unwrap_or_else(PoisonError::into_inner);
-                    }
+                let now = Instant::now();
+                if let Some(alert) = waiting.take(now) {
+                    break alert;
                 }
+                if waiting.closed && waiting.alerts.is_empty() {
+                    return;
+                }
+                waiting = match waiting.next_hang(now) {
+                    Some(left) if !waiting.alerts.is_empty() => self
+                        .changed
+                        .wait_timeout(waiting, left.max(Duration::from_millis(1)))
+                        .map_or_else(|poisoned| poisoned.into_inner().0, |(guard, _)| guard),
+                    _ => self.changed.wait(waiting).unwrap_or_else(PoisonError::into_inner),
+                };
             };
-            waiting.busy += 1;
+            let hangs = delivery.limit().map(|limit| Instant::now() + limit);
+            waiting.busy.push(Busy { seq: alert.seq, incident: alert.id.clone(), hangs });
             drop(waiting);
             let result = delivery.deliver(&alert);
             {
@@ -168,7 +203,7 @@ impl Shared {
                     }
                 }
             }
-            locked(&self.waiting).busy -= 1;
+            locked(&self.waiting).busy.retain(|one| one.seq != alert.seq);
             self.changed.notify_all();
         }
     }
@@ -215,7 +250,7 @@ mod tests {
         let (queue, open, delivered) = gate(false);
         queue.hand(&some(0));
         // The first is with the delivery, which hangs.
-        while locked(&queue.shared.waiting).busy == 0 {
+        while locked(&queue.shared.waiting).busy.is_empty() {
             thread::yield_now();
         }
         let begin = Instant::now();
@@ -260,6 +295,62 @@ mod tests {
         assert!(!queue.finish(Duration::from_millis(20)));
         assert_eq!(counts().dropped, 5);
         drop(open);
+    }
+
+    /// Tells when it begins with one and when it is done, each when it is let go; beyond its limit it hangs.
+    struct Slow {
+        told: Sender<(u64, bool)>,
+        go: Arc<Mutex<Receiver<()>>>,
+        limit: Option<Duration>,
+    }
+
+    impl Delivery for Slow {
+        fn deliver(&mut self, alert: &Alert) -> Result<(), String> {
+            let _ = self.told.send((alert.seq, false));
+            if alert.seq == 1 {
+                let _ = locked(&self.go).recv();
+            }
+            let _ = self.told.send((alert.seq, true));
+            Ok(())
+        }
+        fn limit(&self) -> Option<Duration> {
+            self.limit
+        }
+    }
+
+    #[test]
+    fn alerts_of_one_incident_keep_their_order_beside_others_and_overtake_what_hangs() {
+        let of = |seq, incident: &str| Arc::new(alert(seq, Event::Grew, incident));
+        for limit in [None, Some(Duration::from_millis(300))] {
+            let (told, heard) = channel();
+            let (let_go, go) = channel();
+            let go = Arc::new(Mutex::new(go));
+            let one =
+                || -> Box<dyn Delivery> { Box::new(Slow { told: told.clone(), go: Arc::clone(&go), limit }) };
+            let queue = Queue::start("slow", vec![one(), one(), one()]).unwrap();
+            [(1, "a"), (2, "a"), (3, "b"), (4, "a")]
+                .iter()
+                .for_each(|(seq, incident)| queue.hand(&of(*seq, incident)));
+            let next = || heard.recv_timeout(Duration::from_secs(60)).unwrap();
+            let mut first: Vec<(u64, bool)> = (0..3).map(|_| next()).collect();
+            first.sort_unstable();
+            assert_eq!(first, [(1, false), (3, false), (3, true)], "another goes past it");
+            match limit {
+                // As long as it lasts.
+                None => assert!(heard.recv_timeout(Duration::from_millis(400)).is_err()),
+                Some(_) => {
+                    let rest: Vec<(u64, bool)> = (0..4).map(|_| next()).collect();
+                    assert_eq!(rest, [(2, false), (2, true), (4, false), (4, true)], "it hangs");
+                }
+            }
+            let_go.send(()).unwrap();
+            assert_eq!(next(), (1, true));
+            if limit.is_none() {
+                let rest: Vec<(u64, bool)> = (0..4).map(|_| next()).collect();
+                assert_eq!(rest, [(2, false), (2, true), (4, false), (4, true)]);
+            }
+            assert!(queue.finish(Duration::from_secs(60)));
+        }
     }
 
     #[test]

@@ -25,6 +25,8 @@ use std::{
 const EVERY: Duration = Duration::from_millis(250);
 /// An operation of this age is looked at, and again whenever its age has doubled.
 const OLD: Ns = 2 * SECOND;
+/// The same for the handling of an exit, most of which no probe sees: an exit takes a tenth of a second.
+const OLD_EXIT: Ns = SECOND * 2 / 5;
 /// Where programs are not probed, containerd and the kubelet are looked at this often: nothing else tells of a call that is
 /// stuck there. NotReady takes nine times as long.
 const PATROL: Ns = 20 * SECOND;
@@ -251,7 +253,8 @@ impl Ages {
         let told = |o: &&Operation| o.kind != Kind::Stalled && (!by_kernel(o) || ours(o));
         let mut is_due = |operation: &&Operation| {
             let age = now.saturating_sub(operation.begin);
-            let due = self.0.entry(operation.id()).or_insert(OLD);
+            let old = if operation.kind == Kind::ExitHandling { OLD_EXIT } else { OLD };
+            let due = self.0.entry(operation.id()).or_insert(old);
             let is_due = age >= *due;
             if is_due {
                 *due = age.saturating_mul(2);

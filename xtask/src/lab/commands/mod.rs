@@ -83,7 +83,7 @@ fn shows(lines: &[Line], container: &str) -> bool {
 }
 
 /// Runs plegscope to its end, which must come within `limit`. Its exit code, output and messages.
-async fn run(
+pub async fn run(
     ledger: &Ledger,
     command: &mut tokio::process::Command,
     limit: Duration,

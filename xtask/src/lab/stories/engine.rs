@@ -581,7 +581,9 @@ impl Stage<'_> {
         let limit = Duration::from_secs(match what {
             Until::ListHangs => 40,
             Until::Quiet | Until::Unmounted => 300,
-            Until::Reported | Until::GaveUp => 260,
+            Until::GaveUp => 260,
+            // containerd's longest pause between two attempts is five minutes.
+            Until::Reported => 330,
             Until::Unhealthy => 400,
         });
         let came = match what {

@@ -62,7 +62,7 @@
 //! `METHOD` may be several, `State|Update`. A link as a table, `{ is = "lock Init of victim", or-blind = "words" }`, may be
 //! missing where plegscope says, in these words, what it cannot see.
 
-use crate::lab::{harmless, now};
+use crate::lab::{harmless, now, watching};
 use anyhow::{Context, Result, bail, ensure};
 use serde::Deserialize;
 use std::fs;
@@ -477,6 +477,8 @@ pub enum Program {
     Now(now::Part),
     /// The root disk of a machine of its own stops.
     StoppedRoot,
+    /// The daemon, unattended: `{ watch = "unit" }`.
+    Watch(watching::Part),
 }
 
 impl Program {

@@ -17,7 +17,7 @@ mod whole;
 use super::checks::Verdict;
 use super::containerd::Programs;
 use super::tracer::{self, Line};
-use super::{cleanup, machine, packages, run_interruptible, sys};
+use super::{cleanup, machine, packages, run_interruptible, sys, watching};
 use crate::{binaries, kubelet};
 use anyhow::{Context, Result, bail};
 use language::{Caller, FileSystem, Program, Story};
@@ -68,6 +68,9 @@ pub struct Args {
     /// Write the results into docs/truth.md
     #[arg(long)]
     record: bool,
+    /// Play nothing: write all that was kept, also by several runs into folders below `--keep`, into docs/truth.md
+    #[arg(long, conflicts_with_all = ["names", "all", "record"])]
+    record_kept: bool,
     /// Only play the stories and compare the lab's own clocks with each other
     #[arg(long)]
     without_plegscope: bool,
@@ -87,11 +90,15 @@ impl Args {
             repeat: 1,
             keep: None,
             record: false,
+            record_kept: false,
             without_plegscope: false,
             whole_chain: false,
         }
     }
 }
+
+/// What came of a play, in its folder.
+const ROW: &str = "row.json";
 
 /// What stories are played with.
 struct Stock {
@@ -105,6 +112,13 @@ struct Stock {
 
 /// Runs the command; an error names the stories that failed, their tables are printed before.
 pub fn run(args: Args) -> Result<()> {
+    let keep = args.keep.unwrap_or_else(|| tracer::workspace().join("target/stories"));
+    if args.record_kept {
+        let mut rows = kept_rows(&keep)?;
+        table::join(&mut rows);
+        println!("{} lines", rows.len());
+        return table::record(&rows);
+    }
     let all = language::names()?;
     let wanted: Vec<&str> = match (args.all || args.list, args.names.is_empty()) {
         (true, _) => all.iter().map(String::as_str).collect(),
@@ -127,7 +141,7 @@ pub fn run(args: Args) -> Result<()> {
         own: Programs::find(None)?.version(),
         kubelet: kubelet::built()?,
         binary: if args.without_plegscope { None } else { Some(tracer::binary()?) },
-        keep: args.keep.unwrap_or_else(|| tracer::workspace().join("target/stories")),
+        keep,
         whole_chain: args.whole_chain,
     };
     let mut results = Results::default();
@@ -205,6 +219,11 @@ impl Stock {
         if story.program.is_some() && self.binary.is_none() {
             return Some("it is about plegscope alone".to_owned());
         }
+        if story.program == Some(Program::Watch(watching::Part::Unit))
+            && let Some(because) = watching::unit::cannot()
+        {
+            return Some(because);
+        }
         if story.node.file_system == FileSystem::Xfs
             && sys::which("mkfs.xfs").is_none()
             && !machine::is_around()
@@ -231,7 +250,8 @@ impl Stock {
             let name = title.replace(' ', "-");
             let name = if times > 1 { format!("{name}-{time}") } else { name };
             let begin = sys::monotonic();
-            let played = self.play_once(story, version, &self.keep.join(name));
+            let keep = self.keep.join(name);
+            let played = self.play_once(story, version, &keep);
             println!("{title} took {}", sys::seconds(sys::monotonic() - begin));
             match played {
                 Ok((row, wrong)) => {
@@ -241,7 +261,13 @@ impl Stock {
                 Err(error) => {
                     println!("FAILED {title}: {error:#}");
                     results.failed.push(format!("{title}: {error:#}"));
-                    results.rows.push(Row { failed: 1, ..Row::new(&story.name, version) });
+                    let exact = self.programs(version).ok().and_then(|programs| programs.version());
+                    let exact = exact.unwrap_or_else(|| version.to_owned());
+                    let row = Row { failed: 1, ..Row::new(&story.name, &exact) };
+                    if let Err(error) = keep_row(&keep, &row) {
+                        results.failed.push(format!("{title}: {error:#}"));
+                    }
+                    results.rows.push(row);
                 }
             }
         }
@@ -289,7 +315,7 @@ impl Stock {
         let tables: Vec<String> = verdicts.iter().map(Verdict::table).collect();
         print!("{}", tables.concat());
         store(keep, "table.txt", &tables.concat())?;
-        store(keep, "row.json", &serde_json::to_string_pretty(&row)?)?;
+        keep_row(keep, &row)?;
         Ok((Some(row), verdicts.iter().flat_map(Verdict::wrong).collect()))
     }
 
@@ -301,6 +327,7 @@ impl Stock {
             Program::StoppedRoot => super::stopped_root::play(programs, binary),
             Program::Harmless(part) => super::harmless::play(programs, self.kubelet.as_deref(), binary, part),
             Program::Now(part) => super::now::play(programs, binary, part, Some(keep)),
+            Program::Watch(part) => watching::play(programs, binary, part, Some(keep)),
         }
     }
 }
@@ -313,6 +340,25 @@ fn keep_record(folder: &Path, record: &Record) -> Result<()> {
     };
     store(folder, "frames.tsv", &join(&mut record.runs.iter().flat_map(|run| &run.lines)))?;
     store(folder, "messages.tsv", &join(&mut record.runs.iter().flat_map(|run| &run.messages)))
+}
+
+fn keep_row(folder: &Path, row: &Row) -> Result<()> {
+    store(folder, ROW, &serde_json::to_string_pretty(row)?)
+}
+
+/// The lines of all plays below a folder.
+fn kept_rows(folder: &Path) -> Result<Vec<Row>> {
+    let mut rows = Vec::new();
+    for entry in fs::read_dir(folder).with_context(|| format!("reading {}", folder.display()))? {
+        let path = entry?.path();
+        if path.is_dir() {
+            rows.extend(kept_rows(&path)?);
+        } else if path.ends_with(ROW) {
+            let text = fs::read_to_string(&path)?;
+            rows.push(serde_json::from_str(&text).with_context(|| format!("reading {}", path.display()))?);
+        }
+    }
+    Ok(rows)
 }
 
 fn store(folder: &Path, name: &str, text: &str) -> Result<()> {

@@ -10,6 +10,11 @@ use crate::lab::verdict::{Seen, Verdict};
 use anyhow::{Context as _, Result};
 use serde_json::Value;
 
+/// A call that lasts longer is an incident (`--cri-over`, `--relist-over`), ns.
+const THRESHOLD: u64 = 5 * SECOND;
+/// How far the clocks of the caller and of the daemon may be apart, ns: the daemon begins late where it gets no CPU time.
+const CLOCKS: u64 = SECOND;
+
 /// What happened, by the lab's own clocks (ns of CLOCK_MONOTONIC).
 #[derive(Clone, Debug)]
 pub struct Truth {
@@ -113,6 +118,7 @@ impl Truth {
             format!("in {outside} diagnoses"),
             outside == 0,
         );
+        self.incident(name, (from, to), frames, verdict);
         let Some((seen, diagnosis)) =
             during.iter().rev().find(|(_, one)| self.kubelet.is_none() || one["head"] == "Relist")
         else {
@@ -147,6 +153,26 @@ impl Truth {
             because.map_or(self.kubelet.is_none(), |because| {
                 because.contains("containerd itself is") && because.contains(&name.to_lowercase())
             }),
+        );
+    }
+}
+
+impl Truth {
+    /// That it is an incident if, and only if, a call lasted longer because of it than plegscope lets one.
+    fn incident(&self, name: &str, (from, to): (u64, u64), frames: &[Seen], verdict: &mut Verdict) {
+        let overlaps = |call: &&Call| call.begin < to && call.end.is_none_or(|end| end > from);
+        let longest = self.calls.iter().filter(overlaps).map(|call| call.age(to)).max().unwrap_or(0);
+        let told = frames
+            .iter()
+            .flat_map(|seen| list(&seen.frame, "incidents"))
+            .any(|incident| !incident["ends_in"][name].is_null());
+        let must = longest.saturating_sub(CLOCKS) > THRESHOLD;
+        let may = longest + CLOCKS > THRESHOLD;
+        verdict.check(
+            &format!("{name}: an incident"),
+            format!("the longest call lasted {}, {} is one", seconds(longest), seconds(THRESHOLD)),
+            if told { "told" } else { "not told" },
+            if told { may } else { !must },
         );
     }
 }
@@ -190,7 +216,10 @@ mod tests {
                         "not_this_chain": format!("containerd itself is {word}"),
                     }])
                 });
-                let mut frame = json!({"now": at * SECOND, "diagnoses": diagnoses});
+                let incidents = stall.filter(|(.., begin)| at - begin > 5);
+                let incidents = incidents.map(|(name, ..)| json!({"ends_in": {name: {}}}));
+                let incidents: Vec<Value> = incidents.into_iter().collect();
+                let mut frame = json!({"now": at * SECOND, "diagnoses": diagnoses, "incidents": incidents});
                 change(&mut frame);
                 Seen { at: at * SECOND, frame }
             })
@@ -227,5 +256,7 @@ mod tests {
             }
         });
         assert_eq!(always, ["Frozen: at other times"]);
+        let silent = wrong(|frame| frame["incidents"] = json!([]));
+        assert_eq!(silent, ["Frozen: an incident", "Starved: an incident"]);
     }
 }
