@@ -49,6 +49,8 @@ struct Open {
 struct Over {
     incident: Incident,
     members: BTreeSet<OperationId>,
+    /// Late exits that were on its chains.
+    exits: BTreeSet<OperationId>,
     harms: Harms,
 }
 
@@ -85,10 +87,7 @@ impl Incidents {
             if of_found[i].is_some() {
                 continue;
             }
-            let same = self
-                .open
-                .iter()
-                .find(|(id, o)| !claimed.contains_key(*id) && !o.members.is_disjoint(&f.members));
+            let same = self.open.iter().find(|(id, o)| !claimed.contains_key(*id) && o.has_part(f));
             if let Some((id, _)) = same {
                 claimed.insert(id.clone(), i);
                 of_found[i] = Some(id.clone());
@@ -96,8 +95,10 @@ impl Incidents {
         }
         // While things recover, part of a chain may lead nowhere for a moment: that is no incident of its own.
         let shares = |f: &Found| {
-            let open = self.open.iter().find(|(_, open)| !open.members.is_disjoint(&f.members));
-            open.filter(|_| !explains(&f.diagnosis.ends_in)).map(|(id, _)| id.clone())
+            let open = self.open.iter().find(|(_, open)| open.has_part(f));
+            // That an exit is to be retried is what came of it.
+            let leads_on = explains(&f.diagnosis.ends_in) && !is_retried(f);
+            open.filter(|_| !leads_on).map(|(id, _)| id.clone())
         };
         let parts: Vec<Option<String>> = found
             .iter()
@@ -109,7 +110,7 @@ impl Incidents {
                 (Some(id), _) => id.clone(),
                 (None, _) if parts[i].is_some() => continue,
                 // A new attempt at an exit has begun, and what it waits for is not visible yet: the exit is known.
-                (None, Some(_)) if self.knows_exit(f) => continue,
+                (None, Some(_)) if self.knows_exit(f, thresholds) => continue,
                 (None, Some(crossing)) => match self.opened(f, crossing, now) {
                     Some(id) => id,
                     None => continue,
@@ -155,7 +156,8 @@ impl Incidents {
                         self.over.pop_front();
                     }
                     let incident = Incident { change: Some(Change::Aftermath), ..open.incident.clone() };
-                    self.over.push_back(Over { incident, members: open.members, harms: open.harms });
+                    let Open { members, exits, harms, .. } = open;
+                    self.over.push_back(Over { incident, members, exits, harms });
                     Change::Ended
                 }
             });
@@ -240,11 +242,19 @@ impl Incidents {
         (self.open.len() + self.announced.len(), self.over.len())
     }
 
-    /// Whether an open incident is, or was, about this late exit.
-    fn knows_exit(&self, f: &Found) -> bool {
-        f.diagnosis.head == Head::LateExit
-            && !explains(&f.diagnosis.ends_in)
-            && exits_of(f).any(|id| self.open.values().any(|open| open.exits.contains(id)))
+    /// Whether an open incident is, or was, about this late exit; or one that is over, and what the new attempt waits for has
+    /// only just begun.
+    fn knows_exit(&self, f: &Found, thresholds: &Thresholds) -> bool {
+        if f.diagnosis.head != Head::LateExit || explains(&f.diagnosis.ends_in) {
+            return false;
+        }
+        let leaf = f.diagnosis.chain.links.last();
+        let is_new =
+            leaf.is_some_and(|link| link.operation.kind != Kind::ExitHandling && link.age < thresholds.cri);
+        exits_of(f).any(|id| {
+            self.open.values().any(|open| open.exits.contains(id))
+                || is_new && self.over.iter().any(|over| over.exits.contains(id))
+        })
     }
 
     /// Opens an incident for a diagnosis that has passed a threshold.
@@ -306,6 +316,12 @@ impl Incidents {
 }
 
 impl Open {
+    /// Whether operations of this incident are in that diagnosis, or it is an exit of it that is still to be retried.
+    fn has_part(&self, f: &Found) -> bool {
+        !self.members.is_disjoint(&f.members)
+            || is_retried(f) && exits_of(f).any(|exit| self.exits.contains(exit))
+    }
+
     fn update(&mut self, f: &Found, scene: &Scene<'_>) {
         let (facts, now) = (scene.facts, scene.now);
         self.harms.concern(f, facts);
@@ -360,6 +376,11 @@ impl Open {
             self.last = d.clone();
         }
     }
+}
+
+/// Whether all that is left is an exit that containerd will try again.
+fn is_retried(f: &Found) -> bool {
+    matches!(f.diagnosis.ends_in, EndsIn::ExitRetry { .. })
 }
 
 /// The late exits on the chains of a diagnosis.

@@ -85,7 +85,15 @@ impl Beyond for Truth {
             first.map_or("never".to_owned(), |after| format!("{} after it", seconds(after))),
             first.is_some_and(|after| after <= SECOND),
         );
-        let Some((seen, diagnosis)) = ours.last() else { return };
+        // What the update does behind its write, while the list still waits, is another matter.
+        let writes = |seen: &Seen| {
+            let inside = |stay: &Stay| (stay.begin..=stay.end.unwrap_or(u64::MAX)).contains(&now(seen));
+            self.writes.iter().any(inside)
+        };
+        let Some((seen, diagnosis)) = ours.iter().rev().find(|(seen, _)| writes(seen)) else {
+            verdict.check("shown while the daemon writes", "yes", "no", false);
+            return;
+        };
         let status = links(diagnosis).any(|link| link["lock"]["name"] == "Status");
         let unmount = links(diagnosis).any(|link| kind(link) == "Unmount");
         verdict.check(
