@@ -27,6 +27,8 @@ const RATE: u64 = 4_000_000;
 const MEGABYTES: [u64; 4] = [16, 2, 12, 24];
 /// Unmounts that are nearer to the threshold than this may be told or not, ns: the clock of the lab looks so often.
 const EITHER: u64 = 100_000_000;
+/// A crossing that is told later than this is named, ns.
+const LATE: u64 = 100_000_000;
 /// An end is told this soon, ns.
 const SOON: u64 = 1_500_000_000;
 
@@ -138,6 +140,7 @@ pub async fn measure(
     let mut late = Vec::new();
     let (mut lost, mut twice, mut ends_late) = (0, 0, 0);
     for stall in &stalls {
+        table.notes.extend(why_late(stall, &said));
         let of = |event: &str| -> Vec<u64> {
             let is = |(at, alert): &&(u64, Value)| {
                 alert["event"] == event
@@ -215,6 +218,21 @@ pub async fn measure(
     table.goal("differences between what was said and what the receiver got", 0.0, same(&posted), "");
     ensure!(!stalls.is_empty(), "no unmount blocked: the disk is not slow");
     Ok(table)
+}
+
+/// Where the time went of a crossing that was told late: how old what it tells of was by then.
+fn why_late(stall: &Stall, said: &[(u64, Value)]) -> Option<String> {
+    let is = |(_, alert): &&(u64, Value)| {
+        alert["event"] == "crossed" && alert["containers"].to_string().contains(&stall.container)
+    };
+    let (told, alert) = said.iter().find(is)?;
+    let crossing = stall.begin + THRESHOLD;
+    let (after, as_of) = (told.saturating_sub(crossing), alert["at"].as_u64()?.saturating_sub(crossing));
+    let due = stall.end - stall.begin >= THRESHOLD + EITHER;
+    (due && after > LATE).then(|| {
+        let (after, as_of) = (sys::seconds(after), sys::seconds(as_of));
+        format!("the crossing of {:.12} was told after {after}, as of {as_of} after it", stall.container)
+    })
 }
 
 fn percentile(values: &[f64], share: f64) -> f64 {
