@@ -37,6 +37,11 @@ pub fn built() -> Result<Option<PathBuf>> {
     Ok(Some(folder()?.join("kubelet")).filter(|kubelet| kubelet.is_file()))
 }
 
+/// Where it lies in a cache.
+pub fn place() -> String {
+    format!("kubelet-{VERSION}/kubelet")
+}
+
 fn folder() -> Result<PathBuf> {
     Ok(shell::cache()?.join(format!("kubelet-{VERSION}")))
 }

@@ -54,8 +54,11 @@ enum Command {
     Fuzz(fuzz::Args),
     /// Draw the picture of the screen in docs/screen.svg anew
     Picture(picture::Args),
-    /// Boot other kernels in QEMU and prove the kernel half on each
+    /// Boot other kernels in QEMU: prove the kernel half on each, or play stories on a whole node
     Vm(vm::Args),
+    /// Be the first process of such a machine
+    #[command(hide = true)]
+    Boxed(vm::node::inside::Args),
 }
 
 fn main() -> ExitCode {
@@ -76,6 +79,7 @@ fn main() -> ExitCode {
         Command::Fuzz(args) => fuzz::run(&args),
         Command::Picture(args) => picture::run(&args),
         Command::Vm(args) => vm::run(&args),
+        Command::Boxed(args) => vm::node::inside::run(&args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

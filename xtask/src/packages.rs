@@ -74,6 +74,16 @@ impl Suite {
         Ok(line.split(',').filter_map(pinned).collect())
     }
 
+    /// Built packages and all that they need to run (nothing of what they only recommend), with their newest version.
+    pub fn closure(&self, packages: &[&str]) -> Result<Vec<(String, String)>> {
+        let mut install = self.apt("apt-get");
+        install.args(["--quiet=2", "--simulate", "--no-install-recommends", "install"]).args(packages);
+        let planned = shell::capture(&mut install).with_context(|| {
+            format!("{} of {} cannot be installed together", packages.join(", "), self.name)
+        })?;
+        Ok(planned.lines().filter_map(to_be_installed).collect())
+    }
+
     /// Fetches one version of a built package and unpacks it (nothing of it is run) into a folder of the cache, which is
     /// returned. What is there already, and whole, is not fetched again.
     pub fn unpack(&self, package: &str, version: &str) -> Result<PathBuf> {
@@ -140,6 +150,19 @@ fn apt_settings(folder: &Path) -> String {
         ("APT::Sandbox::User", "root".into()),
     ];
     settings.iter().map(|(name, value)| format!("{name} \"{value}\";\n")).collect()
+}
+
+/// A package and its version in a line of what apt would do: `Inst libc6 (2.36-9 Debian:12/stable [amd64])`.
+fn to_be_installed(line: &str) -> Option<(String, String)> {
+    let (name, rest) = line.strip_prefix("Inst ")?.split_once(" (")?;
+    Some((name.to_owned(), rest.split_whitespace().next()?.to_owned()))
+}
+
+/// The codename of the Debian that this machine runs.
+pub fn own_suite() -> Result<String> {
+    let release = fs::read_to_string("/etc/os-release").context("reading /etc/os-release")?;
+    let codename = release.lines().find_map(|line| line.strip_prefix("VERSION_CODENAME="));
+    codename.map(|name| name.trim_matches('"').to_owned()).context("this machine's system has no codename")
 }
 
 /// The newest of `versions` (newest first) whose upstream part is `wanted` or begins with `wanted` and a separator.
@@ -303,6 +326,17 @@ mod tests {
         );
         let plain = "deb   http://mirror.example/debian   bookworm main";
         assert_eq!(Mirror::find(plain, "bookworm"), mirror("http://mirror.example/debian", None));
+    }
+
+    #[test]
+    fn what_apt_would_install_is_read() {
+        let read = |line: &str| to_be_installed(line);
+        let seccomp = ("libseccomp2".to_owned(), "2.5.4-1+deb12u1".to_owned());
+        assert_eq!(
+            read("Inst libseccomp2 (2.5.4-1+deb12u1 Debian:12.15/oldstable [amd64]) []"),
+            Some(seccomp)
+        );
+        assert_eq!(read("Conf libseccomp2 (2.5.4-1+deb12u1 Debian:12.15/oldstable [amd64])"), None);
     }
 
     #[test]

@@ -72,6 +72,22 @@ pub fn capture(command: &mut Command) -> Result<String> {
         .with_context(|| format!("`{}` wrote something that is not text", line(command)))
 }
 
+/// Builds something with cargo, whose messages are shown; the path of the program of that name that it made. `target/` may be
+/// elsewhere (`CARGO_TARGET_DIR`), so cargo is asked.
+pub fn built(build: &mut Command, program: &str) -> Result<PathBuf> {
+    build.arg("--message-format=json-render-diagnostics").stderr(Stdio::inherit()).stdout(Stdio::piped());
+    let output = build.output().with_context(|| format!("cannot start `{}`", line(build)))?;
+    if !output.status.success() {
+        bail!("`{}` failed: {}", line(build), output.status);
+    }
+    String::from_utf8_lossy(&output.stdout)
+        .lines()
+        .filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok())
+        .filter(|message| message["reason"] == "compiler-artifact" && message["target"]["name"] == program)
+        .find_map(|message| message["executable"].as_str().map(PathBuf::from))
+        .with_context(|| format!("`{}` made no program called {program}", line(build)))
+}
+
 /// Whether a program of this name is on the PATH.
 pub fn exists(program: &str) -> bool {
     env::var_os("PATH")

@@ -1,7 +1,7 @@
 //! A containerd of our own, beside whatever containerd the machine has: own root, state, sockets, runc root.
 
 use super::cleanup::{Ledger, Leftover, folders_not_there};
-use super::{Settings, hold, image, sys};
+use super::{Settings, hold, image, machine, sys};
 use anyhow::{Context, Result, bail};
 use std::fs::{self, File};
 use std::os::unix::process::CommandExt as _;
@@ -169,7 +169,11 @@ impl Containerd {
     /// Imports the lab's image of that name.
     pub fn import_image(&self, run: &Path, name: &str) -> Result<()> {
         let tar = run.join("image.tar");
-        image::write(&tar, name)?;
+        if machine::is_around() && name == image::NAME {
+            fs::copy(machine::IMAGE, &tar).with_context(|| format!("copying {}", machine::IMAGE))?;
+        } else {
+            image::write(&tar, name)?;
+        }
         self.ctr(&["-n", "k8s.io", "images", "import", &tar.to_string_lossy()])?;
         fs::remove_file(&tar).with_context(|| format!("removing {}", tar.display()))
     }

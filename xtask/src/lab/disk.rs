@@ -1,11 +1,13 @@
 //! A disk that is really slow: a file behind a loop device, with the write rate limited by the block-I/O controller.
 //!
 //! Nothing is simulated above it: ext4 on it holds the snapshotter's folder, dirty pages drain at the given rate, and
-//! the sync at the end of an unmount takes as long as it takes. Only this loop device is affected.
+//! the sync at the end of an unmount takes as long as it takes. Only this loop device is affected. In a machine of
+//! `cargo xtask vm` it is a disk of that machine, which QEMU slows down.
 
 use super::cleanup::{Ledger, Leftover, cgroup_roots};
-use super::sys;
+use super::{machine, sys};
 use anyhow::{Context, Result, bail};
+use std::cell::{Cell, RefCell};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -21,9 +23,19 @@ pub struct SlowDisk {
     pub mounted: PathBuf,
     /// Its device number, as `MAJ:MIN`.
     pub device: String,
-    cgroup: PathBuf,
-    /// Control files of cgroup v1 in which it has a limit.
-    limits: std::cell::RefCell<Vec<PathBuf>>,
+    limited: Limited,
+}
+
+/// By whom it is slowed down.
+enum Limited {
+    /// By the kernel we run on.
+    Kernel {
+        cgroup: PathBuf,
+        /// Control files of cgroup v1 in which it has a limit.
+        limits: RefCell<Vec<PathBuf>>,
+    },
+    /// By the machine around us; whether writes and reads are.
+    Machine(Cell<(bool, bool)>),
 }
 
 /// How this machine limits writes.
@@ -44,6 +56,15 @@ impl SlowDisk {
         cgroup: &Path,
         file_system: &str,
     ) -> Result<SlowDisk> {
+        if machine::is_around() {
+            machine::free_at_the_end(ledger, machine::SLOW)?;
+            let device = machine::mount(machine::SLOW, file_system, mounted)?;
+            return Ok(SlowDisk {
+                mounted: mounted.to_owned(),
+                device,
+                limited: Limited::Machine(Cell::default()),
+            });
+        }
         let image = scratch.join("disk.img");
         let file = fs::File::create(&image).with_context(|| format!("creating {}", image.display()))?;
         file.set_len(SIZE_MB << 20).with_context(|| format!("growing {}", image.display()))?;
@@ -69,8 +90,7 @@ impl SlowDisk {
         Ok(SlowDisk {
             mounted: mounted.to_owned(),
             device,
-            cgroup: cgroup.to_owned(),
-            limits: Default::default(),
+            limited: Limited::Kernel { cgroup: cgroup.to_owned(), limits: RefCell::default() },
         })
     }
 
@@ -78,24 +98,13 @@ impl SlowDisk {
     /// so the limit meets only what comes later. Returns the measured rate in bytes per second.
     pub fn slow_down(&self, ledger: &Ledger, rate: u64) -> Result<u64> {
         sys::run("sync", &["-f", &self.mounted.to_string_lossy()])?;
-        let group = match limit_files()? {
-            Limit::V1(file) => {
-                self.set(ledger, &file, &rate.to_string(), "0")?;
-                self.limits.borrow_mut().push(file);
+        let group = match &self.limited {
+            Limited::Machine(limited) => {
+                machine::throttle(machine::SLOW, rate, 0)?;
+                limited.set((true, false));
                 None
             }
-            Limit::V2(root) => {
-                let group = root.join(&self.cgroup);
-                fs::write(root.join("cgroup.subtree_control"), "+io +memory").with_context(|| {
-                    format!(
-                        "switching on the io and memory controllers in {}; `--block strace` works without",
-                        root.display()
-                    )
-                })?;
-                fs::create_dir_all(&group).with_context(|| format!("creating {}", group.display()))?;
-                self.set(ledger, &group.join("io.max"), &format!("wbps={rate}"), "wbps=max")?;
-                Some(group)
-            }
+            Limited::Kernel { cgroup, limits } => self.limit_writes(ledger, rate, cgroup, limits)?,
         };
         let measured = self.measure(group.as_deref())?;
         if measured > rate * 2 {
@@ -107,9 +116,45 @@ impl SlowDisk {
         Ok(measured)
     }
 
+    /// The same by the kernel; the group that a process must join to meet the limit, where it must.
+    fn limit_writes(
+        &self,
+        ledger: &Ledger,
+        rate: u64,
+        cgroup: &Path,
+        limits: &RefCell<Vec<PathBuf>>,
+    ) -> Result<Option<PathBuf>> {
+        match limit_files()? {
+            Limit::V1(file) => {
+                self.set(ledger, &file, &rate.to_string(), "0")?;
+                limits.borrow_mut().push(file);
+                Ok(None)
+            }
+            Limit::V2(root) => {
+                let group = root.join(cgroup);
+                fs::write(root.join("cgroup.subtree_control"), "+io +memory").with_context(|| {
+                    format!(
+                        "switching on the io and memory controllers in {}; `--block strace` works without",
+                        root.display()
+                    )
+                })?;
+                fs::create_dir_all(&group).with_context(|| format!("creating {}", group.display()))?;
+                self.set(ledger, &group.join("io.max"), &format!("wbps={rate}"), "wbps=max")?;
+                Ok(Some(group))
+            }
+        }
+    }
+
     /// Limits reads to `rate` bytes per second as well, and measures that. Only where a group's limit meets this very
     /// process (cgroup v1); elsewhere it says why not.
     pub fn slow_reads(&self, ledger: &Ledger, rate: u64) -> Result<()> {
+        let limits = match &self.limited {
+            Limited::Machine(limited) => {
+                limited.set((true, true));
+                return machine::throttle(machine::SLOW, rate, rate);
+            }
+            Limited::Kernel { limits, .. } => limits,
+        };
         let Limit::V1(writes) = limit_files()? else {
             bail!("reads can be limited only with cgroup v1 here: the root group of cgroup v2 has no limits");
         };
@@ -132,7 +177,7 @@ impl SlowDisk {
             took >= Duration::from_secs(1),
             "the limit of {rate} bytes/s does not hold for reads: {count} x 64 kB took {took:?}"
         );
-        self.limits.borrow_mut().push(file);
+        limits.borrow_mut().push(file);
         Ok(())
     }
 
@@ -147,7 +192,14 @@ impl SlowDisk {
     }
 
     fn let_through(&self, rate: u64) -> Result<()> {
-        for file in self.limits.borrow().iter() {
+        let limits = match &self.limited {
+            Limited::Machine(limited) => {
+                let (writes, reads) = limited.get();
+                return machine::throttle(machine::SLOW, rate * u64::from(writes), rate * u64::from(reads));
+            }
+            Limited::Kernel { limits, .. } => limits,
+        };
+        for file in limits.borrow().iter() {
             let line = format!("{} {rate}", self.device);
             fs::write(file, &line).with_context(|| format!("writing `{line}` to {}", file.display()))?;
         }

@@ -7,6 +7,7 @@
 //! drop           everything is taken away again
 //! ```
 
+pub mod attached;
 pub mod checks;
 pub mod cleanup;
 pub mod commands;
@@ -23,10 +24,12 @@ pub mod image;
 pub mod kubelet;
 pub mod kubelet_like;
 pub mod kubelet_log;
+pub mod machine;
 pub mod now;
 pub mod packages;
 pub mod pods;
 pub mod states;
+pub mod stopped_root;
 pub mod stories;
 pub mod story;
 pub mod strace;

@@ -20,11 +20,15 @@ pub const fn need(program: &'static str, package: &'static str) -> Need {
     Need { program, package, will_do: |_| true }
 }
 
+/// The program in the lab's container image.
+pub const BUSYBOX: Need =
+    Need { program: "busybox", package: "busybox-static", will_do: super::image::is_static };
+
 /// What the demo and the end-to-end test need.
 pub const LAB: [Need; 8] = [
     need("containerd", "containerd"),
     need("runc", "runc"),
-    Need { program: "busybox", package: "busybox-static", will_do: super::image::is_static },
+    BUSYBOX,
     need("strace", "strace"),
     need("mkfs.ext4", "e2fsprogs"),
     need("losetup", "mount"),

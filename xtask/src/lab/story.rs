@@ -5,7 +5,7 @@ use super::kubelet_like::{Call, KubeletLike};
 use super::pods::Pod;
 use super::strace::{Strace, Traced};
 use super::unmounts::{Stay, Watch};
-use super::{Lab, sys};
+use super::{Lab, machine, sys};
 use anyhow::{Result, ensure};
 use serde::Serialize;
 use std::time::Duration;
@@ -67,6 +67,8 @@ pub struct Truth {
     pub kubelet: Option<Kubelet>,
     /// Device number of the disk below the snapshots.
     pub device: String,
+    /// Whether all of it ran on one emulated processor, where everything takes its time.
+    pub emulated: bool,
     /// When the workload was told to exit.
     pub told_to_exit: u64,
     /// All calls of the client.
@@ -203,6 +205,7 @@ impl Lab<'_> {
                 .as_ref()
                 .map(|kubelet| Kubelet { pid: kubelet.pid, longest_relist: kubelet.longest_relist() }),
             device: self.disk.device.clone(),
+            emulated: machine::is_around(),
             told_to_exit,
             calls: caller.calls(),
             unmounts: unmounts.stays(),

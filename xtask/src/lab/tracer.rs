@@ -2,6 +2,7 @@
 
 use super::cleanup::Ledger;
 use super::sys;
+use crate::shell;
 use anyhow::{Context, Result, bail};
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
@@ -51,23 +52,9 @@ pub fn binary() -> Result<PathBuf> {
         return Ok(path);
     }
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let status = std::process::Command::new(cargo)
-        .args(["build", "--release", "--package", "tracer", "--message-format=json-render-diagnostics"])
-        .current_dir(workspace())
-        .stderr(Stdio::inherit())
-        .stdout(Stdio::piped())
-        .output()
-        .context("starting cargo")?;
-    anyhow::ensure!(status.status.success(), "`cargo build --release --package tracer` failed");
-    // Cargo says where the binary is; target/ may be elsewhere (CARGO_TARGET_DIR).
-    String::from_utf8_lossy(&status.stdout)
-        .lines()
-        .filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok())
-        .filter(|message| {
-            message["reason"] == "compiler-artifact" && message["target"]["name"] == "plegscope"
-        })
-        .find_map(|message| message["executable"].as_str().map(PathBuf::from))
-        .context("the build made no program called plegscope")
+    let mut build = std::process::Command::new(cargo);
+    build.args(["build", "--release", "--package", "tracer"]);
+    shell::built(build.current_dir(workspace()), "plegscope")
 }
 
 impl Tracer {

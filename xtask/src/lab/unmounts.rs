@@ -4,9 +4,10 @@
 //! The number stays there until the thread is back in user space, also while the super block is shut down on the way
 //! back. It needs no probe and no ptrace, so it is independent of everything that plegscope does.
 
-use super::sys;
+use super::{machine, sys};
 use serde::Serialize;
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::fs;
 use std::os::unix::fs::FileExt as _;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -16,6 +17,8 @@ use std::time::Duration;
 
 /// How often the threads are looked at: the uncertainty of each begin and end.
 pub const EVERY: Duration = Duration::from_millis(5);
+/// The same in a machine of our own, whose one emulated processor would have little else to do.
+const EVERY_IN_A_BOX: Duration = Duration::from_millis(40);
 
 /// How often the kernel stack of a thread that stays inside is read, ns.
 const STACK_EVERY: u64 = 250_000_000;
@@ -59,9 +62,11 @@ impl Watch {
         let (seen, end) = (stays.clone(), stop.clone());
         let thread = std::thread::spawn(move || {
             let mut inside: HashMap<u32, Inside> = HashMap::new();
+            let mut files = Files::default();
+            let every = if machine::is_around() { EVERY_IN_A_BOX } else { EVERY };
             while !end.load(Ordering::Relaxed) {
-                look(pid, calls, &mut inside, &seen);
-                std::thread::sleep(EVERY);
+                look(pid, calls, &mut files, &mut inside, &seen);
+                std::thread::sleep(every);
             }
         });
         Watch { stays, stop, thread: Some(thread) }
@@ -92,15 +97,26 @@ struct Inside {
     looked: u64,
 }
 
-fn look(pid: u32, calls: &[libc::c_long], inside: &mut HashMap<u32, Inside>, stays: &Mutex<Vec<Stay>>) {
+/// The files of the threads that tell which call they are in, kept open: most of a look would be the way to them.
+#[derive(Default)]
+struct Files(HashMap<u32, fs::File>);
+
+fn look(
+    pid: u32,
+    calls: &[libc::c_long],
+    files: &mut Files,
+    inside: &mut HashMap<u32, Inside>,
+    stays: &Mutex<Vec<Stay>>,
+) {
     let now = sys::monotonic();
     let threads = fs::read_dir(format!("/proc/{pid}/task"))
         .map(|dir| {
             dir.flatten().filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok()).collect()
         })
         .unwrap_or_else(|_| Vec::new());
+    files.0.retain(|tid, _| threads.contains(tid));
     let mut stays = stays.lock().unwrap_or_else(PoisonError::into_inner);
-    inside.retain(|tid, thread| match call_of(pid, *tid) {
+    inside.retain(|tid, thread| match files.call_of(pid, *tid) {
         Some(call) if call == stays[thread.index].call => {
             thread.running = None;
             if now - thread.looked > STACK_EVERY {
@@ -124,7 +140,7 @@ fn look(pid: u32, calls: &[libc::c_long], inside: &mut HashMap<u32, Inside>, sta
     });
     for tid in threads {
         if !inside.contains_key(&tid)
-            && let Some(call) = call_of(pid, tid).filter(|call| calls.contains(call))
+            && let Some(call) = files.call_of(pid, tid).filter(|call| calls.contains(call))
         {
             inside.insert(tid, Inside { index: stays.len(), running: None, looked: now });
             let path = (call == libc::SYS_umount2).then(|| path_of(pid, tid)).flatten();
@@ -133,11 +149,19 @@ fn look(pid: u32, calls: &[libc::c_long], inside: &mut HashMap<u32, Inside>, sta
     }
 }
 
-/// The call a thread is in, -1 when it is in none; `None` while it runs on a CPU, when the file says no more than that.
-fn call_of(pid: u32, tid: u32) -> Option<libc::c_long> {
-    match fs::read_to_string(format!("/proc/{pid}/task/{tid}/syscall")) {
-        Ok(line) => number_in(&line),
-        Err(_) => Some(-1), // the thread is gone
+impl Files {
+    /// The call a thread is in, -1 when it is in none; `None` while it runs on a CPU, when the file says no more than that.
+    fn call_of(&mut self, pid: u32, tid: u32) -> Option<libc::c_long> {
+        let mut line = [0; 256];
+        let read = match self.0.entry(tid) {
+            Entry::Occupied(file) => file.get().read_at(&mut line, 0),
+            Entry::Vacant(none) => fs::File::open(format!("/proc/{pid}/task/{tid}/syscall"))
+                .and_then(|file| none.insert(file).read_at(&mut line, 0)),
+        };
+        match read {
+            Ok(length) => number_in(&String::from_utf8_lossy(&line[..length])),
+            Err(_) => Some(-1), // the thread is gone
+        }
     }
 }
 

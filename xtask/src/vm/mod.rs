@@ -1,4 +1,5 @@
-//! `cargo xtask vm`: boots Debian's kernels in QEMU and proves the kernel half on each.
+//! `cargo xtask vm`: boots Debian's kernels in QEMU and proves the kernel half on each; with `--story`, `--containerd`,
+//! `--diagonal` or `--all` the machine is a whole node, see [`node`].
 //!
 //! The test `kernel` of the tracer is the machine's first process. It loads modules, mounts two slow disks, plays unmounts
 //! and locks, compares what plegscope tells with its own clock and log, and switches the machine off. There is no network
@@ -7,15 +8,17 @@
 mod cost;
 mod initramfs;
 mod kernel;
+pub mod node;
 mod qemu;
+mod qmp;
 
-use crate::lab::packages::{self, Need, need};
+use crate::lab::packages::{self, BUSYBOX, Need, need};
 use crate::packages::fresh_folder;
 use crate::{lab, shell};
 use anyhow::{Context, Result, bail};
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 /// Boot other kernels in QEMU and prove the kernel half on each.
@@ -27,13 +30,20 @@ pub struct Args {
     /// Run only tests whose name contains this, or one of these, with commas between.
     #[arg(long, value_name = "PART")]
     pub only: Option<String>,
-    /// Write what the verifier looked at into docs/verifier-cost.md (with all kernels).
-    #[arg(long, conflicts_with = "kernel")]
+    /// Write what the verifier looked at into docs/verifier-cost.md (with all kernels), or what a node has shown into
+    /// docs/box.md.
+    #[arg(long)]
     pub record: bool,
     /// Prove that a machine that panics, says nothing or lives too long is noticed and ended, and its console kept.
     #[arg(long, conflicts_with_all = ["only", "record"])]
     pub prove: bool,
+    /// What is played on a whole node.
+    #[command(flatten)]
+    pub node: node::Wanted,
 }
+
+/// Bytes per second that each disk may write.
+const RATE: u32 = 2_000_000;
 
 /// How long a machine may live and be silent.
 #[derive(Clone, Copy)]
@@ -46,7 +56,8 @@ struct Patience {
 const PATIENCE: Patience = Patience { limit: Duration::from_secs(2400), silence: Duration::from_secs(660) };
 
 /// What is needed beside Rust.
-const NEEDS: [Need; 5] = [
+const NEEDS: [Need; 6] = [
+    BUSYBOX,
     need("qemu-system-x86_64", "qemu-system-x86"),
     need("mkfs.ext4", "e2fsprogs"),
     need("mkfs.xfs", "xfsprogs"),
@@ -62,6 +73,12 @@ pub fn is_ready() -> bool {
 /// Runs the command.
 pub fn run(args: &Args) -> Result<()> {
     packages::ensure(&NEEDS)?;
+    if args.node.is_node() {
+        return node::run(&args.node, &args.kernel, args.record);
+    }
+    if args.record && !args.kernel.is_empty() {
+        bail!("the table of docs/verifier-cost.md is written with all kernels, without --kernel");
+    }
     let lines: Vec<&str> = if args.kernel.is_empty() {
         kernel::LINES.iter().map(|(line, _)| *line).collect()
     } else {
@@ -146,20 +163,10 @@ struct Programs {
 impl Programs {
     fn build() -> Result<Programs> {
         let plegscope = lab::tracer::binary()?;
-        let output = Command::new("cargo")
-            .args(["test", "--locked", "--package", "tracer", "--test", "kernel", "--no-run"])
-            .arg("--message-format=json-render-diagnostics")
-            .current_dir(shell::root())
-            .stderr(Stdio::inherit())
-            .output()
-            .context("starting cargo")?;
-        anyhow::ensure!(output.status.success(), "building the test `kernel` failed");
-        let test = String::from_utf8_lossy(&output.stdout)
-            .lines()
-            .filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok())
-            .filter(|message| message["target"]["name"] == "kernel")
-            .find_map(|message| message["executable"].as_str().map(PathBuf::from))
-            .context("cargo made no test called kernel")?;
+        let mut build = Command::new("cargo");
+        // The whole workspace has the same features as for all tests: nothing is built twice.
+        build.args(["test", "--locked", "--workspace", "--test", "kernel", "--no-run"]);
+        let test = shell::built(build.current_dir(shell::root()), "kernel")?;
         // One of each kind: at a fixed address, and wherever the kernel puts it.
         Ok(Programs { test, plegscope, locks: go("locks", "pie")?, shim: go("shim", "exe")? })
     }
@@ -211,7 +218,10 @@ fn boot(
     let machine = qemu::Machine {
         image: &kernel.image,
         initramfs: &initramfs,
-        disks: &[&ext4, &xfs],
+        disks: &[
+            qemu::Disk { file: &ext4, name: "ext4", rate: Some(RATE), throw_away: false },
+            qemu::Disk { file: &xfs, name: "xfs", rate: Some(RATE), throw_away: false },
+        ],
         // A blank would end the word.
         words: &only.map(|only| format!("plegscope.only={}", only.replace(' ', "_"))).unwrap_or_default(),
         console: &folder.join("console.log"),

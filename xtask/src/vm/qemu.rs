@@ -1,18 +1,18 @@
 //! One virtual machine: started, listened to, ended. What it says is judged here.
 //!
-//! There are two serial ports: the kernel's console goes to a file, the tests speak on the other. A machine that panics,
-//! says nothing for too long, or lives too long is ended, and its verdict is a failure.
+//! There are two serial ports: the kernel's console goes to a file, the tests speak on the other. There the machine may also
+//! ask for something (`ASK throttle DISK WRITES READS`), which is answered in a line (`done`). A machine that panics, says
+//! nothing for too long, or lives too long is ended, and its verdict is a failure.
 
+use super::qmp::{Qmp, Socket};
 use anyhow::{Context, Result, bail, ensure};
 use std::fs;
-use std::io::{BufRead as _, BufReader};
+use std::io::{BufRead as _, BufReader, Write as _};
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
-/// Bytes per second that each disk may write.
-const RATE: u32 = 2_000_000;
 /// What a kernel prints when something is wrong with it.
 const BAD_WORDS: [&str; 9] = [
     "Kernel panic",
@@ -27,6 +27,29 @@ const BAD_WORDS: [&str; 9] = [
     "failed to unregister",
 ];
 
+/// A disk of the machine.
+pub struct Disk<'a> {
+    /// The file that holds it.
+    pub file: &'a Path,
+    /// Its serial number inside, and its name for QEMU.
+    pub name: &'static str,
+    /// Bytes per second that it may write; no limit when left out.
+    pub rate: Option<u32>,
+    /// What the machine writes to it is thrown away.
+    pub throw_away: bool,
+}
+
+impl Disk<'_> {
+    fn arguments(&self) -> [String; 4] {
+        let name = self.name;
+        let rate = self.rate.map(|rate| format!(",throttling.bps-write={rate}")).unwrap_or_default();
+        let keep = if self.throw_away { ",snapshot=on" } else { "" };
+        let file = self.file.display();
+        let drive = format!("id={name},if=none,file={file},format=raw,cache=unsafe{keep}{rate}");
+        ["-drive".into(), drive, "-device".into(), format!("virtio-blk-pci,drive={name},serial={name}")]
+    }
+}
+
 /// What to boot.
 pub struct Machine<'a> {
     /// The kernel.
@@ -34,7 +57,7 @@ pub struct Machine<'a> {
     /// Its only file system.
     pub initramfs: &'a Path,
     /// Its disks, in order.
-    pub disks: &'a [&'a Path],
+    pub disks: &'a [Disk<'a>],
     /// Words for its command line.
     pub words: &'a str,
     /// Where its console goes.
@@ -71,18 +94,19 @@ impl Machine<'_> {
             .arg("-initrd")
             .arg(self.initramfs)
             .args(["-append", &format!("console=ttyS0 panic=-1 oops=panic apparmor=0 {}", self.words)]);
+        let socket = Socket::new();
+        qemu.arg("-qmp").arg(format!("unix:{},server=on,wait=off", socket.path().display()));
         for disk in self.disks {
-            qemu.arg("-drive").arg(format!(
-                "file={},if=virtio,format=raw,cache=unsafe,throttling.bps-write={RATE}",
-                disk.display()
-            ));
+            qemu.args(disk.arguments());
         }
         let mut child = qemu
-            .stdin(Stdio::null())
+            .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
             .context("starting qemu-system-x86_64")?;
         let output = child.stdout.take().context("the output of QEMU")?;
+        let mut input = child.stdin.take().context("the input of QEMU")?;
+        let mut qmp = None;
         let (send, lines) = channel();
         std::thread::spawn(move || {
             for line in BufReader::new(output).lines().map_while(Result::ok) {
@@ -99,6 +123,15 @@ impl Machine<'_> {
             match lines.recv_timeout(self.silence.min(left)) {
                 Ok(line) => {
                     let line = line.trim_end_matches('\r');
+                    if let Some(wish) = line.strip_prefix("ASK ") {
+                        let answer = match grant(wish, &socket, &mut qmp) {
+                            Ok(()) => "done".to_owned(),
+                            Err(error) => format!("{error:#}").replace('\n', " | "),
+                        };
+                        // One that is off needs no answer.
+                        let _ = writeln!(input, "{answer}");
+                        continue;
+                    }
                     verdict = said.hear(line).or(verdict);
                     show(line);
                 }
@@ -134,6 +167,17 @@ impl Machine<'_> {
         );
         Ok(said)
     }
+}
+
+/// Does what the machine asks for.
+fn grant(wish: &str, socket: &Socket, qmp: &mut Option<Qmp>) -> Result<()> {
+    let words: Vec<&str> = wish.split_whitespace().collect();
+    let ["throttle", disk, writes, reads] = words[..] else { bail!("nobody knows how to {wish}") };
+    let connected = match qmp {
+        Some(qmp) => qmp,
+        None => qmp.insert(Qmp::connect(socket)?),
+    };
+    connected.throttle(disk, writes.parse()?, reads.parse()?)
 }
 
 impl Said {

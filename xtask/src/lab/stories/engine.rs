@@ -3,6 +3,7 @@
 use super::language::{Caller, DaemonFiles, Pin, Step, Story, Until};
 use super::record::{Created, Mark, Pod as Played, Record, Run};
 use super::watch;
+use crate::lab::attached::Attached;
 use crate::lab::cleanup::{Ledger, Leftover};
 use crate::lab::containerd::Programs;
 use crate::lab::cri::{self, Client};
@@ -13,7 +14,7 @@ use crate::lab::pods::{self, Pod};
 use crate::lab::strace::Strace;
 use crate::lab::tracer::Tracer;
 use crate::lab::unmounts::Watch;
-use crate::lab::{Lab, Settings, containerd_log, hold, image, states, story, sys};
+use crate::lab::{Lab, Settings, containerd_log, hold, image, machine, states, story, sys};
 use anyhow::{Context as _, Result, bail, ensure};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -24,12 +25,12 @@ use tokio::task::JoinSet;
 
 /// A list call that lasts as long as this hangs, ns.
 const HANGS: u64 = 1_000_000_000;
+/// The same on one emulated processor, on which each list takes its time, ns.
+const HANGS_EMULATED: u64 = 3_500_000_000;
 /// What a starved process gets of a CPU, in thousandths.
 const SHARE: u64 = 2;
 /// MB that a pod writes that comes and goes.
 const CHURNED: u64 = 4;
-/// How long one more client waits for its update: longer than a kubelet.
-const PATIENT: Duration = Duration::from_secs(600);
 /// When nobody updates: longer than any story.
 const NEVER: Duration = Duration::from_secs(86_400);
 
@@ -88,11 +89,13 @@ pub struct With<'a> {
     pub binary: Option<&'a Path>,
     /// Folder for what the daemons logged.
     pub keep: Option<&'a Path>,
+    /// Whether what is attached to the kernel is written down.
+    pub attached: bool,
 }
 
 /// Plays it; `say` gets a line for each step. Whatever comes, the ledger takes all away again.
 pub async fn play(ledger: &Ledger, story: &Story, with: With<'_>, say: impl FnMut(&str)) -> Result<Record> {
-    let With { programs, kubelet, binary, keep } = with;
+    let With { programs, kubelet, binary, keep, attached } = with;
     let mut say: Box<dyn FnMut(&str) + '_> = Box::new(say);
     let node = &story.node;
     let settings = Settings {
@@ -129,7 +132,7 @@ pub async fn play(ledger: &Ledger, story: &Story, with: With<'_>, say: impl FnMu
         Caller::KubeletOrClient => kubelet.filter(|_| understood),
         Caller::Client | Caller::None => None,
     };
-    let played = stage.play(kubelet).await;
+    let played = stage.play(kubelet, attached).await;
     logs.keep();
     played?;
     (stage.say)("cleaning up");
@@ -159,9 +162,12 @@ impl<'a> Logs<'a> {
 }
 
 impl Stage<'_> {
-    async fn play(&mut self, kubelet: Option<&Path>) -> Result<()> {
+    async fn play(&mut self, kubelet: Option<&Path>, attached: bool) -> Result<()> {
         self.record.version = self.lab.containerd.version().unwrap_or_default();
         self.set_up(kubelet).await?;
+        if let Some(binary) = self.binary.filter(|_| attached) {
+            self.record.attached = Some(Attached::plan(binary)?);
+        }
         if self.story.begins_with_plegscope() {
             self.start_plegscope().await?;
         }
@@ -185,6 +191,8 @@ impl Stage<'_> {
 
     fn update_every(&self) -> Duration {
         match self.story.node.update_every {
+            // One takes half a second of an emulated processor.
+            every if every > 0.0 && machine::is_around() => Duration::from_secs_f64(every * 3.0),
             every if every > 0.0 => Duration::from_secs_f64(every),
             _ => NEVER,
         }
@@ -192,6 +200,7 @@ impl Stage<'_> {
 
     async fn set_up(&mut self, kubelet: Option<&Path>) -> Result<()> {
         self.record.device = self.lab.disk.device.clone();
+        self.record.emulated = machine::is_around();
         self.watch_daemon();
         if let Some(program) = kubelet {
             let wanted: Vec<(&str, u64)> =
@@ -367,7 +376,7 @@ impl Stage<'_> {
                 let container = self.pod(name)?.pod.container.clone();
                 let client = Client::connect(&self.lab.containerd.socket, cri::SHORT).await?;
                 let calls = self.updates.clone();
-                self.asking.spawn(update(client, container, calls));
+                self.asking.spawn(watch::update(client, container, calls));
                 self.say(&format!("one more client updates {name}"));
             }
             Step::Pin { pod, how } => self.pin(pod, *how)?,
@@ -554,8 +563,9 @@ impl Stage<'_> {
 
     fn hangs(&self) -> bool {
         let now = sys::monotonic();
+        let long = if machine::is_around() { HANGS_EMULATED } else { HANGS };
         let hangs =
-            |call: &Call| call.method == "ListContainers" && call.end.is_none() && call.age(now) > HANGS;
+            |call: &Call| call.method == "ListContainers" && call.end.is_none() && call.age(now) > long;
         self.calls().iter().any(hangs)
     }
 
@@ -614,6 +624,9 @@ impl Stage<'_> {
     async fn finish(&mut self) -> Result<()> {
         tokio::time::sleep(Duration::from_secs(2)).await;
         if let Some(scope) = self.scope.take() {
+            if let Some(attached) = &mut self.record.attached {
+                attached.look(scope.tracer.pid());
+            }
             let (started, ready, ended) = (scope.tracer.started, scope.ready, sys::monotonic());
             let (exit, quit_took, lines, messages) = scope.tracer.quit().await?;
             self.record.runs.push(Run {
@@ -678,23 +691,4 @@ impl Stage<'_> {
         // Shims of pods that are about to go are remembered by the clean-up.
         self.ledger.record(Leftover::ShimSockets { state: self.lab.containerd.state.clone() })
     }
-}
-
-/// Updates a container once; the call is written down at its begin and at its end.
-async fn update(client: Client, container: String, calls: Arc<Mutex<Vec<Call>>>) {
-    let lock = || calls.lock().unwrap_or_else(PoisonError::into_inner);
-    let index = lock().len();
-    lock().push(Call {
-        method: "UpdateContainerResources".to_owned(),
-        container: Some(container.clone()),
-        begin: sys::monotonic(),
-        end: None,
-        error: None,
-    });
-    let request =
-        cri::UpdateContainerResourcesRequest { container_id: container, linux: Some(pods::resources()) };
-    let answer: Result<cri::Empty, _> = client.call("UpdateContainerResources", request, PATIENT).await;
-    let mut calls = lock();
-    calls[index].end = Some(sys::monotonic());
-    calls[index].error = answer.err().map(|status| format!("{:?}: {}", status.code(), status.message()));
 }

@@ -148,6 +148,17 @@ pub enum FileSystem {
 }
 
 impl FileSystem {
+    /// What makes it on a disk, such that all kernels we know can mount it. All metadata is written now: lazy
+    /// initialisation would compete with the lab for the slow disk later.
+    pub fn mkfs(self) -> &'static [&'static str] {
+        match self {
+            FileSystem::Ext4 => {
+                &["mkfs.ext4", "-q", "-m", "0", "-E", "lazy_itable_init=0,lazy_journal_init=0"]
+            }
+            FileSystem::Xfs => &["mkfs.xfs", "-q", "-f", "-m", "reflink=0,bigtime=0,inobtcount=0"],
+        }
+    }
+
     /// As `mount` and `mkfs` call it.
     pub fn name(self) -> &'static str {
         match self {
@@ -464,13 +475,26 @@ pub enum Program {
     Harmless(harmless::Part),
     /// It is started when the node is stuck already: `{ now = "stall" }`.
     Now(now::Part),
+    /// The root disk of a machine of its own stops.
+    StoppedRoot,
     /// The daemon, unattended: `{ watch = "unit" }`.
     Watch(watching::Part),
 }
 
+impl Program {
+    /// Whether it can be played in a machine of `cargo xtask vm`, which has no Go and no network.
+    pub fn is_for_machines(self) -> bool {
+        self == Program::StoppedRoot
+    }
+}
+
+/// Environment variable that names another folder of stories: where there is no source tree.
+pub const VARIABLE: &str = "PLEGSCOPE_STORIES";
+
 /// Where the stories lie.
 pub fn folder() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("stories")
+    let other = std::env::var_os(VARIABLE).map(PathBuf::from);
+    other.unwrap_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("stories"))
 }
 
 /// The names of all stories.

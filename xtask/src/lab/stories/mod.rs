@@ -12,11 +12,12 @@ pub mod links;
 pub mod record;
 pub mod table;
 pub mod watch;
+mod whole;
 
 use super::checks::Verdict;
 use super::containerd::Programs;
 use super::tracer::{self, Line};
-use super::{cleanup, packages, run_interruptible, sys, watching};
+use super::{cleanup, machine, packages, run_interruptible, sys, watching};
 use crate::{binaries, kubelet};
 use anyhow::{Context, Result, bail};
 use language::{Caller, FileSystem, Program, Story};
@@ -75,6 +76,9 @@ pub struct Args {
     /// Only play the stories and compare the lab's own clocks with each other
     #[arg(long)]
     without_plegscope: bool,
+    /// Demand also what only a kernel with all of its own probes shows: the sync, its device, and each probe as planned
+    #[arg(long, conflicts_with = "without_plegscope")]
+    whole_chain: bool,
 }
 
 impl Args {
@@ -90,6 +94,7 @@ impl Args {
             record: false,
             record_kept: false,
             without_plegscope: false,
+            whole_chain: false,
         }
     }
 }
@@ -104,6 +109,7 @@ struct Stock {
     kubelet: Option<PathBuf>,
     binary: Option<PathBuf>,
     keep: PathBuf,
+    whole_chain: bool,
 }
 
 /// Runs the command; an error names the stories that failed, their tables are printed before.
@@ -129,12 +135,16 @@ pub fn run(args: Args) -> Result<()> {
     for line in cleanup::clean_leftovers()? {
         println!("leftovers of an earlier run: {line}");
     }
-    packages::ensure(&packages::LAB)?;
+    // A machine of its own has what it needs, and nobody makes its disks there.
+    if !machine::is_around() {
+        packages::ensure(&packages::LAB)?;
+    }
     let stock = Stock {
         own: Programs::find(None)?.version(),
         kubelet: kubelet::built()?,
         binary: if args.without_plegscope { None } else { Some(tracer::binary()?) },
         keep,
+        whole_chain: args.whole_chain,
     };
     let mut results = Results::default();
     for story in &stories {
@@ -205,6 +215,9 @@ impl Stock {
         if story.node.caller == Caller::Kubelet && self.kubelet.is_none() {
             return Some(kubelet::NOT_BUILT.to_owned());
         }
+        if story.program.is_some_and(Program::is_for_machines) && !machine::is_around() {
+            return Some(format!("needs a machine of its own: cargo xtask vm --story {}", story.name));
+        }
         if story.program.is_some() && self.binary.is_none() {
             return Some("it is about plegscope alone".to_owned());
         }
@@ -213,7 +226,10 @@ impl Stock {
         {
             return Some(because);
         }
-        if story.node.file_system == FileSystem::Xfs && sys::which("mkfs.xfs").is_none() {
+        if story.node.file_system == FileSystem::Xfs
+            && sys::which("mkfs.xfs").is_none()
+            && !machine::is_around()
+        {
             return Some("there is no mkfs.xfs: apt-get install xfsprogs".to_owned());
         }
         self.programs(version).err().map(|error| format!("{error:#}"))
@@ -279,6 +295,7 @@ impl Stock {
                 kubelet: self.kubelet.as_deref(),
                 binary: self.binary.as_deref(),
                 keep: Some(keep),
+                attached: self.whole_chain,
             };
             engine::play(ledger, story, with, say).await
         })?;
@@ -288,8 +305,14 @@ impl Stock {
         for check in &story.checks {
             verdicts.extend(checks::hold(*check, &record)?);
         }
-        verdicts.retain(|verdict| !verdict.0.is_empty());
         let mut row = judged.row;
+        if self.whole_chain {
+            let mut seen = whole::Whole::of(story, &record);
+            verdicts.push(seen.judge());
+            row.to_device = seen.to_device;
+            store(keep, "attached.json", &serde_json::to_string_pretty(&seen.attached)?)?;
+        }
+        verdicts.retain(|verdict| !verdict.0.is_empty());
         row.failed = verdicts.iter().flat_map(Verdict::wrong).count();
         let tables: Vec<String> = verdicts.iter().map(Verdict::table).collect();
         print!("{}", tables.concat());
@@ -303,6 +326,7 @@ impl Stock {
         match program {
             Program::Commands => super::commands::play(programs.clone(), binary, Some(keep)),
             Program::Fuse => super::fuse::play(binary),
+            Program::StoppedRoot => super::stopped_root::play(programs, binary),
             Program::Harmless(part) => super::harmless::play(programs, self.kubelet.as_deref(), binary, part),
             Program::Now(part) => super::now::play(programs, binary, part, Some(keep)),
             Program::Watch(part) => watching::play(programs, binary, part, Some(keep)),

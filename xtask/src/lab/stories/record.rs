@@ -2,6 +2,7 @@
 
 use super::language::Pin;
 use super::links::{Pattern, Pods, What};
+use crate::lab::attached::Attached;
 use crate::lab::containerd_log::Attempt;
 use crate::lab::kubelet_like::Call;
 use crate::lab::states::States;
@@ -113,6 +114,8 @@ pub struct Record {
     pub unhealthy: Vec<u64>,
     /// Device number of the disk below the snapshots.
     pub device: String,
+    /// Whether all of it ran on one emulated processor, where everything takes its time.
+    pub emulated: bool,
     /// All steps.
     pub marks: Vec<Mark>,
     /// The pods.
@@ -137,6 +140,8 @@ pub struct Record {
     pub shims: Vec<u32>,
     /// Those that have no bundle then, with their container.
     pub leaked: Vec<(u32, String)>,
+    /// What is attached to the kernel, where that was asked.
+    pub attached: Option<Attached>,
     /// The runs of plegscope.
     pub runs: Vec<Run>,
 }

@@ -2,13 +2,16 @@
 
 use super::language::Pin;
 use crate::lab::cleanup::{Ledger, Leftover, cgroup_roots};
+use crate::lab::cri::{self, Client};
+use crate::lab::kubelet_like::Call;
 use crate::lab::unmounts::Stay;
-use crate::lab::{Lab, sys};
+use crate::lab::{Lab, pods, sys};
 use anyhow::{Context, Result};
 use std::fs::{self, File};
 use std::os::unix::process::CommandExt as _;
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -17,6 +20,9 @@ const LONG: u64 = 100_000_000;
 
 /// What is so for as long as this stays so, ns.
 const LASTING: u64 = 1_000_000_000;
+
+/// How long one more client waits for its update: longer than a kubelet.
+const PATIENT: Duration = Duration::from_secs(600);
 
 /// The calls of a daemon that wait for a disk: the unmount, and what writes.
 pub const DAEMON: &[libc::c_long] = &[
@@ -145,4 +151,23 @@ pub fn lasting(mut is: impl FnMut() -> bool) -> impl FnMut() -> bool {
         since = if is() { since.or(Some(sys::monotonic())) } else { None };
         since.is_some_and(|since| sys::monotonic() - since > LASTING)
     }
+}
+
+/// Updates a container once; the call is written down at its begin and at its end.
+pub async fn update(client: Client, container: String, calls: Arc<Mutex<Vec<Call>>>) {
+    let lock = || calls.lock().unwrap_or_else(PoisonError::into_inner);
+    let index = lock().len();
+    lock().push(Call {
+        method: "UpdateContainerResources".to_owned(),
+        container: Some(container.clone()),
+        begin: sys::monotonic(),
+        end: None,
+        error: None,
+    });
+    let request =
+        cri::UpdateContainerResourcesRequest { container_id: container, linux: Some(pods::resources()) };
+    let answer: Result<cri::Empty, _> = client.call("UpdateContainerResources", request, PATIENT).await;
+    let mut calls = lock();
+    calls[index].end = Some(sys::monotonic());
+    calls[index].error = answer.err().map(|status| format!("{:?}: {}", status.code(), status.message()));
 }
