@@ -110,11 +110,11 @@ struct Terminal {
 impl Terminal {
     fn start(ledger: &Ledger, scope: &Path) -> Result<Terminal> {
         let (mut ours, mut theirs) = (0, 0);
-        let mut size: libc::winsize =
+        let size: libc::winsize =
             libc::winsize { ws_row: SIZE.1, ws_col: SIZE.0, ws_xpixel: 0, ws_ypixel: 0 };
         // SAFETY: valid places for two descriptors, no name, no modes, and a size, all of which live through the call.
         let made = unsafe {
-            libc::openpty(&mut ours, &mut theirs, std::ptr::null_mut(), std::ptr::null_mut(), &mut size)
+            libc::openpty(&mut ours, &mut theirs, std::ptr::null_mut(), std::ptr::null_mut(), &size)
         };
         ensure!(made == 0, "no terminal: {}", std::io::Error::last_os_error());
         // SAFETY: both descriptors were just made and belong to nobody else.
