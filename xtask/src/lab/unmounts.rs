@@ -18,7 +18,7 @@ use std::time::Duration;
 /// How often the threads are looked at: the uncertainty of each begin and end.
 pub const EVERY: Duration = Duration::from_millis(5);
 /// The same in a machine of our own, whose one emulated processor would have little else to do.
-const EVERY_IN_A_BOX: Duration = Duration::from_millis(40);
+const EVERY_IN_A_BOX: Duration = Duration::from_millis(15);
 
 /// How often the kernel stack of a thread that stays inside is read, ns.
 const STACK_EVERY: u64 = 250_000_000;
