@@ -4,7 +4,8 @@
 
 use crate::{
     capture::{
-        Place, Reader, Recorder, place,
+        Place, Reader, Recorder,
+        place::{self, PlaceError},
         recorder::{Ended, Options, RING_BYTES},
     },
     event::Ns,
@@ -116,7 +117,11 @@ impl Captures {
         let recorder = source.live().and_then(|live| live.take_recorder());
         let ready = match std::mem::replace(&mut self.state, State::Failed { seen: false }) {
             State::Ready(place) => Some(place),
-            _ => None,
+            State::Waiting(made) => {
+                let made = made.recv_timeout(patience).ok();
+                made.and_then(|made| made.next).and_then(Result::ok)
+            }
+            State::Recording | State::Failed { .. } => None,
         };
         if recorder.is_none() && ready.is_none() {
             return;
@@ -218,8 +223,14 @@ fn next(folder: &Path, bytes: u64, number: u64) -> Result<Place, String> {
     fs::DirBuilder::new().recursive(true).mode(0o700).create(folder).map_err(failed)?;
     tidy_up(folder, bytes - bytes / SHARE).map_err(failed)?;
     let name = format!("{ARMED}{}-{number}{ENDING}", std::process::id());
-    let (place, _) = place::create(Some(&folder.join(name)), "", false).map_err(|error| error.to_string())?;
-    Ok(place)
+    let made = place::create(Some(&folder.join(name)), "", false);
+    made.map(|(place, _)| place).map_err(|error| match error {
+        PlaceError::OnTheDisk { what, .. } => format!(
+            "{} is on {what}, the disk that unmounts sync and that may be stuck: name a folder on another one",
+            folder.display()
+        ),
+        error => error.to_string(),
+    })
 }
 
 /// Whether a capture has a header and nothing else: what it waited for had not come.

@@ -87,10 +87,7 @@ impl Incidents {
             if of_found[i].is_some() {
                 continue;
             }
-            let same = self
-                .open
-                .iter()
-                .find(|(id, o)| !claimed.contains_key(*id) && !o.members.is_disjoint(&f.members));
+            let same = self.open.iter().find(|(id, o)| !claimed.contains_key(*id) && o.has_part(f));
             if let Some((id, _)) = same {
                 claimed.insert(id.clone(), i);
                 of_found[i] = Some(id.clone());
@@ -98,8 +95,10 @@ impl Incidents {
         }
         // While things recover, part of a chain may lead nowhere for a moment: that is no incident of its own.
         let shares = |f: &Found| {
-            let open = self.open.iter().find(|(_, open)| !open.members.is_disjoint(&f.members));
-            open.filter(|_| !explains(&f.diagnosis.ends_in)).map(|(id, _)| id.clone())
+            let open = self.open.iter().find(|(_, open)| open.has_part(f));
+            // That an exit is to be retried is what came of it.
+            let leads_on = explains(&f.diagnosis.ends_in) && !is_retried(f);
+            open.filter(|_| !leads_on).map(|(id, _)| id.clone())
         };
         let parts: Vec<Option<String>> = found
             .iter()
@@ -317,6 +316,12 @@ impl Incidents {
 }
 
 impl Open {
+    /// Whether operations of this incident are in that diagnosis, or it is an exit of it that is still to be retried.
+    fn has_part(&self, f: &Found) -> bool {
+        !self.members.is_disjoint(&f.members)
+            || is_retried(f) && exits_of(f).any(|exit| self.exits.contains(exit))
+    }
+
     fn update(&mut self, f: &Found, scene: &Scene<'_>) {
         let (facts, now) = (scene.facts, scene.now);
         self.harms.concern(f, facts);
@@ -371,6 +376,11 @@ impl Open {
             self.last = d.clone();
         }
     }
+}
+
+/// Whether all that is left is an exit that containerd will try again.
+fn is_retried(f: &Found) -> bool {
+    matches!(f.diagnosis.ends_in, EndsIn::ExitRetry { .. })
 }
 
 /// The late exits on the chains of a diagnosis.

@@ -164,7 +164,8 @@ impl Programs {
     fn build() -> Result<Programs> {
         let plegscope = lab::tracer::binary()?;
         let mut build = Command::new("cargo");
-        build.args(["test", "--locked", "--package", "tracer", "--test", "kernel", "--no-run"]);
+        // The whole workspace has the same features as for all tests: nothing is built twice.
+        build.args(["test", "--locked", "--workspace", "--test", "kernel", "--no-run"]);
         let test = shell::built(build.current_dir(shell::root()), "kernel")?;
         // One of each kind: at a fixed address, and wherever the kernel puts it.
         Ok(Programs { test, plegscope, locks: go("locks", "pie")?, shim: go("shim", "exe")? })

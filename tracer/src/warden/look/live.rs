@@ -32,6 +32,9 @@ const OLD_EXIT: Ns = SECOND * 2 / 5;
 const PATROL: Ns = 20 * SECOND;
 /// What a look has found in progress is looked at again after this time.
 const AGAIN: Ns = SECOND;
+/// When something that had lasted long is over, what waited for it is about to be: for this time after that it is looked at
+/// as often as something new.
+const RECOVERS: Ns = SECOND;
 /// Something new that a look has found is told once another has found it, after this time.
 const CONFIRM: Ns = SECOND / 5;
 /// Processes looked at in one second at most.
@@ -55,6 +58,7 @@ pub fn run(settings: &Settings, outbox: &Outbox, shared: &Shared) {
         found: look::Looks::default(),
         looked: BTreeMap::new(),
         ages: Ages::default(),
+        recovers_until: 0,
         noted: BTreeSet::new(),
         queue: VecDeque::new(),
         budget: Budget { left: MOST_A_SECOND, since: clock::monotonic() },
@@ -99,6 +103,8 @@ struct Live {
     /// When each process was looked at last.
     looked: BTreeMap<u32, Ns>,
     ages: Ages,
+    /// Until then what was found is looked at more often.
+    recovers_until: Ns,
     /// Processes that are to be looked at, the most important first.
     queue: VecDeque<u32>,
     budget: Budget,
@@ -133,6 +139,9 @@ impl Live {
             let shim = operation.container.as_ref().and_then(|id| lock(&shared.shims).get(id).copied());
             wanted.extend(shim);
         }
+        if self.ages.over {
+            self.recovers_until = now + RECOVERS;
+        }
         if self.patrol {
             let daemons = known.iter().filter(|(_, k)| k.process.role != Role::Shim).map(|(pid, _)| *pid);
             // Who waits for what is blocked waits in a daemon.
@@ -143,7 +152,8 @@ impl Live {
             wanted.extend(daemons.filter(due));
         }
         let late = |pid: &&u32| {
-            let after = if self.found.has_new(**pid) { CONFIRM } else { AGAIN };
+            let soon = self.found.has_new(**pid) || now < self.recovers_until;
+            let after = if soon { CONFIRM } else { AGAIN };
             self.found.has(**pid) && self.looked.get(pid).is_none_or(|at| now.saturating_sub(*at) >= after)
         };
         wanted.extend(known.keys().filter(late));
@@ -237,7 +247,11 @@ impl Live {
 /// The age at which each operation is looked at next. Whether its holder and what it ends in are known is for the correlator
 /// to say, which is in the other process; so all that last long are looked at, ever more seldom.
 #[derive(Default)]
-struct Ages(BTreeMap<OperationId, Ns>);
+struct Ages {
+    next: BTreeMap<OperationId, Ns>,
+    /// Whether one that was looked at is over since it was asked last.
+    over: bool,
+}
 
 impl Ages {
     /// Those of all operations in flight that are to be looked at now; what the kernel does itself only if it is `ours`.
@@ -248,13 +262,19 @@ impl Ages {
         ours: impl Fn(&Operation) -> bool,
     ) -> Vec<&'o Operation> {
         let ids: BTreeSet<OperationId> = in_flight.iter().map(Operation::id).collect();
-        self.0.retain(|id, _| ids.contains(id));
+        let mut over = false;
+        self.next.retain(|id, due| {
+            let lasts = ids.contains(id);
+            over |= !lasts && *due > OLD;
+            lasts
+        });
+        self.over = over;
         let by_kernel = |o: &Operation| matches!(o.kind, Kind::Sync | Kind::SuperShutdown);
         let told = |o: &&Operation| o.kind != Kind::Stalled && (!by_kernel(o) || ours(o));
         let mut is_due = |operation: &&Operation| {
             let age = now.saturating_sub(operation.begin);
             let old = if operation.kind == Kind::ExitHandling { OLD_EXIT } else { OLD };
-            let due = self.0.entry(operation.id()).or_insert(old);
+            let due = self.next.entry(operation.id()).or_insert(old);
             let is_due = age >= *due;
             if is_due {
                 *due = age.saturating_mul(2);
@@ -320,8 +340,10 @@ mod tests {
         assert_eq!(looked_at, [2, 4, 8, 16].map(|second| second * SECOND));
         // Another of the same kind is new, and the first is forgotten.
         assert!(ages.due(&[operation(Kind::CriCall, 19 * SECOND)], 20 * SECOND, |_| false).is_empty());
-        assert_eq!(ages.0.len(), 1);
+        assert_eq!(ages.next.len(), 1);
+        assert!(ages.over, "what was looked at is over");
         assert_eq!(ages.due(&blocked, 20 * SECOND, |_| false).len(), 1);
+        assert!(!ages.over, "it had not lasted");
         assert_eq!(ages.due(&blocked[1..], 40 * SECOND, |_| true).len(), 1, "ours");
     }
 

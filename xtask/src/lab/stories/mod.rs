@@ -27,7 +27,7 @@ use std::path::{Path, PathBuf};
 use table::Row;
 
 /// What CI plays: about a quarter of an hour.
-pub const USUAL: [&str; 15] = [
+pub const USUAL: [&str; 17] = [
     "healthy",
     "slow-disk",
     "strace",
@@ -41,6 +41,8 @@ pub const USUAL: [&str; 15] = [
     "now-stall",
     "now-silent",
     "now-leftover",
+    "watch-captures",
+    "watch-unit",
     "commands",
     "fuse",
 ];
