@@ -3,7 +3,7 @@
 //! Truth: the kernel's own lists of what is attached, and the kernel stacks of the shim's thread.
 
 use super::checks::said::{device, kind, links, list, now};
-use super::language::Story;
+use super::language::{Step, Story};
 use super::record::{Interval, Record};
 use crate::lab::attached::Attached;
 use crate::lab::checks::Verdict;
@@ -47,7 +47,58 @@ impl Whole<'_> {
         if syncs {
             self.syncs(&mut verdict);
         }
+        if self.story.steps.iter().any(|step| matches!(step, Step::Exit(pods) if pods.len() > 1)) {
+            self.queue(&mut verdict);
+        }
         verdict
+    }
+
+    /// Of several unmounts that sync one super block, all but one queue for a lock of the kernel: the chain must go on from them
+    /// to the one that holds it.
+    fn queue(&self, verdict: &mut Verdict) {
+        let queued: Vec<(u32, u64, u64)> = self
+            .record
+            .pods
+            .iter()
+            .flat_map(|pod| pod.unmounts.iter().filter_map(|stay| Some((pod.shim, stay.queued?))))
+            .map(|(shim, (from, to))| (shim, from, to))
+            .collect();
+        verdict.check(
+            "unmounts in a queue for the kernel's lock",
+            queued
+                .iter()
+                .map(|(shim, from, to)| format!("shim {shim} for {} and more", seconds(to - from)))
+                .collect::<Vec<_>>()
+                .join(", "),
+            "",
+            !queued.is_empty(),
+        );
+        let (mut right, mut wrong) = (0, 0);
+        for seen in &self.frames {
+            let at = now(seen);
+            for diagnosis in list(&seen.frame, "diagnoses") {
+                let unmounts: Vec<_> = links(diagnosis).filter(|link| kind(link) == "Unmount").collect();
+                for pair in unmounts.windows(2) {
+                    let shim = |link: &serde_json::Value| link["who"]["pid"].as_u64();
+                    let by_lock =
+                        matches!(pair[1]["edge"]["kind"].as_str(), Some("SameSuperBlock" | "SameDevice"));
+                    let queues = queued.iter().any(|(pid, from, to)| {
+                        shim(pair[0]) == Some(u64::from(*pid))
+                            && (from.saturating_sub(AT_FIRST)..=to + AT_FIRST).contains(&at)
+                    });
+                    match by_lock && queues && shim(pair[0]) != shim(pair[1]) {
+                        true => right += 1,
+                        false => wrong += 1,
+                    }
+                }
+            }
+        }
+        verdict.check(
+            "one unmount waits for another",
+            "only while the kernel's stack says so",
+            format!("in {right} chains, in {wrong} more where it does not"),
+            right > 0 && wrong == 0,
+        );
     }
 
     /// The plan against the kernel's lists.
