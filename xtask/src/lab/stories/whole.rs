@@ -3,8 +3,8 @@
 //! Truth: the kernel's own lists of what is attached, and the kernel stacks of the shim's thread.
 
 use super::checks::said::{device, kind, links, list, now};
-use super::language::{Step, Story};
-use super::record::{Interval, Record};
+use super::language::{Pin, Step, Story};
+use super::record::{Interval, Pod, Record};
 use crate::lab::attached::Attached;
 use crate::lab::checks::Verdict;
 use crate::lab::sys::seconds;
@@ -50,6 +50,7 @@ impl Whole<'_> {
         if self.story.steps.iter().any(|step| matches!(step, Step::Exit(pods) if pods.len() > 1)) {
             self.queue(&mut verdict);
         }
+        self.shutdowns(&mut verdict);
         verdict
     }
 
@@ -101,6 +102,34 @@ impl Whole<'_> {
         );
     }
 
+    /// A super block that goes with the last process of its namespace: no unmount call leads to that, and it is seen.
+    fn shutdowns(&self, verdict: &mut Verdict) {
+        let pinned = |pod: &&Pod| pod.pins.iter().any(|(how, _)| *how == Pin::InNamespace);
+        for pod in self.record.pods.iter().filter(pinned) {
+            let Some((from, to)) = pod.unpinned.first().copied() else { continue };
+            let (mut frames, mut worst) = (0, None::<(u64, u64)>);
+            for seen in self.frames.iter().filter(|seen| (from + AT_FIRST..=to).contains(&now(seen))) {
+                let shutdown =
+                    list(&seen.frame, "in_flight").find(|one| one["operation"]["kind"] == "SuperShutdown");
+                let Some(begin) = shutdown.and_then(|one| one["operation"]["begin"].as_u64()) else {
+                    continue;
+                };
+                frames += 1;
+                let (truth, said) = (now(seen) - from, now(seen).saturating_sub(begin));
+                if worst.is_none_or(|(a, b)| truth.abs_diff(said) > a.abs_diff(b)) {
+                    worst = Some((truth, said));
+                }
+            }
+            let (truth, said) = worst.unwrap_or_default();
+            verdict.check(
+                &format!("shutdown of {}'s super block, without an unmount call", pod.name),
+                format!("{} after the kill of who kept it", seconds(truth)),
+                format!("{} old at the worst, in {frames} frames", seconds(said)),
+                frames > 0 && truth.abs_diff(said) <= 200_000_000,
+            );
+        }
+    }
+
     /// The plan against the kernel's lists.
     fn probes(&self, verdict: &mut Verdict) {
         let attached = &self.attached;
@@ -145,7 +174,7 @@ impl Whole<'_> {
 
     /// When the kernel had a shim's thread in a sync of its unmount: pods' long unmounts with that on their stacks.
     fn intervals(&self) -> Vec<(u32, Interval)> {
-        let of = |pod: &super::record::Pod| {
+        let of = |pod: &Pod| {
             let synced = pod.unmounts.iter().any(|stay| stay.waits_in.iter().any(|one| one == SYNC));
             let all = self.record.blocked_unmount(pod)?;
             synced.then_some((pod.shim, all))

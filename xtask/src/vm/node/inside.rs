@@ -51,12 +51,12 @@ mount_disk() {
   echo "FAILED boot: there is no disk $1" > /dev/ttyS1
   $b poweroff -f
 }
-mount_disk root /root rw
-mount_disk kit /root/kit ro
-$b mount --move /dev /root/dev
-$b mount --move /proc /root/proc
-$b mount --move /sys /root/sys
-exec $b switch_root /root /kit/xtask boxed
+mount_disk root /node rw
+mount_disk kit /node/kit ro
+$b mount --move /dev /node/dev
+$b mount --move /proc /node/proc
+$b mount --move /sys /node/sys
+exec $b switch_root /node /kit/xtask boxed
 "#;
 
 /// Runs the command; comes back only when it must not be run.

@@ -212,7 +212,7 @@ impl Stock {
     /// The file system that the kernel unpacks: modules, and what goes over to the root disk.
     fn first_files(&self, kernel: &Kernel) -> Result<Vec<u8>> {
         let mut archive = initramfs::Archive::default();
-        for mount_point in ["proc", "sys", "dev", "root"] {
+        for mount_point in ["proc", "sys", "dev", "node"] {
             archive.folder(mount_point);
         }
         archive.file("init", inside::INIT.as_bytes());

@@ -29,6 +29,9 @@ clocks; here the kernel has all of its own probes. `cargo xtask vm --story NAME 
   in the sync of the slow disk itself.
 * *worst duration*: the age of a link or a relist that was furthest from its clock, in any frame.
 
+Kernels before 5.10 are not here: the mirror has no Debian before bullseye any more. Without ring buffers (before 5.8) plegscope
+refuses to attach and says so; `plegscope now` needs none.
+
 The clock of these machines counts the instructions of their one emulated processor while that is busy, so how much else the
 host has to do does not show.
 
