@@ -3,7 +3,8 @@
 use crate::lab::containerd::Programs;
 use crate::lab::story::{Block, Script};
 use crate::lab::tracer::{self, Line, Tracer};
-use crate::lab::{self, Lab, cleanup, packages, sys, verdict};
+use crate::lab::{self, Lab, cleanup, machine, packages, sys, verdict};
+use crate::vm;
 use anyhow::{Context, Result};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -30,6 +31,12 @@ pub struct Args {
     /// Play the incident without plegscope
     #[arg(long)]
     without_plegscope: bool,
+    /// Play it on a node in a machine of its own (QEMU), with all the probes that its kernel allows
+    #[arg(long, conflicts_with_all = ["block", "kubelet", "containerd", "without_plegscope", "clean"])]
+    vm: bool,
+    /// The kernel of that machine: 5.10, 6.1, 6.12 or newest
+    #[arg(long, value_name = "LINE", requires = "vm", default_value = "6.1")]
+    kernel: String,
     /// Only remove what a run that was killed has left behind
     #[arg(long)]
     clean: bool,
@@ -45,8 +52,13 @@ pub fn run(args: Args) -> Result<()> {
         }
         return Ok(());
     }
+    if args.vm {
+        return vm::node::demo(&args.kernel, args.seconds);
+    }
     anyhow::ensure!(sys::is_root(), "the demo mounts disks and runs containers: run it as root");
-    packages::ensure(&packages::LAB)?;
+    if !machine::is_around() {
+        packages::ensure(&packages::LAB)?;
+    }
     let programs = Programs::find(args.containerd.as_deref())?;
     let binary = if args.without_plegscope { None } else { Some(tracer::binary()?) };
     let kubelet = match args.kubelet {

@@ -240,7 +240,19 @@ fn other_kernels(run: &mut Run) -> Result<Outcome> {
     }
     let mut vm = Command::new(format!("/proc/{}/exe", process::id()));
     vm.args(["vm", "--only", TESTS]).args(KERNELS.iter().flat_map(|kernel| ["--kernel", kernel]));
-    shell::run_hearing_errors(&mut vm).map(|()| Outcome::Passed)
+    shell::run_hearing_errors(&mut vm)?;
+    whole_node(run.all).map(|()| Outcome::Passed)
+}
+
+/// The incident on a whole node in such a machine, to the device at its end: one pair of kernel and containerd, or all.
+fn whole_node(all: bool) -> Result<()> {
+    let mut vm = Command::new(format!("/proc/{}/exe", process::id()));
+    vm.args(["vm", "--story", "slow-disk"]);
+    match all {
+        true => vm.arg("--all"),
+        false => vm.args(["--kernel", "6.1", "--containerd", "1.6"]),
+    };
+    shell::run_hearing_errors(&mut vm)
 }
 
 /// What the other steps run. The end-to-end test installs what it needs by itself.

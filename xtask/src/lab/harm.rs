@@ -64,7 +64,6 @@ mod tests {
             own: vec!["victim-container".to_owned(), "other-container".to_owned()],
             kubelet: None,
             device: "7:0".to_owned(),
-            emulated: false,
             told_to_exit: 0,
             calls: vec![update],
             unmounts: Vec::new(),

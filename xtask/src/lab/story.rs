@@ -5,7 +5,7 @@ use super::kubelet_like::{Call, KubeletLike};
 use super::pods::Pod;
 use super::strace::{Strace, Traced};
 use super::unmounts::{Stay, Watch};
-use super::{Lab, machine, sys};
+use super::{Lab, sys};
 use anyhow::{Result, ensure};
 use serde::Serialize;
 use std::time::Duration;
@@ -67,8 +67,6 @@ pub struct Truth {
     pub kubelet: Option<Kubelet>,
     /// Device number of the disk below the snapshots.
     pub device: String,
-    /// Whether all of it ran on one emulated processor, where everything takes its time.
-    pub emulated: bool,
     /// When the workload was told to exit.
     pub told_to_exit: u64,
     /// All calls of the client.
@@ -205,7 +203,6 @@ impl Lab<'_> {
                 .as_ref()
                 .map(|kubelet| Kubelet { pid: kubelet.pid, longest_relist: kubelet.longest_relist() }),
             device: self.disk.device.clone(),
-            emulated: machine::is_around(),
             told_to_exit,
             calls: caller.calls(),
             unmounts: unmounts.stays(),

@@ -18,7 +18,7 @@ use std::time::Duration;
 /// How often the threads are looked at: the uncertainty of each begin and end.
 pub const EVERY: Duration = Duration::from_millis(5);
 /// The same in a machine of our own, whose one emulated processor would have little else to do.
-const EVERY_IN_A_BOX: Duration = Duration::from_millis(40);
+const EVERY_IN_A_BOX: Duration = Duration::from_millis(15);
 
 /// How often the kernel stack of a thread that stays inside is read, ns.
 const STACK_EVERY: u64 = 250_000_000;
@@ -40,6 +40,8 @@ pub struct Stay {
     pub path: Option<String>,
     /// The kernel's functions it waits in, the deepest first, when it was looked at last; empty for a short stay.
     pub waits_in: Vec<String>,
+    /// First and last time it was seen to queue for a mutex of a super block's sync (`s_sync_lock`), by that stack.
+    pub queued: Option<(u64, u64)>,
 }
 
 /// Watches one process until dropped.
@@ -122,6 +124,10 @@ fn look(
             if now - thread.looked > STACK_EVERY {
                 thread.looked = now;
                 let stack = stack_of(pid, *tid);
+                if queues(&stack) {
+                    let since = stays[thread.index].queued.map_or(now, |(since, _)| since);
+                    stays[thread.index].queued = Some((since, now));
+                }
                 if !stack.is_empty() {
                     stays[thread.index].waits_in = stack;
                 }
@@ -183,6 +189,12 @@ fn stack_of(pid: u32, tid: u32) -> Vec<String> {
     text.lines().filter_map(function_in).take(24).collect()
 }
 
+/// Whether a stack is that of a thread that wants to sync a super block while another does. The kernel leaves its own waiting
+/// for a mutex out of the stack, so the function that takes it comes first; what waits for the disk has more below it.
+fn queues(stack: &[String]) -> bool {
+    stack.first().is_some_and(|function| function == "sync_inodes_sb")
+}
+
 /// The function of a line like `[<0>] folio_wait_writeback+0x2b/0xa0`, or with a module behind it.
 fn function_in(line: &str) -> Option<String> {
     line.split_once("] ")?.1.split(['+', ' ']).next().map(str::to_owned)
@@ -195,7 +207,16 @@ fn number_in(line: &str) -> Option<libc::c_long> {
 
 #[cfg(test)]
 mod tests {
-    use super::{function_in, number_in};
+    use super::{function_in, number_in, queues};
+
+    #[test]
+    fn a_queue_is_known_by_who_wants_the_mutex() {
+        let of =
+            |functions: &[&str]| queues(&functions.iter().map(|one| (*one).to_owned()).collect::<Vec<_>>());
+        assert!(of(&["sync_inodes_sb", "sync_filesystem", "ovl_sync_fs"]));
+        assert!(!of(&["folio_wait_writeback", "sync_inodes_sb"]));
+        assert!(!of(&[]));
+    }
 
     #[test]
     fn a_thread_that_runs_is_neither_inside_nor_outside() {

@@ -148,7 +148,6 @@ pub fn incident(truth: &Truth, frames: &[Seen]) -> Verdict {
     let shown = |early: bool| {
         during.iter().find(|seen| !chains(truth, &seen.frame, early).is_empty()).map(|seen| seen.at)
     };
-    let soon = if truth.emulated { 3 * SHOWN_WITHIN } else { SHOWN_WITHIN };
     let path = PATH.map(|step| step.words).join(" > ");
     let first = shown(true);
     let deepest = during
@@ -160,14 +159,14 @@ pub fn incident(truth: &Truth, frames: &[Seen]) -> Verdict {
     verdict.check("chain", path, deepest, shown(false).is_some());
     verdict.check(
         "shown while it lasts",
-        format!("within {} of the block", seconds(soon)),
+        "within 1 s of the block",
         first.map_or("never".to_owned(), |at| format!("{} after it", seconds(at - begin))),
-        first.is_some_and(|at| at - begin <= soon),
+        first.is_some_and(|at| at - begin <= SHOWN_WITHIN),
     );
     let update = truth.update();
     if let Some(update) = update {
-        // From then on the call to the shim is Update; the chain must say so as soon.
-        let latest = begin.max(update.begin + STATE_TIMEOUT) + soon;
+        // From then on the call to the shim is Update; the chain must say so within a second.
+        let latest = begin.max(update.begin + STATE_TIMEOUT) + SHOWN_WITHIN;
         let exact = shown(false);
         verdict.check(
             "the shim's Update named",
@@ -298,8 +297,7 @@ fn afterwards(verdict: &mut Verdict, truth: &Truth, frames: &[Seen]) {
         "slow relists",
         "all explained",
         format!("{} explained, {} not", explained.unwrap_or(0), unexplained.unwrap_or(0)),
-        // Where one emulated processor does all, it alone makes some slow.
-        explained > Some(0) && (unexplained == Some(0) || truth.emulated),
+        explained > Some(0) && unexplained == Some(0),
     );
     let incidents = own_incidents(&truth.own, frames);
     verdict.check("incidents", "one", list(&incidents), incidents.len() == 1);
@@ -310,7 +308,7 @@ fn afterwards(verdict: &mut Verdict, truth: &Truth, frames: &[Seen]) {
     let over = truth.blocked_unmount().map(|(_, end)| end);
     let said = ended.and_then(|incident| incident["ended"].as_u64());
     let near = matches!((over, said, stall), (Some(over), Some(said), Some(stall))
-        if over.abs_diff(said) as f64 <= (stall as f64 * TOLERANCE).max(if truth.emulated { 4e9 } else { 0.0 }));
+        if over.abs_diff(said) as f64 <= stall as f64 * TOLERANCE);
     let after = |at: Option<u64>| match (at, truth.told_to_exit) {
         (Some(at), exit) => format!("{} after the exit", seconds(at.saturating_sub(exit))),
         (None, _) => "-".to_owned(),
@@ -390,10 +388,8 @@ pub fn truth(truth: &Truth) -> Verdict {
     let shown = |call: Option<&super::kubelet_like::Call>| {
         call.map_or("-".to_owned(), |call| format!("{} in all", seconds(call.age(call.begin))))
     };
-    // Everything is released by the same unlock: the ends lie within a few milliseconds, a busy machine's tens,
-    // an emulated one's thousands.
-    let near = if truth.emulated { 5_000_000_000 } else { 500_000_000 };
-    let together = |call: Option<&super::kubelet_like::Call>| matches!((call.and_then(|call| call.end), over), (Some(end), Some(over)) if end.abs_diff(over) < near);
+    // Everything is released by the same unlock: the ends lie within a few milliseconds, a busy machine's tens.
+    let together = |call: Option<&super::kubelet_like::Call>| matches!((call.and_then(|call| call.end), over), (Some(end), Some(over)) if end.abs_diff(over) < 500_000_000);
     let (list_call, update) = (truth.longest("ListContainers"), truth.update());
     verdict.note(
         "unmount (from /proc)",
@@ -445,7 +441,6 @@ mod tests {
             own: vec!["c1".to_owned()],
             kubelet: None,
             device: "7:0".to_owned(),
-            emulated: false,
             told_to_exit: 9 * SECOND,
             calls: vec![
                 call("ListContainers", None, 8, 8),

@@ -570,7 +570,6 @@ mod tests {
             own: Vec::new(),
             kubelet: None,
             device: "7:0".to_owned(),
-            emulated: false,
             told_to_exit: 9 * SECOND,
             calls: vec![
                 call("ListContainers", None, 13),

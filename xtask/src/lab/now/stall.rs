@@ -223,7 +223,6 @@ impl<'l> Stall<'l> {
             own: self.lab.pods.iter().flat_map(Pod::ids).collect(),
             kubelet: None,
             device: self.lab.disk.device.clone(),
-            emulated: false,
             told_to_exit: self.told_to_exit,
             calls: client.log.calls(),
             unmounts: self.unmounts.stays(),

@@ -14,7 +14,7 @@ use crate::lab::pods::{self, Pod};
 use crate::lab::strace::Strace;
 use crate::lab::tracer::Tracer;
 use crate::lab::unmounts::Watch;
-use crate::lab::{Lab, Settings, containerd_log, hold, image, machine, states, story, sys};
+use crate::lab::{Lab, Settings, containerd_log, hold, image, states, story, sys};
 use anyhow::{Context as _, Result, bail, ensure};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -25,8 +25,6 @@ use tokio::task::JoinSet;
 
 /// A list call that lasts as long as this hangs, ns.
 const HANGS: u64 = 1_000_000_000;
-/// The same on one emulated processor, on which each list takes its time, ns.
-const HANGS_EMULATED: u64 = 3_500_000_000;
 /// What a starved process gets of a CPU, in thousandths.
 const SHARE: u64 = 2;
 /// MB that a pod writes that comes and goes.
@@ -191,8 +189,6 @@ impl Stage<'_> {
 
     fn update_every(&self) -> Duration {
         match self.story.node.update_every {
-            // One takes half a second of an emulated processor.
-            every if every > 0.0 && machine::is_around() => Duration::from_secs_f64(every * 3.0),
             every if every > 0.0 => Duration::from_secs_f64(every),
             _ => NEVER,
         }
@@ -200,7 +196,6 @@ impl Stage<'_> {
 
     async fn set_up(&mut self, kubelet: Option<&Path>) -> Result<()> {
         self.record.device = self.lab.disk.device.clone();
-        self.record.emulated = machine::is_around();
         self.watch_daemon();
         if let Some(program) = kubelet {
             let wanted: Vec<(&str, u64)> =
@@ -563,9 +558,8 @@ impl Stage<'_> {
 
     fn hangs(&self) -> bool {
         let now = sys::monotonic();
-        let long = if machine::is_around() { HANGS_EMULATED } else { HANGS };
         let hangs =
-            |call: &Call| call.method == "ListContainers" && call.end.is_none() && call.age(now) > long;
+            |call: &Call| call.method == "ListContainers" && call.end.is_none() && call.age(now) > HANGS;
         self.calls().iter().any(hangs)
     }
 

@@ -14,22 +14,14 @@ use crate::lab::verdict::{self, Seen, foreign, incidents_of, own_incidents, vari
 use serde_json::Value;
 use std::collections::BTreeSet;
 
-/// Durations agree within this part of the truth, or within the slack.
+/// Durations agree within this part of the truth, or within [`SLACK`].
 const TOLERANCE: f64 = 0.05;
 /// What the clocks of different processes are apart, ns.
 const SLACK: u64 = 50_000_000;
-/// The same on one emulated processor, on which a call takes tenths of a second from one process to the other.
-const SLACK_EMULATED: u64 = 500_000_000;
-/// How much later everything may be shown there, and how long quitting may take, ns.
-const LATER_EMULATED: u64 = 2_000_000_000;
-/// An update that takes as long as this is seen to be slow, whatever the reason, ns.
-const SLOW_UPDATE: u64 = 300_000_000;
 /// A relist that lasts as long as this is slow, ns.
 const SLOW: u64 = 1_000_000_000;
 /// A relist of this length is slow to plegscope, but may be over before it is looked at, ns.
 const BRIEF: (u64, u64) = (450_000_000, 750_000_000);
-/// On one emulated processor, a relist of this length may be slow because it gets no time of that, ns.
-const BRIEF_EMULATED: (u64, u64) = (350_000_000, 2_500_000_000);
 /// So long after its end may a link still be shown, ns.
 const LATE: u64 = 1_000_000_000;
 
@@ -67,6 +59,11 @@ pub fn judge(story: &Story, record: &Record) -> Judged {
     Judged { truth: judge.truth, said: judge.said, row: judge.row }
 }
 
+/// Whether two durations (ns) are the same.
+fn agree(truth: u64, said: u64) -> bool {
+    truth.abs_diff(said) as f64 <= (truth as f64 * TOLERANCE).max(SLACK as f64)
+}
+
 struct Judge<'a> {
     story: &'a Story,
     record: &'a Record,
@@ -84,31 +81,6 @@ struct Found<'f> {
 }
 
 impl Judge<'_> {
-    /// Whether two durations (ns) are the same.
-    fn agree(&self, truth: u64, said: u64) -> bool {
-        truth.abs_diff(said) as f64 <= (truth as f64 * TOLERANCE).max(self.slack() as f64)
-    }
-
-    fn slack(&self) -> u64 {
-        if self.record.emulated { SLACK_EMULATED } else { SLACK }
-    }
-
-    /// What may come later than elsewhere, by this.
-    fn later(&self) -> u64 {
-        if self.record.emulated { LATER_EMULATED } else { 0 }
-    }
-
-    /// Whether an update of that container was slow by itself at that time, by the clock of who asked for it. On one
-    /// emulated processor that is no wonder.
-    fn slow_by_itself(&self, id: &str, at: u64) -> bool {
-        let slow = |call: &Call| {
-            call.begin + SLOW_UPDATE <= at + self.slack()
-                && at <= call.end.unwrap_or(u64::MAX).saturating_add(LATE)
-        };
-        let of = |call: &&Call| call.container.as_deref() == Some(id);
-        self.record.emulated && self.record.calls_of("UpdateContainerResources", None).filter(of).any(slow)
-    }
-
     /// Whether it went as the story says, without plegscope.
     fn played(&mut self) {
         let record = self.record;
@@ -222,7 +194,7 @@ impl Judge<'_> {
         let complete = !found.is_empty() && blind.iter().all(|(_, told)| *told);
         let (count, shown, end) = best.unwrap_or_default();
         let first = found.first().map(|one| one.seen.at.saturating_sub(window.begin));
-        let within = (chain.within * 1e9) as u64 + self.later();
+        let within = (chain.within * 1e9) as u64;
         let checked: Vec<(String, u64, u64)> = found.iter().flat_map(|one| self.ages(&all, one)).collect();
         let last = found
             .last()
@@ -315,8 +287,7 @@ impl Judge<'_> {
         for (pattern, link) in patterns.iter().zip(&found.links) {
             let Some(clock) = self.record.intervals(pattern) else { continue };
             let Some(said) = link["age"].as_u64() else { continue };
-            let inside =
-                |one: &&Interval| one.begin <= now + self.slack() && now <= one.end.saturating_add(LATE);
+            let inside = |one: &&Interval| one.begin <= now + SLACK && now <= one.end.saturating_add(LATE);
             let truth = clock.iter().filter(inside).map(|one| now.saturating_sub(one.begin));
             let Some(truth) = truth.min_by_key(|truth| truth.abs_diff(said)) else {
                 ages.push((format!("{:?} that is not there", pattern.what), 0, said));
@@ -335,9 +306,9 @@ impl Judge<'_> {
         for name in names {
             let of = ages.iter().filter(|(one, ..)| one == name);
             let worst = of.clone().max_by(|(_, a, b), (_, c, d)| off(*a, *b).total_cmp(&off(*c, *d)));
-            let wrong = of.clone().filter(|(_, truth, said)| !self.agree(*truth, *said)).count();
+            let wrong = of.clone().filter(|(_, truth, said)| !agree(*truth, *said)).count();
             let Some((_, truth, said)) = worst else { continue };
-            of.clone().for_each(|(_, truth, said)| self.row.off(*truth, *said));
+            self.row.off(*truth, *said);
             self.said.check(
                 &format!("age of {name}"),
                 format!("{} at the worst", seconds(*truth)),
@@ -373,8 +344,6 @@ impl Judge<'_> {
             let writing = end == "StatusWrite" && self.daemon_writes(now(seen));
             writes += u64::from(writing);
             let at_end = at_end.filter(|_| end != "NotVisible" && !writing);
-            let at_end =
-                at_end.filter(|id| !id.as_str().is_some_and(|id| self.slow_by_itself(id, now(seen))));
             if let Some(id) = at_end.and_then(Value::as_str).filter(|id| !blame.iter().any(|one| one == id)) {
                 containers.insert(format!("{} at the end of {}", self.name_of(id), words(diagnosis)));
             }
@@ -442,7 +411,7 @@ impl Judge<'_> {
     fn daemon_writes(&self, at: u64) -> bool {
         self.record.daemon.iter().any(|stay| {
             let end = stay.end.map_or(u64::MAX, |end| end.saturating_add(LATE));
-            stay.call != libc::SYS_umount2 && stay.begin <= at + self.slack() && at <= end
+            stay.call != libc::SYS_umount2 && stay.begin <= at + SLACK && at <= end
         })
     }
 
@@ -585,8 +554,7 @@ impl Judge<'_> {
         let watched =
             longest.is_some_and(|call| self.record.watched(call.begin, call.end.unwrap_or(u64::MAX)));
         // One that is over before a tick has seen its chain cannot be explained.
-        let (from, to) = if self.record.emulated { BRIEF_EMULATED } else { BRIEF };
-        let brief = |call: &&Call| (from..to).contains(&call.age(call.begin));
+        let brief = |call: &&Call| (BRIEF.0..BRIEF.1).contains(&call.age(call.begin));
         let brief = self.record.calls_of("relist", None).filter(brief).count() as u64;
         self.said.check(
             "slow relists",
@@ -605,7 +573,7 @@ impl Judge<'_> {
             if let (Some(truth), Some(said)) = (stall, said) {
                 self.row.off(truth, said);
             }
-            let right = matches!((stall, said), (Some(truth), Some(said)) if self.agree(truth, said));
+            let right = matches!((stall, said), (Some(truth), Some(said)) if agree(truth, said));
             let shown = |one: Option<u64>| one.map_or("-".to_owned(), seconds);
             self.said.check("longest relist, when over", shown(stall), shown(said), right);
         }
@@ -618,7 +586,7 @@ impl Judge<'_> {
                 self.said.check("no defect is told", "", line.text.as_str(), false);
             }
             if !run.killed {
-                self.said.ended(run.exit, run.quit_took, crate::lab::QUIT_WITHIN + self.later());
+                self.said.ended(run.exit, run.quit_took, crate::lab::QUIT_WITHIN);
             }
         }
         let losses = self.frames.last().map_or(0, |seen| list(&seen.frame, "losses").count());

@@ -114,8 +114,6 @@ pub struct Record {
     pub unhealthy: Vec<u64>,
     /// Device number of the disk below the snapshots.
     pub device: String,
-    /// Whether all of it ran on one emulated processor, where everything takes its time.
-    pub emulated: bool,
     /// All steps.
     pub marks: Vec<Mark>,
     /// The pods.

@@ -7,9 +7,6 @@ use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fs;
 
-/// A duration of which the slack between clocks is a small part even on an emulated processor, ns.
-const LONG: u64 = 10_000_000_000;
-
 /// What came of one story.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Row {
@@ -29,9 +26,6 @@ pub struct Row {
     pub blind: Vec<String>,
     /// The worst duration: truth and what was said, ns.
     pub worst: Option<(u64, u64)>,
-    /// The same of those of [`LONG`] and more.
-    #[serde(default)]
-    pub worst_long: Option<(u64, u64)>,
     /// When the last of the expected chains was first shown, ns after all of it had begun.
     pub first_shown: Option<u64>,
     /// Frames in which the chain ends in the sync of the slow disk, of those in which it must, where that was asked.
@@ -57,14 +51,8 @@ impl Row {
     /// Notes a duration; the worst is kept.
     pub fn off(&mut self, truth: u64, said: u64) {
         let off = |(truth, said): (u64, u64)| truth.abs_diff(said) as f64 / truth.max(1_000_000_000) as f64;
-        let worst = |known: &mut Option<(u64, u64)>| {
-            if known.is_none_or(|worst| off((truth, said)) > off(worst)) {
-                *known = Some((truth, said));
-            }
-        };
-        worst(&mut self.worst);
-        if truth >= LONG {
-            worst(&mut self.worst_long);
+        if self.worst.is_none_or(|worst| off((truth, said)) > off(worst)) {
+            self.worst = Some((truth, said));
         }
     }
 
@@ -132,7 +120,6 @@ pub fn join(rows: &mut Vec<Row>) {
         if row.links.0 * one.links.1.max(1) < one.links.0 * row.links.1.max(1) {
             one.links = row.links;
         }
-        one.worst_long = one.worst_long.or(row.worst_long);
         one.blind.extend(row.blind);
         one.blind.sort();
         one.blind.dedup();

@@ -3,8 +3,8 @@
 //! Truth: the kernel's own lists of what is attached, and the kernel stacks of the shim's thread.
 
 use super::checks::said::{device, kind, links, list, now};
-use super::language::Story;
-use super::record::{Interval, Record};
+use super::language::{Pin, Step, Story};
+use super::record::{Interval, Pod, Record};
 use crate::lab::attached::Attached;
 use crate::lab::checks::Verdict;
 use crate::lab::sys::seconds;
@@ -47,7 +47,87 @@ impl Whole<'_> {
         if syncs {
             self.syncs(&mut verdict);
         }
+        if self.story.steps.iter().any(|step| matches!(step, Step::Exit(pods) if pods.len() > 1)) {
+            self.queue(&mut verdict);
+        }
+        self.shutdowns(&mut verdict);
         verdict
+    }
+
+    /// Of several unmounts that sync one super block, all but one queue for a lock of the kernel: the chain must go on from them
+    /// to the one that holds it.
+    fn queue(&self, verdict: &mut Verdict) {
+        let queued: Vec<(u32, u64, u64)> = self
+            .record
+            .pods
+            .iter()
+            .flat_map(|pod| pod.unmounts.iter().filter_map(|stay| Some((pod.shim, stay.queued?))))
+            .map(|(shim, (from, to))| (shim, from, to))
+            .collect();
+        verdict.check(
+            "unmounts in a queue for the kernel's lock",
+            queued
+                .iter()
+                .map(|(shim, from, to)| format!("shim {shim} for {} and more", seconds(to - from)))
+                .collect::<Vec<_>>()
+                .join(", "),
+            "",
+            !queued.is_empty(),
+        );
+        let (mut right, mut wrong) = (0, 0);
+        for seen in &self.frames {
+            let at = now(seen);
+            for diagnosis in list(&seen.frame, "diagnoses") {
+                let unmounts: Vec<_> = links(diagnosis).filter(|link| kind(link) == "Unmount").collect();
+                for pair in unmounts.windows(2) {
+                    let shim = |link: &serde_json::Value| link["who"]["pid"].as_u64();
+                    let by_lock =
+                        matches!(pair[1]["edge"]["kind"].as_str(), Some("SameSuperBlock" | "SameDevice"));
+                    let queues = queued.iter().any(|(pid, from, to)| {
+                        shim(pair[0]) == Some(u64::from(*pid))
+                            && (from.saturating_sub(AT_FIRST)..=to + AT_FIRST).contains(&at)
+                    });
+                    match by_lock && queues && shim(pair[0]) != shim(pair[1]) {
+                        true => right += 1,
+                        false => wrong += 1,
+                    }
+                }
+            }
+        }
+        verdict.check(
+            "one unmount waits for another",
+            "only while the kernel's stack says so",
+            format!("in {right} chains, in {wrong} more where it does not"),
+            right > 0 && wrong == 0,
+        );
+    }
+
+    /// A super block that goes with the last process of its namespace: no unmount call leads to that, and it is seen.
+    fn shutdowns(&self, verdict: &mut Verdict) {
+        let pinned = |pod: &&Pod| pod.pins.iter().any(|(how, _)| *how == Pin::InNamespace);
+        for pod in self.record.pods.iter().filter(pinned) {
+            let Some((from, to)) = pod.unpinned.first().copied() else { continue };
+            let (mut frames, mut worst) = (0, None::<(u64, u64)>);
+            for seen in self.frames.iter().filter(|seen| (from + AT_FIRST..=to).contains(&now(seen))) {
+                let shutdown =
+                    list(&seen.frame, "in_flight").find(|one| one["operation"]["kind"] == "SuperShutdown");
+                let Some(begin) = shutdown.and_then(|one| one["operation"]["begin"].as_u64()) else {
+                    continue;
+                };
+                frames += 1;
+                let (truth, said) = (now(seen) - from, now(seen).saturating_sub(begin));
+                if worst.is_none_or(|(a, b)| truth.abs_diff(said) > a.abs_diff(b)) {
+                    worst = Some((truth, said));
+                }
+            }
+            let (truth, said) = worst.unwrap_or_default();
+            verdict.check(
+                &format!("shutdown of {}'s super block, without an unmount call", pod.name),
+                format!("{} after the kill of who kept it", seconds(truth)),
+                format!("{} old at the worst, in {frames} frames", seconds(said)),
+                frames > 0 && truth.abs_diff(said) <= 200_000_000,
+            );
+        }
     }
 
     /// The plan against the kernel's lists.
@@ -94,7 +174,7 @@ impl Whole<'_> {
 
     /// When the kernel had a shim's thread in a sync of its unmount: pods' long unmounts with that on their stacks.
     fn intervals(&self) -> Vec<(u32, Interval)> {
-        let of = |pod: &super::record::Pod| {
+        let of = |pod: &Pod| {
             let synced = pod.unmounts.iter().any(|stay| stay.waits_in.iter().any(|one| one == SYNC));
             let all = self.record.blocked_unmount(pod)?;
             synced.then_some((pod.shim, all))

@@ -51,12 +51,12 @@ mount_disk() {
   echo "FAILED boot: there is no disk $1" > /dev/ttyS1
   $b poweroff -f
 }
-mount_disk root /root rw
-mount_disk kit /root/kit ro
-$b mount --move /dev /root/dev
-$b mount --move /proc /root/proc
-$b mount --move /sys /root/sys
-exec $b switch_root /root /kit/xtask boxed
+mount_disk root /node rw
+mount_disk kit /node/kit ro
+$b mount --move /dev /node/dev
+$b mount --move /proc /node/proc
+$b mount --move /sys /node/sys
+exec $b switch_root /node /kit/xtask boxed
 "#;
 
 /// Runs the command; comes back only when it must not be run.
@@ -96,15 +96,19 @@ fn word(name: &str) -> Option<String> {
 fn play() -> Result<String> {
     sys::run("stty", &["-F", machine::PORT, "raw", "-echo"])?;
     prepare(word("plegscope.cgroup").as_deref() == Some("v1"))?;
-    let story = word("plegscope.story").context("no story was asked for")?;
-    let containerd = word("plegscope.containerd").unwrap_or_default();
-    let title = format!("{story} {containerd}");
     fs::create_dir_all(RESULT).with_context(|| format!("creating {RESULT}"))?;
     let mut command = Command::new(format!("{KIT}/xtask"));
-    command.args(["story", &story, "--whole-chain", "--keep", RESULT]);
-    if !containerd.is_empty() {
-        command.args(["--containerd", &containerd]);
-    }
+    let title = match (word("plegscope.story"), word("plegscope.containerd"), word("plegscope.demo")) {
+        (Some(story), Some(containerd), _) => {
+            command.args(["story", &story, "--containerd", &containerd, "--whole-chain", "--keep", RESULT]);
+            format!("{story} {containerd}")
+        }
+        (_, _, Some(seconds)) => {
+            command.args(["demo", "--seconds", &seconds, "--update-every", "5"]);
+            "demo".to_owned()
+        }
+        _ => bail!("neither a story nor the demo was asked for"),
+    };
     let begin = sys::monotonic();
     let played = run_to_its_end(&mut command);
     let kept = hand_out();

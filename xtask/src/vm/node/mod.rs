@@ -9,8 +9,10 @@ pub mod table;
 
 use super::kernel::{self, Kernel};
 use super::{Patience, initramfs, qemu};
-use crate::lab::stories::language::{self, Program, Story};
-use crate::lab::tracer;
+use crate::lab::machine::SLOW;
+use crate::lab::stopped_root::ROOT;
+use crate::lab::stories::language::{self, FileSystem, Program, Story};
+use crate::lab::{packages, tracer};
 use crate::packages::fresh_folder;
 use crate::shell;
 use anyhow::{Context, Result, bail, ensure};
@@ -78,6 +80,23 @@ struct Stock {
     folder: PathBuf,
 }
 
+/// Plays the incident on a node with that kernel and shows what plegscope says, line by line as it comes.
+pub fn demo(line: &str, seconds: u64) -> Result<()> {
+    packages::ensure(&super::NEEDS)?;
+    let stock = Stock::gather()?;
+    let kernel = kernel::fetch(line)?;
+    println!("booting kernel {} with a containerd (about a minute until all runs)", kernel.version);
+    let folder = fresh_folder(&stock.folder.join("demo"))?;
+    let words = format!("plegscope.demo={seconds}");
+    let said = stock.boot(&kernel, FileSystem::Ext4, &words, &folder, |line| {
+        if let Some(line) = line.strip_prefix("  ") {
+            println!("{line}");
+        }
+    })?;
+    ensure!(said.failed.is_empty(), "not as it should be: {}", said.failed.join("; "));
+    Ok(())
+}
+
 /// Plays them all; one that fails keeps no other from being played.
 pub fn run(args: &Wanted, kernels: &[String], record: bool) -> Result<()> {
     let names: Vec<&str> = match args.story.is_empty() {
@@ -89,9 +108,7 @@ pub fn run(args: &Wanted, kernels: &[String], record: bool) -> Result<()> {
         let fits = story.program.is_none_or(Program::is_for_machines);
         ensure!(fits, "{} is played natively only: cargo xtask story {}", story.name, story.name);
     }
-    let folder = shell::root().join("target/vm/node");
-    fs::create_dir_all(&folder).with_context(|| format!("creating {}", folder.display()))?;
-    let stock = Stock { root: image::root()?, kit: image::kit(&folder, &tracer::binary()?)?, folder };
+    let stock = Stock::gather()?;
     let mut seen = Vec::new();
     let mut failed = Vec::new();
     let mut kernel: Option<Kernel> = None;
@@ -133,15 +150,38 @@ pub fn run(args: &Wanted, kernels: &[String], record: bool) -> Result<()> {
 }
 
 impl Stock {
+    fn gather() -> Result<Stock> {
+        let folder = shell::root().join("target/vm/node");
+        fs::create_dir_all(&folder).with_context(|| format!("creating {}", folder.display()))?;
+        Ok(Stock { root: image::root()?, kit: image::kit(&folder, &tracer::binary()?)?, folder })
+    }
+
     /// Boots a machine for one story; an error when it gave no verdict.
     fn play(&self, kernel: &Kernel, containerd: &str, story: &Story, cgroup: &str) -> Result<Seen> {
         let name = format!("{}-{containerd}-{}-{cgroup}", kernel.line, story.name);
         let folder = fresh_folder(&self.folder.join(name))?;
         println!("vm {}: booting {} with containerd {containerd}", story.name, kernel.version);
+        let words = format!(
+            "plegscope.story={} plegscope.containerd={containerd} plegscope.cgroup={cgroup}",
+            story.name
+        );
+        let said = self.boot(kernel, story.node.file_system, &words, &folder, |line| println!("{line}"))?;
+        Seen::read(&folder, kernel, containerd, story, cgroup, said.failed)
+    }
+
+    /// Boots a machine with these words for its first process; what it hands out lies in `folder` afterwards.
+    fn boot(
+        &self,
+        kernel: &Kernel,
+        file_system: FileSystem,
+        words: &str,
+        folder: &Path,
+        show: impl FnMut(&str),
+    ) -> Result<qemu::Said> {
         let initramfs = folder.join("initramfs");
         fs::write(&initramfs, self.first_files(kernel)?)?;
         let (slow, result) = (folder.join("slow.img"), folder.join("result.tar"));
-        kernel::disk(&slow, SLOW_MB, story.node.file_system.mkfs())?;
+        kernel::disk(&slow, SLOW_MB, file_system.mkfs())?;
         File::create(&result)?.set_len(RESULT_MB << 20)?;
         let disk = |file, name, throw_away| qemu::Disk { file, name, rate: None, throw_away };
         let console = folder.join("console.log");
@@ -149,33 +189,30 @@ impl Stock {
             image: &kernel.image,
             initramfs: &initramfs,
             disks: &[
-                disk(&self.root.image, crate::lab::stopped_root::ROOT, true),
+                disk(&self.root.image, ROOT, true),
                 disk(&self.kit, inside::KIT_DISK, true),
-                disk(&slow, crate::lab::machine::SLOW, true),
+                disk(&slow, SLOW, true),
                 disk(&result, inside::RESULT_DISK, false),
             ],
-            words: &format!(
-                "plegscope.story={} plegscope.containerd={containerd} plegscope.cgroup={cgroup}",
-                story.name
-            ),
+            counts: true,
+            words,
             console: &console,
             limit: PATIENCE.limit,
             silence: PATIENCE.silence,
         };
-        let said = machine.run(|line| println!("{line}"));
-        let unpacked = unpack(&result, &folder);
+        let said = machine.run(show);
+        let unpacked = unpack(&result, folder);
         for large in [&initramfs, &slow, &result] {
             super::remove(large);
         }
         let said = said.with_context(|| format!("console: {}", console.display()))?;
-        unpacked?;
-        Seen::read(&folder, kernel, containerd, story, cgroup, said.failed)
+        unpacked.map(|()| said)
     }
 
     /// The file system that the kernel unpacks: modules, and what goes over to the root disk.
     fn first_files(&self, kernel: &Kernel) -> Result<Vec<u8>> {
         let mut archive = initramfs::Archive::default();
-        for mount_point in ["proc", "sys", "dev", "root"] {
+        for mount_point in ["proc", "sys", "dev", "node"] {
             archive.folder(mount_point);
         }
         archive.file("init", inside::INIT.as_bytes());

@@ -27,9 +27,13 @@ clocks; here the kernel has all of its own probes. `cargo xtask vm --story NAME 
 * *kernel's links seen by*: what saw the unmount, the shutdown of the super block and the sync in the frames of the story.
 * *links found*: of the chains that must be shown while they last. *to the device*: frames of the stall in which the chain ends
   in the sync of the slow disk itself.
-* *worst duration*: of all ages of links and relists that were 10 s and more, that which was furthest from its clock, in any
-  frame. All the processes share one emulated processor, so a call is on its way from one to the other for up to half a second;
-  shorter durations may differ by that.
+* *worst duration*: the age of a link or a relist that was furthest from its clock, in any frame.
+
+Kernels before 5.10 are not here: the mirror has no Debian before bullseye any more. Without ring buffers (before 5.8) plegscope
+refuses to attach and says so; `plegscope now` needs none.
+
+The clock of these machines counts the instructions of their one emulated processor while that is busy, so how much else the
+host has to do does not show.
 
 | kernel | containerd | story | attached | kernel's links seen by | links found | to the device | worst duration | |
 |---|---|---|---|---|---|---|---|---|
@@ -83,7 +87,7 @@ impl Seen {
 
     fn markdown(&self) -> String {
         let row = &self.row;
-        let worst = apart(row.worst_long);
+        let worst = apart(row.worst);
         let (attached, seen_by) = match &self.attached {
             Some(attached) => (attached.words(), attached.seen_by_words()),
             None => ("-".to_owned(), "-".to_owned()),

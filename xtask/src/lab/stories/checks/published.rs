@@ -24,7 +24,6 @@ impl Published {
             own: record.own.clone(),
             kubelet: record.kubelet,
             device: record.device.clone(),
-            emulated: record.emulated,
             told_to_exit: victim.told_to_exit.context("the victim was not told to exit")?,
             calls: record.calls.clone(),
             unmounts: victim.unmounts.clone(),
