@@ -7,8 +7,9 @@ use crate::lab::packages;
 use crate::{binaries, bpf, kubelet, readers, shell, tidy, toolchains, vm};
 use anyhow::{Context, Result, bail};
 use std::ffi::OsString;
+use std::fs::File;
 use std::path::PathBuf;
-use std::process::{self, Command};
+use std::process::{self, Command, Stdio};
 use std::thread::JoinHandle;
 use std::time::Instant;
 
@@ -42,6 +43,8 @@ struct Run {
     perfetto: Option<PathBuf>,
     /// The build of the program that the stories and the other kernels run, beside the steps that wait for the network.
     release: Option<JoinHandle<Result<String>>>,
+    /// The other kernels, beside `cargo test`: each keeps about one processor busy.
+    kernels: Option<JoinHandle<Result<()>>>,
     /// Name, seconds and result of the steps so far.
     results: Vec<(&'static str, f64, Result<Outcome>)>,
 }
@@ -55,6 +58,7 @@ pub fn run(args: &Args) -> Result<()> {
         go_toolchains: Vec::new(),
         perfetto: None,
         release: None,
+        kernels: None,
         results: Vec::new(),
     };
     run.step("tools", tools);
@@ -88,6 +92,7 @@ pub fn run(args: &Args) -> Result<()> {
             Err(_) => bail!("the thread that built it has panicked"),
         });
     }
+    run.kernels = start_other_kernels(&run);
     run.step("cargo test", |run| {
         let mut test = cargo();
         test.args(["test", "--workspace", "--locked", "--no-fail-fast"]);
@@ -98,8 +103,9 @@ pub fn run(args: &Args) -> Result<()> {
         test.envs(run.perfetto.iter().map(|python| (readers::VARIABLE, python)));
         shell::run(&mut test).map(|()| Outcome::Passed)
     });
-    run.step("stories", stories);
+    // Before the stories, which are about moments.
     run.step("other kernels", other_kernels);
+    run.step("stories", stories);
     run.finish()
 }
 
@@ -227,32 +233,48 @@ fn stories(run: &mut Run) -> Result<Outcome> {
     })
 }
 
-/// The oldest kernel and a new one, in virtual machines: what takes a few minutes where nothing is accelerated. All of it,
-/// on four kernels, is `cargo xtask vm`.
-fn other_kernels(run: &mut Run) -> Result<Outcome> {
-    const KERNELS: [&str; 2] = ["5.10", "6.12"];
-    const TESTS: &str = "features,plan,verifier,links,unmounts by fentry,unmounts by kprobe,unmounts by wrapper,lock log,lock phantoms";
+/// Why the other kernels are not booted, if they are not.
+fn no_other_kernels(run: &Run) -> Option<&'static str> {
     if run.fast {
-        return Ok(Outcome::Skipped("takes minutes, and kernels from the network (--fast)".into()));
+        return Some("takes minutes, and kernels from the network (--fast)");
     }
-    if !shell::is_root() && !vm::is_ready() {
-        return Ok(Outcome::Skipped("needs root to install QEMU, or QEMU: cargo xtask vm".into()));
-    }
-    let mut vm = Command::new(format!("/proc/{}/exe", process::id()));
-    vm.args(["vm", "--only", TESTS]).args(KERNELS.iter().flat_map(|kernel| ["--kernel", kernel]));
-    shell::run_hearing_errors(&mut vm)?;
-    whole_node(run.all).map(|()| Outcome::Passed)
+    (!shell::is_root() && !vm::is_ready()).then_some("needs root to install QEMU, or QEMU: cargo xtask vm")
 }
 
-/// The incident on a whole node in such a machine, to the device at its end: one pair of kernel and containerd, or all.
-fn whole_node(all: bool) -> Result<()> {
-    let mut vm = Command::new(format!("/proc/{}/exe", process::id()));
-    vm.args(["vm", "--story", "slow-disk"]);
-    match all {
-        true => vm.arg("--all"),
-        false => vm.args(["--kernel", "6.1", "--containerd", "1.6"]),
+/// Boots the oldest kernel and a new one in virtual machines, with what takes a few minutes where nothing is accelerated, and
+/// plays the incident on a whole node there: one pair of kernel and containerd, or all. All tests, on four kernels, are
+/// `cargo xtask vm`. What they say goes to a file.
+fn start_other_kernels(run: &Run) -> Option<JoinHandle<Result<()>>> {
+    const TESTS: &str = "features,plan,verifier,links,unmounts by fentry,unmounts by kprobe,unmounts by wrapper,lock log,lock phantoms";
+    if no_other_kernels(run).is_some() {
+        return None;
+    }
+    let mut node = vec!["vm", "--story", "slow-disk"];
+    node.extend(if run.all { vec!["--all"] } else { vec!["--kernel", "6.1", "--containerd", "1.6"] });
+    let commands = [vec!["vm", "--only", TESTS, "--kernel", "5.10", "--kernel", "6.12"], node];
+    Some(std::thread::spawn(move || {
+        let log = File::create(kernels_log()).context("creating a log")?;
+        for words in commands {
+            let mut vm = Command::new(format!("/proc/{}/exe", process::id()));
+            vm.args(words).stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log.try_clone()?);
+            shell::run(&mut vm)?;
+        }
+        Ok(())
+    }))
+}
+
+fn kernels_log() -> PathBuf {
+    shell::root().join("target/other-kernels.log")
+}
+
+fn other_kernels(run: &mut Run) -> Result<Outcome> {
+    let Some(kernels) = run.kernels.take() else {
+        return Ok(Outcome::Skipped(no_other_kernels(run).unwrap_or("they were not started").into()));
     };
-    shell::run_hearing_errors(&mut vm)
+    let Ok(result) = kernels.join() else { bail!("the thread that booted them has panicked") };
+    let log = kernels_log();
+    print!("{}", std::fs::read_to_string(&log).with_context(|| format!("reading {}", log.display()))?);
+    result.map(|()| Outcome::Passed)
 }
 
 /// What the other steps run. The end-to-end test installs what it needs by itself.
