@@ -529,7 +529,25 @@ impl<'a> Graph<'a> {
         }
     }
 
-    /// Of several syncs or shutdowns of one super block (else one device), the later ones wait for the earliest.
+    /// What a sync does with `s_sync_lock` of its super block, by its kernel stack. `sync_inodes_sb` waits by itself for nothing
+    /// else; it waits for pages with the lock held, and for the writers of the device without. Functions that take a mutex are
+    /// on no stack (`__sched`). `None` when that cannot be told.
+    fn turn(&self, node: usize) -> Option<Turn> {
+        let op = &self.nodes[node].flight.op;
+        let site = self.facts.site_of(op.actor.pid, op.actor.tid, op.begin);
+        let site = site.filter(|site| op.kind == Kind::Sync && site.state == 'D')?;
+        match site.kernel_stack.iter().position(|name| name == "sync_inodes_sb")? {
+            0 => Some(Turn::Awaits),
+            at => {
+                let waits_for_pages = site.kernel_stack[..at].iter().any(|name| name.contains("fdatawait"));
+                waits_for_pages.then_some(Turn::Has)
+            }
+        }
+    }
+
+    /// Of several syncs or shutdowns of one super block (else one device), all wait for the one that holds the lock of the super
+    /// block. Where the stacks do not tell, for the earliest that does not wait for it; which of them comes first to the lock
+    /// is chance.
     fn queue_syncs(&mut self) {
         let mut by_super: BTreeMap<u64, Vec<usize>> = BTreeMap::new();
         let mut by_device: BTreeMap<crate::event::Device, Vec<usize>> = BTreeMap::new();
@@ -556,13 +574,26 @@ impl<'a> Graph<'a> {
             (by_device.into_values().collect(), Ground::EarlierOnDevice),
         ] {
             for queue in queues {
-                let Some(first) = earliest(self, &queue) else { continue };
+                let with = |turn: Turn| -> Vec<usize> {
+                    queue.iter().copied().filter(|&i| self.turn(i) == Some(turn)).collect()
+                };
+                let (holders, awaiting) = (with(Turn::Has), with(Turn::Awaits));
+                let acts: Vec<usize> = match holders.len() {
+                    1 => holders.clone(),
+                    _ => queue.iter().copied().filter(|i| !awaiting.contains(i)).collect(),
+                };
+                let Some(first) = earliest(self, if acts.is_empty() { &queue } else { &acts }) else {
+                    continue;
+                };
                 for i in queue {
                     if i != first
                         && self.nodes[i].stack != self.nodes[first].stack
                         && self.stacks[self.nodes[i].stack].members.last() == Some(&i)
                     {
-                        edges.push((i, first, ground));
+                        let proven = ground == Ground::EarlierOnSuperBlock
+                            && holders == [first]
+                            && awaiting.contains(&i);
+                        edges.push((i, first, if proven { Ground::TurnOnSuperBlock } else { ground }));
                     }
                 }
             }
@@ -577,6 +608,13 @@ impl<'a> Graph<'a> {
             }
         }
     }
+}
+
+/// What a sync does with the lock of its super block.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Turn {
+    Has,
+    Awaits,
 }
 
 fn own_container(flight: &Flight) -> Option<String> {

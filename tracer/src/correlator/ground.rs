@@ -52,6 +52,8 @@ pub enum Ground {
     CallByOrder,
     /// The kubelet's client side is not recorded: the list call in containerd that began within the relist.
     ListWithinRelist,
+    /// Both sync the same super block; by their kernel stacks the one waits for the lock that the other holds.
+    TurnOnSuperBlock,
     /// Both work on the same super block, this one began earlier.
     EarlierOnSuperBlock,
     /// Both sync the same device, this one began earlier.
@@ -73,7 +75,7 @@ pub enum Ground {
 
 impl Ground {
     /// All, in the order of the table.
-    pub const ALL: [Ground; 31] = [
+    pub const ALL: [Ground; 32] = [
         Ground::SameGoroutine,
         Ground::SameThread,
         Ground::PinnedThread,
@@ -97,6 +99,7 @@ impl Ground {
         Ground::SoleCallFound,
         Ground::CallByOrder,
         Ground::ListWithinRelist,
+        Ground::TurnOnSuperBlock,
         Ground::EarlierOnSuperBlock,
         Ground::EarlierOnDevice,
         Ground::RemovalGoesOn,
@@ -136,7 +139,7 @@ impl Ground {
             | Ground::RemovalGoesOn
             | Ground::ServerStandsStill
             | Ground::ServerStarves => EdgeKind::Calls,
-            Ground::EarlierOnSuperBlock => EdgeKind::SameSuperBlock,
+            Ground::TurnOnSuperBlock | Ground::EarlierOnSuperBlock => EdgeKind::SameSuperBlock,
             Ground::EarlierOnDevice => EdgeKind::SameDevice,
             Ground::RetriedInTurn => EdgeKind::Behind,
             Ground::StandsStill | Ground::Starves => EdgeKind::RunsIn,
@@ -154,6 +157,7 @@ impl Ground {
             | Ground::PendingWriter
             | Ground::SameContainerAndMethod
             | Ground::SoleCallOfMethod
+            | Ground::TurnOnSuperBlock
             | Ground::StandsStill => Confidence::Proven,
             Ground::ThreadAtBegin
             | Ground::PathNamesContainer
@@ -209,6 +213,9 @@ impl Ground {
             Ground::CallByOrder => "same method, chosen by order",
             Ground::ListWithinRelist => {
                 "a list call that began within the relist; the kubelet's side is not recorded"
+            }
+            Ground::TurnOnSuperBlock => {
+                "by their kernel stacks it waits for s_sync_lock of this super block, which that one holds"
             }
             Ground::EarlierOnSuperBlock => "same super block, it began earlier",
             Ground::EarlierOnDevice => "same device, it began earlier",
