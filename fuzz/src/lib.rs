@@ -15,7 +15,7 @@ use tracer::golang::goroutines::{Limits, Looker};
 use tracer::golang::layout::Layout;
 use tracer::golang::unwind::Memory;
 use tracer::golang::{GoBinary, catalog, health};
-use tracer::node::{bundle, cgroups, disk, kubelet, locks, mounts, procs, stalls, threads, writers};
+use tracer::node::{bundle, cgroups, disk, kubelet, locks, mounts, pressure, procs, stalls, threads, writers};
 use tracer::thresholds::{SECOND, Thresholds};
 use tracer::{decode, sinks};
 
@@ -156,7 +156,7 @@ pub fn proc(data: &[u8]) {
         let _ = bundle::BundleId::of_path(&mount.point);
     }
     let _ = (disk::parse_stats(data), disk::parse_devname(data));
-    let _ = (disk::parse_unwritten(data), disk::parse_io_pressure(data));
+    let _ = (disk::parse_unwritten(data), pressure::total(data, b"some "));
     let _ = (cgroups::parse_membership(data), cgroups::parse_quota(data), cgroups::value(data, b"frozen"));
     let _ = (procs::parse_stat(data), procs::parse_entry_point(data));
     let _ = (procs::parse_innermost_pid(data), procs::parse_last_pid(data));

@@ -35,7 +35,7 @@ Exit status:
   2  the command line was not understood
   3  not allowed: not root, or the kernel refuses BPF
   4  doctor, now: something that matters cannot be seen on this node
-  5  the file cannot be used: capture would write where chains end, or what is to be read is damaged, foreign or newer
+  5  the file cannot be used: capture would write where chains end or its disk takes no more, or what is to be read is damaged, foreign or newer
 status has its own, as health checks expect them: 0 nothing is stuck, 1 something is, 2 it cannot be told.
 
 Examples:
@@ -429,6 +429,17 @@ mod tests {
         }
         for right in ["2024-02-29T12:30:00+01:00", "12:30:00", "1m30s"] {
             assert!(parse(&format!("plegscope replay a --at {right}")).is_ok(), "{right}");
+        }
+    }
+
+    #[test]
+    fn the_document_lists_the_same_exit_statuses() {
+        let document = include_str!("../../docs/operations.md").replace('`', "");
+        let statuses = super::AFTER.lines().filter_map(|line| line.strip_prefix("  ")?.split_once("  "));
+        let statuses = statuses.filter(|(status, _)| status.parse::<u8>().is_ok());
+        assert_eq!(statuses.clone().count(), 6);
+        for (status, meaning) in statuses {
+            assert!(document.contains(&format!("| {status} | {meaning}")), "{status}: {meaning}");
         }
     }
 

@@ -72,6 +72,8 @@ pub enum Body {
         /// Bytes under writeback (`Writeback`).
         writeback: u64,
     },
+    /// How much everybody waits for what the node is short of: one for each resource.
+    Pressure(Vec<PressureFacts>),
     /// Who has memory waiting to be written, by cgroup. Sampled only while something is blocked on a disk.
     Writers(Writers),
     /// What a kubelet really uses.
@@ -403,6 +405,31 @@ pub struct DeviceFacts {
     pub name: String,
     /// Sectors written since boot (`/proc/diskstats` field 10), 512 bytes each.
     pub sectors_written: u64,
+}
+
+/// What a node can be short of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum Resource {
+    /// Reading and writing.
+    Io,
+    /// Memory.
+    Memory,
+    /// Processor time.
+    Cpu,
+}
+
+/// For how long everybody waited for a resource: what the kernel calls pressure stall information.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PressureFacts {
+    /// For what.
+    pub of: Resource,
+    /// Microseconds since boot in which at least one thread waited (`some` of `/proc/pressure`); `None` when not known.
+    pub some: Option<u64>,
+    /// Microseconds since boot in which all that had something to do waited (`full`); `None` when not known, and of
+    /// [`Resource::Cpu`], where the kernel does not tell that of a whole node.
+    pub full: Option<u64>,
+    /// Why it is not known; empty when it is.
+    pub reason: String,
 }
 
 /// Whose lock an address is.

@@ -17,8 +17,8 @@ pub enum Exit {
     NotAllowed,
     /// 4: `doctor` and `now`: something that matters cannot be seen on this node; the output says what and why.
     PartlyBlind,
-    /// 5: the file cannot be used: `capture` would write where a chain ends, or what is to be read is damaged, foreign or
-    /// newer; standard error says which and what to do.
+    /// 5: the file cannot be used: `capture` would write where chains end or its disk takes no more, or what is to be read is
+    /// damaged, foreign or newer; standard error says which and what to do.
     File,
 }
 

@@ -14,7 +14,10 @@
 //! order of what was released before.
 
 use crate::event::Ns;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
+
+/// Room for so many items is kept.
+const ROOM: usize = 1_024;
 
 /// An item on its way out.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -39,7 +42,16 @@ impl<T> Released<T> {
 pub struct Orderer<K, T> {
     window: Ns,
     limit: usize,
-    held: BTreeMap<(Ns, K, u64), T>,
+    /// What decides between equal times. Asked only where there are some.
+    key: fn(&T) -> K,
+    /// What came in order, which is most of it: by time and number of arrival.
+    held: VecDeque<(Ns, u64, T)>,
+    /// What came before something that is older, by time and number of arrival.
+    overtaken: BTreeMap<(Ns, u64), T>,
+    /// All of one time, in order: they are on their way out.
+    ready: VecDeque<T>,
+    /// Their time.
+    ready_at: Ns,
     /// Number of arrival, the last resort between equal times and keys.
     arrivals: u64,
     /// Everything before this may have been released.
@@ -48,13 +60,18 @@ pub struct Orderer<K, T> {
     early: u64,
 }
 
-impl<K: Ord + Clone, T> Orderer<K, T> {
-    /// An orderer that waits for `window` nanoseconds of item time and holds at most `limit` items (at least one).
-    pub fn new(window: Ns, limit: usize) -> Self {
+impl<K: Ord, T> Orderer<K, T> {
+    /// An orderer that waits for `window` nanoseconds of item time and holds at most `limit` items (at least one); `key`
+    /// decides between items of the same time.
+    pub fn new(window: Ns, limit: usize, key: fn(&T) -> K) -> Self {
         Orderer {
             window,
             limit: limit.max(1),
-            held: BTreeMap::new(),
+            key,
+            held: VecDeque::new(),
+            overtaken: BTreeMap::new(),
+            ready: VecDeque::new(),
+            ready_at: 0,
             arrivals: 0,
             watermark: 0,
             late: 0,
@@ -63,16 +80,20 @@ impl<K: Ord + Clone, T> Orderer<K, T> {
     }
 
     /// Takes an item. Returns it at once if it is late, or the oldest one if there is no room for more.
-    pub fn push(&mut self, at: Ns, key: K, item: T) -> Option<Released<T>> {
+    pub fn push(&mut self, at: Ns, item: T) -> Option<Released<T>> {
         if at < self.watermark {
             self.late = self.late.saturating_add(1);
             return Some(Released::Late(at, item));
         }
         self.arrivals = self.arrivals.saturating_add(1);
-        self.held.insert((at, key, self.arrivals), item);
+        if self.held.back().is_none_or(|(last, _, _)| *last <= at) {
+            self.held.push_back((at, self.arrivals, item));
+        } else {
+            self.overtaken.insert((at, self.arrivals), item);
+        }
         self.advance(at);
-        if self.held.len() > self.limit
-            && let Some(((at, _, _), item)) = self.held.pop_first()
+        if self.len() > self.limit
+            && let Some((at, item)) = self.take_first()
         {
             self.early = self.early.saturating_add(1);
             self.watermark = self.watermark.max(at);
@@ -88,20 +109,65 @@ impl<K: Ord + Clone, T> Orderer<K, T> {
 
     /// The next item that nothing in time can come before.
     pub fn pop(&mut self) -> Option<Released<T>> {
-        let (at, _, _) = self.held.first_key_value()?.0;
-        if *at >= self.watermark {
+        let at = if self.ready.is_empty() { self.first_at()? } else { self.ready_at };
+        if at >= self.watermark {
             return None;
         }
-        self.held.pop_first().map(|((at, _, _), item)| Released::InOrder(at, item))
+        self.take_first().map(|(at, item)| Released::InOrder(at, item))
+    }
+
+    /// The first of all.
+    fn take_first(&mut self) -> Option<(Ns, T)> {
+        if let Some(item) = self.ready.pop_front() {
+            return Some((self.ready_at, item));
+        }
+        let (at, first) = self.take_one()?;
+        if self.first_at() != Some(at) {
+            return Some((at, first));
+        }
+        let mut all = vec![first];
+        while self.first_at() == Some(at) {
+            all.extend(self.take_one().map(|(_, item)| item));
+        }
+        // Stable: by arrival where the keys are equal, too.
+        all.sort_by_cached_key(self.key);
+        self.ready_at = at;
+        self.ready.extend(all);
+        self.ready.pop_front().map(|item| (at, item))
+    }
+
+    /// The earliest time of what is not on its way out yet.
+    fn first_at(&self) -> Option<Ns> {
+        let overtaken = self.overtaken.first_key_value().map(|((at, _), _)| *at);
+        self.held.front().map(|(at, _, _)| *at).into_iter().chain(overtaken).min()
+    }
+
+    /// The first of that, by time and arrival.
+    fn take_one(&mut self) -> Option<(Ns, T)> {
+        let overtaken = self.overtaken.first_key_value().map(|(key, _)| *key);
+        match (self.held.front().map(|(at, arrival, _)| (*at, *arrival)), overtaken) {
+            (Some(held), Some(overtaken)) if overtaken < held => {}
+            (Some(_), _) => {
+                let first = self.held.pop_front();
+                // What a storm has taken is given back.
+                if self.held.capacity() > ROOM && self.held.len() < self.held.capacity() / 8 {
+                    self.held.shrink_to(self.held.capacity() / 4);
+                }
+                return first.map(|(at, _, item)| (at, item));
+            }
+            (None, _) => {}
+        }
+        self.overtaken.pop_first().map(|((at, _), item)| (at, item))
     }
 
     /// Everything that is still held, in order: there will be no more.
     pub fn finish(&mut self) -> Vec<Released<T>> {
-        let held = std::mem::take(&mut self.held);
-        if let Some(((at, _, _), _)) = held.last_key_value() {
-            self.watermark = self.watermark.max(*at);
+        let mut all = Vec::with_capacity(self.len());
+        while let Some((at, item)) = self.take_first() {
+            self.watermark = self.watermark.max(at);
+            all.push(Released::InOrder(at, item));
         }
-        held.into_iter().map(|((at, _, _), item)| Released::InOrder(at, item)).collect()
+        all
     }
 
     /// Everything before this time has been handed out by [`Orderer::pop`], once that returns `None`: a tick at it may
@@ -121,18 +187,22 @@ impl<K: Ord + Clone, T> Orderer<K, T> {
     }
 
     /// What is held, in order.
-    pub fn held(&self) -> impl Iterator<Item = &T> {
-        self.held.values()
+    pub fn held(&self) -> Vec<&T> {
+        let overtaken = self.overtaken.iter().map(|((at, arrival), item)| (*at, *arrival, item));
+        let held = self.held.iter().map(|(at, arrival, item)| (*at, *arrival, item));
+        let mut all: Vec<(Ns, u64, &T)> = held.chain(overtaken).collect();
+        all.sort_by_cached_key(|(at, arrival, item)| (*at, (self.key)(item), *arrival));
+        self.ready.iter().chain(all.into_iter().map(|(_, _, item)| item)).collect()
     }
 
     /// How many items are held.
     pub fn len(&self) -> usize {
-        self.held.len()
+        self.ready.len() + self.held.len() + self.overtaken.len()
     }
 
     /// Whether nothing is held.
     pub fn is_empty(&self) -> bool {
-        self.held.is_empty()
+        self.len() == 0
     }
 }
 
@@ -170,7 +240,10 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn drain(o: &mut Orderer<u8, u64>, out: &mut Vec<Released<u64>>) {
+    /// Nothing decides between equal times but their arrival.
+    fn none<T>(_: &T) {}
+
+    fn drain(o: &mut Orderer<(), u64>, out: &mut Vec<Released<u64>>) {
         while let Some(r) = o.pop() {
             out.push(r);
         }
@@ -178,10 +251,10 @@ mod tests {
 
     #[test]
     fn timeline_of_the_module_doc() {
-        let mut o = Orderer::new(3, 100);
+        let mut o = Orderer::new(3, 100, none);
         let mut out = Vec::new();
         for at in [12, 10, 11, 14, 9] {
-            out.extend(o.push(at, 0u8, at));
+            out.extend(o.push(at, at));
             drain(&mut o, &mut out);
         }
         assert_eq!(out, [Released::InOrder(10, 10), Released::Late(9, 9)]);
@@ -191,39 +264,47 @@ mod tests {
 
     #[test]
     fn exactly_as_old_as_the_window_is_in_time() {
-        let mut o = Orderer::new(5, 100);
-        assert_eq!(o.push(20, 0u8, 20), None);
+        let mut o = Orderer::new(5, 100, none);
+        assert_eq!(o.push(20, 20), None);
         assert_eq!(o.pop(), None);
-        assert_eq!(o.push(15, 0, 15), None, "20 - 5 may still come");
-        assert_eq!(o.push(14, 0, 14), Some(Released::Late(14, 14)));
-        assert_eq!(o.push(21, 0, 21), None);
+        assert_eq!(o.push(15, 15), None, "20 - 5 may still come");
+        assert_eq!(o.push(14, 14), Some(Released::Late(14, 14)));
+        assert_eq!(o.push(21, 21), None);
         assert_eq!(o.pop(), Some(Released::InOrder(15, 15)));
         assert_eq!(o.pop(), None);
     }
 
     #[test]
     fn keys_decide_between_equal_times() {
-        let mut o = Orderer::new(1, 100);
-        for (key, item) in [(3u8, 'c'), (1, 'a'), (2, 'b'), (2, 'B')] {
-            assert_eq!(o.push(7, key, item), None);
+        let mut o = Orderer::new(1, 100, |item: &(u8, char)| item.0);
+        for item in [(3u8, 'c'), (1, 'a'), (2, 'b'), (2, 'B')] {
+            assert_eq!(o.push(7, item), None);
         }
-        assert_eq!(o.finish().into_iter().map(Released::into_item).collect::<String>(), "abBc");
+        assert_eq!(o.push(6, (9, '0')), None);
+        let text = |items: Vec<(u8, char)>| items.into_iter().map(|(_, c)| c).collect::<String>();
+        assert_eq!(text(o.held().into_iter().copied().collect()), "0abBc");
+        // In the middle of those of one time, too.
+        o.advance(9);
+        let first = [o.pop(), o.pop()].map(|released| released.map(Released::into_item));
+        assert_eq!(first, [Some((9, '0')), Some((1, 'a'))]);
+        assert_eq!((text(o.held().into_iter().copied().collect()).as_str(), o.len()), ("bBc", 3));
+        assert_eq!(text(o.finish().into_iter().map(Released::into_item).collect()), "bBc");
     }
 
     #[test]
     fn a_full_orderer_lets_the_oldest_go_and_counts_it() {
-        let mut o = Orderer::new(1_000, 2);
-        assert_eq!(o.push(5, 0u8, 5), None);
-        assert_eq!(o.push(6, 0, 6), None);
-        assert_eq!(o.push(4, 0, 4), Some(Released::InOrder(4, 4)));
-        assert_eq!(o.push(3, 0, 3), Some(Released::Late(3, 3)), "4 is out already");
+        let mut o = Orderer::new(1_000, 2, none);
+        assert_eq!(o.push(5, 5), None);
+        assert_eq!(o.push(6, 6), None);
+        assert_eq!(o.push(4, 4), Some(Released::InOrder(4, 4)));
+        assert_eq!(o.push(3, 3), Some(Released::Late(3, 3)), "4 is out already");
         assert_eq!((o.early(), o.late(), o.len()), (1, 1, 2));
     }
 
     #[test]
     fn time_passes_without_items() {
-        let mut o = Orderer::new(10, 100);
-        assert_eq!(o.push(100, 0u8, 1), None);
+        let mut o = Orderer::new(10, 100, none);
+        assert_eq!(o.push(100, 1), None);
         assert_eq!(o.pop(), None);
         o.advance(111);
         assert_eq!(o.watermark(), 101);
@@ -261,10 +342,10 @@ mod tests {
             let mut arrivals: Vec<(u64, u64, usize)> =
                 times.iter().enumerate().map(|(i, (at, delay))| (at + delay, *at, i)).collect();
             arrivals.sort();
-            let mut o = Orderer::new(window, 10_000);
+            let mut o = Orderer::new(window, 10_000, |(_, i): &(u64, usize)| *i);
             let mut out = Vec::new();
             for (_, at, i) in &arrivals {
-                out.extend(o.push(*at, *i, (*at, *i)));
+                out.extend(o.push(*at, (*at, *i)));
                 while let Some(r) = o.pop() { out.push(r); }
             }
             out.extend(o.finish());
@@ -281,10 +362,10 @@ mod tests {
         fn nothing_is_lost_in_any_order(
             times in proptest::collection::vec(0u64..1_000, 0..200), limit in 1usize..20, window in 0u64..300,
         ) {
-            let mut o = Orderer::new(window, limit);
+            let mut o = Orderer::new(window, limit, none);
             let mut out = Vec::new();
             for (i, at) in times.iter().enumerate() {
-                out.extend(o.push(*at, 0u8, i));
+                out.extend(o.push(*at, i));
                 prop_assert!(o.len() <= limit);
                 while let Some(r) = o.pop() { out.push(r); }
             }

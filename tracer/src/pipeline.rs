@@ -43,7 +43,7 @@ pub struct Pipeline {
 impl Pipeline {
     /// Nothing has happened yet.
     pub fn new(thresholds: Thresholds) -> Pipeline {
-        let order = Orderer::new(LATENESS, MOST_HELD);
+        let order = Orderer::new(LATENESS, MOST_HELD, TieBreak::of);
         Pipeline {
             order,
             correlator: Correlator::new(thresholds.clone()),
@@ -65,7 +65,7 @@ impl Pipeline {
     /// Takes one event.
     pub fn push_one(&mut self, event: Event) {
         self.note_crossing(&event);
-        if let Some(released) = self.order.push(event.at, TieBreak::of(&event), event) {
+        if let Some(released) = self.order.push(event.at, event) {
             self.apply(released);
         }
     }
@@ -95,7 +95,7 @@ impl Pipeline {
         self.correlator
             .all_known(self.order.watermark())
             .into_iter()
-            .chain(self.order.held().cloned())
+            .chain(self.order.held().into_iter().cloned())
             .collect()
     }
 
@@ -105,12 +105,19 @@ impl Pipeline {
             self.stirred = true;
         }
         let event = released.into_item();
+        // What ends was in the last frame, or it has not lasted: its share in the latencies can wait for the next second.
         let usual = matches!(
             event.body,
-            Body::PollComplete { .. } | Body::Memory { .. } | Body::Device(_) | Body::Cost(_)
+            Body::Ended(..)
+                | Body::Woken { .. }
+                | Body::PollComplete { .. }
+                | Body::Memory { .. }
+                | Body::Pressure(_)
+                | Body::Device(_)
+                | Body::Cost(_)
         );
         self.stirred |= !usual;
-        self.correlator.apply(&event);
+        self.correlator.take(event);
     }
 
     /// It is `now`: applies what can no longer be overtaken, and gives the frame of each grid point passed, oldest
@@ -146,7 +153,7 @@ impl Pipeline {
         }
         self.judged = at;
         let mut ahead = self.correlator.clone();
-        self.order.held().take_while(|event| event.at <= at).for_each(|event| ahead.apply(event));
+        self.order.held().into_iter().take_while(|event| event.at <= at).for_each(|event| ahead.apply(event));
         let mut frame = ahead.tick(at);
         let opened = self.correlator.announce(&ahead, at);
         frame.incidents.retain(|incident| opened.contains(&incident.id));

@@ -10,7 +10,7 @@ use crate::capture::replay::{Replay, Told};
 use crate::capture::{Header, Line, ReadError, Recorder, VERSION};
 use crate::event::Ns;
 use crate::node::clock::{self, Anchor};
-use crate::thresholds::{TICK_EVERY, Thresholds};
+use crate::thresholds::{SECOND, TICK_EVERY, Thresholds};
 use crate::warden::protocol::{self, Cost, Message};
 use std::collections::VecDeque;
 use std::fs::File;
@@ -23,6 +23,8 @@ use tokio::time::{Instant, sleep, sleep_until};
 
 /// The warden tells something ten times a second; after this time without a word the clock goes on without it.
 const SILENCE: Duration = Duration::from_nanos(TICK_EVERY + TICK_EVERY / 2);
+/// How often the clocks are compared: one that was set, or a suspend, is no matter of milliseconds.
+const CLOCKS_EVERY: Ns = 10 * SECOND;
 
 /// What a source tells.
 #[expect(clippy::large_enum_variant, reason = "one lives at a time")]
@@ -130,19 +132,30 @@ impl Messages {
 /// This node, as the warden tells it.
 pub struct Live {
     messages: Messages,
+    /// With the clocks as they are now.
     header: Header,
+    zone: jiff::tz::TimeZone,
     replay: Replay,
     redactor: Option<Redactor>,
     recorder: Option<Recorder>,
     /// The last survey: a capture that begins later begins with it.
     survey: Option<Line>,
     silent_at: Instant,
+    /// When the clocks are compared next.
+    clocks_at: Ns,
+    /// They are not as they were at first: a capture that begins earlier must be told.
+    clock: Option<Line>,
     news: VecDeque<News>,
 }
 
 impl Live {
     /// Listens to a warden; needs a runtime. With a redactor no name passes beyond here but its hash.
-    pub fn new(socket: UnixStream, mut header: Header, mut redactor: Option<Redactor>) -> io::Result<Live> {
+    pub fn new(
+        socket: UnixStream,
+        mut header: Header,
+        zone: &jiff::tz::TimeZone,
+        mut redactor: Option<Redactor>,
+    ) -> io::Result<Live> {
         if let Some(redactor) = &mut redactor {
             redactor.header(&mut header);
         }
@@ -150,10 +163,13 @@ impl Live {
             messages: Messages::new(socket)?,
             replay: Replay::new(header.thresholds.clone()),
             header,
+            zone: zone.clone(),
             redactor,
             recorder: None,
             survey: None,
             silent_at: Instant::now() + SILENCE,
+            clocks_at: 0,
+            clock: None,
             news: VecDeque::new(),
         })
     }
@@ -165,8 +181,8 @@ impl Live {
 
     /// All that is known by now.
     pub fn known(&self) -> Vec<Line> {
-        let survey = self.survey.iter().cloned();
-        survey.chain(self.replay.known().into_iter().map(Line::Known)).collect()
+        let first = self.survey.iter().chain(&self.clock).cloned();
+        first.chain(self.replay.known().into_iter().map(Line::Known)).collect()
     }
 
     /// From now on all that is heard goes to this recorder too; the one before is given back.
@@ -219,6 +235,7 @@ impl Live {
         if let Some(redactor) = &mut self.redactor {
             lines.iter_mut().for_each(|line| redactor.line(line));
         }
+        lines.extend(self.clocks(now));
         lines.push(Line::Heard(now));
         if let Some(recorder) = &mut self.recorder {
             recorder.lines(&lines);
@@ -235,36 +252,49 @@ impl Live {
             });
         }
         if let Some(recorder) = &mut self.recorder {
-            let (survey, replay) = (&self.survey, &self.replay);
-            recorder.settle(|| {
-                survey.iter().cloned().chain(replay.known().into_iter().map(Line::Known)).collect()
-            });
+            let (first, replay) = (self.survey.iter().chain(&self.clock), &self.replay);
+            recorder.settle(|| first.cloned().chain(replay.known().into_iter().map(Line::Known)).collect());
         }
+    }
+
+    /// What the clocks say now, where that is something new.
+    fn clocks(&mut self, now: Ns) -> Option<Line> {
+        if now < self.clocks_at {
+            return None;
+        }
+        self.clocks_at = now.saturating_add(CLOCKS_EVERY);
+        let (clock, _) = clocks(&self.zone).ok().filter(|(clock, _)| !self.header.clock.agrees(clock))?;
+        self.header.clock = clock;
+        self.clock = Some(Line::Clock(clock));
+        self.clock.clone()
     }
 }
 
 /// What a capture of this node begins with, as of now. Reads clocks and `/proc`, no disk.
 pub fn header(thresholds: Thresholds, zone: &jiff::tz::TimeZone) -> io::Result<Header> {
-    let anchor = Anchor::now().map_err(io::Error::other)?;
+    let (clock, boot_id) = clocks(zone)?;
     let name = rustix::system::uname();
-    let realtime = i64::try_from(anchor.realtime).unwrap_or(i64::MAX);
-    let now = jiff::Timestamp::from_nanosecond(i128::from(realtime)).unwrap_or_default();
     Ok(Header {
         version: VERSION,
         plegscope: env!("CARGO_PKG_VERSION").to_owned(),
         host: name.nodename().to_string_lossy().into_owned(),
         kernel: name.release().to_string_lossy().into_owned(),
-        boot_id: anchor.boot_id,
-        clock: Clock {
-            monotonic: anchor.monotonic,
-            boottime: anchor.boottime,
-            realtime,
-            offset: zone.to_offset(now).seconds(),
-        },
+        boot_id,
+        clock,
         zone: zone.iana_name().unwrap_or_default().to_owned(),
         thresholds,
         redacted: false,
     })
+}
+
+/// The node's clocks now, and the id of its boot.
+fn clocks(zone: &jiff::tz::TimeZone) -> io::Result<(Clock, String)> {
+    let anchor = Anchor::now().map_err(io::Error::other)?;
+    let realtime = i64::try_from(anchor.realtime).unwrap_or(i64::MAX);
+    let now = jiff::Timestamp::from_nanosecond(i128::from(realtime)).unwrap_or_default();
+    let offset = zone.to_offset(now).seconds();
+    let clock = Clock { monotonic: anchor.monotonic, boottime: anchor.boottime, realtime, offset };
+    Ok((clock, anchor.boot_id))
 }
 
 /// A capture that is played.
@@ -277,8 +307,8 @@ pub struct Played {
 
 impl Played {
     /// Plays it, after what it has told already; needs a runtime.
-    pub fn new(player: Player<File>, told: Vec<Told>) -> Played {
-        Played { player, played: None, told: told.into() }
+    pub fn new(player: Player<File>, told: VecDeque<Told>) -> Played {
+        Played { player, played: None, told }
     }
 
     async fn next(&mut self) -> Result<Option<Told>, ReadError> {

@@ -6,7 +6,7 @@
 use crate::correlator::Distribution;
 use crate::correlator::limits;
 use crate::event::{Kind, Ns, Operation, Outcome};
-use crate::thresholds::floor;
+use crate::thresholds::{MILLISECOND, floor};
 use hdrhistogram::Histogram;
 use std::collections::BTreeMap;
 
@@ -16,75 +16,129 @@ const LONGEST_US: u64 = 24 * 3600 * 1_000_000;
 /// Distributions by name.
 #[derive(Clone, Debug, Default)]
 pub struct Stats {
-    /// By rank (the order they are shown in) and name.
-    by_name: BTreeMap<(u8, String), Series>,
+    /// By rank, the order they are shown in.
+    kinds: [Option<Series>; NAMES.len()],
+    /// Those of CRI methods, which are shown behind [`CRI_CALL`].
+    methods: BTreeMap<String, Series>,
     /// CRI methods that have no distribution of their own because there were too many.
     pub dropped: u64,
 }
 
+/// What there is a distribution of, in the order in which they are shown.
+const NAMES: [&str; 6] = ["unmount", "sync", "lock wait", "CRI call", "relist", "exit handling"];
+/// Rank of all CRI calls together.
+const CRI_CALL: usize = 3;
+
+/// Steps to each power of ten, in tenths of a millisecond: their logarithms are a fifth apart.
+const STEPS: [Ns; 5] = [100, 158, 251, 398, 631];
+/// Where each step of [`Distribution::counts`] begins: 10 ms, 15.8 ms, 25.1 ms, … 398 s.
+pub const STEPS_FROM: [Ns; 24] = {
+    let mut from = [0; 24];
+    let (mut n, mut power) = (0, MILLISECOND / 10);
+    while n < from.len() {
+        from[n] = STEPS[n % STEPS.len()] * power;
+        n += 1;
+        if n.is_multiple_of(STEPS.len()) {
+            power *= 10;
+        }
+    }
+    from
+};
+
 #[derive(Clone, Debug)]
 struct Series {
-    at_least: Ns,
     /// In microseconds; two significant digits.
     histogram: Histogram<u32>,
+    /// How many in each of [`STEPS_FROM`].
+    steps: [u64; STEPS_FROM.len()],
+    at_least: Ns,
     max: Ns,
+    /// What it comes to, until there is more: few change from one frame to the next.
+    shown: Option<Distribution>,
 }
 
 impl Stats {
     /// An operation ended after `took`. Failed unmounts are left out (EINVAL and EBUSY return at once and say nothing),
     /// and so is the sync of an overlay: that of its upper file system is counted.
     pub fn record(&mut self, op: &Operation, outcome: Outcome, took: Ns) {
-        let name = match op.kind {
-            Kind::Unmount if outcome == Outcome::Done => (0, "unmount"),
-            Kind::Sync if op.fs_type.as_deref() != Some("overlay") => (1, "sync"),
-            Kind::LockWait => (2, "lock wait"),
-            Kind::CriCall => (3, "CRI call"),
-            Kind::Relist => (5, "relist"),
+        let rank = match op.kind {
+            Kind::Unmount if outcome == Outcome::Done => 0,
+            Kind::Sync if op.fs_type.as_deref() != Some("overlay") => 1,
+            Kind::LockWait => 2,
+            Kind::CriCall => CRI_CALL,
+            Kind::Relist => 4,
             // One attempt: a late exit is many of them, or a long one.
-            Kind::ExitHandling => (6, "exit handling"),
+            Kind::ExitHandling => 5,
             _ => return,
         };
-        self.add(name.0, name.1, floor(op.kind), took);
-        if op.kind == Kind::CriCall {
-            let methods = self.by_name.keys().filter(|(rank, _)| *rank == 4).count();
-            if methods < limits::METHODS || self.by_name.contains_key(&(4, op.method.clone())) {
-                self.add(4, &op.method, floor(op.kind), took);
-            } else {
-                self.dropped = self.dropped.saturating_add(1);
+        let at_least = floor(op.kind);
+        if let Some(kind) = self.kinds.get_mut(rank) {
+            if kind.is_none() {
+                *kind = Series::new(at_least);
             }
+            kind.iter_mut().for_each(|series| series.add(took));
         }
-    }
-
-    fn add(&mut self, rank: u8, name: &str, at_least: Ns, took: Ns) {
-        let key = (rank, name.to_owned());
-        if !self.by_name.contains_key(&key) {
-            // The bounds are constants that the library accepts; if it ever does not, nothing is recorded.
-            let Ok(histogram) = Histogram::new_with_bounds(1, LONGEST_US, 2) else { return };
-            self.by_name.insert(key.clone(), Series { at_least, histogram, max: 0 });
+        if rank != CRI_CALL {
+            return;
         }
-        if let Some(series) = self.by_name.get_mut(&key) {
-            series.histogram.saturating_record((took / 1_000).max(1));
-            series.max = series.max.max(took);
+        if let Some(series) = self.methods.get_mut(&op.method) {
+            series.add(took);
+        } else if self.methods.len() >= limits::METHODS {
+            self.dropped = self.dropped.saturating_add(1);
+        } else if let Some(mut series) = Series::new(at_least) {
+            series.add(took);
+            self.methods.insert(op.method.clone(), series);
         }
     }
 
     /// All distributions, in a fixed order. Quantiles are exact to two significant digits and never above the maximum.
-    pub fn distributions(&self) -> Vec<Distribution> {
-        self.by_name
-            .iter()
-            .map(|((_, name), s)| {
-                let at = |q: f64| s.histogram.value_at_quantile(q).saturating_mul(1_000).min(s.max);
-                Distribution {
-                    of: name.clone(),
-                    at_least: s.at_least,
-                    count: s.histogram.len(),
-                    p50: at(0.5),
-                    p90: at(0.9),
-                    p99: at(0.99),
-                    max: s.max,
-                }
-            })
-            .collect()
+    pub fn distributions(&mut self) -> Vec<Distribution> {
+        let mut all = Vec::new();
+        for (rank, (kind, name)) in self.kinds.iter_mut().zip(NAMES).enumerate() {
+            all.extend(kind.as_mut().map(|series| series.shown(name)));
+            if rank == CRI_CALL {
+                all.extend(self.methods.iter_mut().map(|(method, series)| series.shown(method)));
+            }
+        }
+        all
+    }
+}
+
+impl Series {
+    /// Without anything; `None` if the library does not accept the bounds, which are constants.
+    fn new(at_least: Ns) -> Option<Series> {
+        let histogram = Histogram::new_with_bounds(1, LONGEST_US, 2).ok()?;
+        Some(Series { histogram, steps: [0; STEPS_FROM.len()], at_least, max: 0, shown: None })
+    }
+
+    fn add(&mut self, took: Ns) {
+        self.histogram.saturating_record((took / 1_000).max(1));
+        let step = STEPS_FROM.partition_point(|from| *from <= took).saturating_sub(1);
+        if let Some(count) = self.steps.get_mut(step) {
+            *count = count.saturating_add(1);
+        }
+        self.max = self.max.max(took);
+        self.shown = None;
+    }
+
+    fn shown(&mut self, name: &str) -> Distribution {
+        let shown = self.shown.take().unwrap_or_else(|| self.distribution(name));
+        self.shown.insert(shown).clone()
+    }
+
+    fn distribution(&self, name: &str) -> Distribution {
+        let at = |q: f64| self.histogram.value_at_quantile(q).saturating_mul(1_000).min(self.max);
+        let steps = STEPS_FROM.into_iter().zip(self.steps);
+        Distribution {
+            of: name.to_owned(),
+            at_least: self.at_least,
+            count: self.histogram.len(),
+            p50: at(0.5),
+            p90: at(0.9),
+            p99: at(0.99),
+            max: self.max,
+            counts: steps.filter(|(_, count)| *count > 0).collect(),
+        }
     }
 }
 
@@ -92,7 +146,7 @@ impl Stats {
 mod tests {
     use super::*;
     use crate::event::{Actor, Began, SeenBy};
-    use crate::thresholds::{MILLISECOND, SECOND};
+    use crate::thresholds::SECOND;
 
     fn op(kind: Kind, method: &str) -> Operation {
         Operation {
@@ -124,6 +178,13 @@ mod tests {
             let wanted = wanted * MILLISECOND;
             assert!(got.abs_diff(wanted) * 100 <= wanted, "{got} is not within 1 % of {wanted}");
         }
+        // 10 ms and less, then from step to step, as many as there are whole milliseconds in it.
+        let steps = [15, 10, 14, 24, 36, 58, 93, 147, 233, 369].into_iter().zip(STEPS_FROM);
+        let mut expected: Vec<(Ns, u64)> = steps.take(10).map(|(count, from)| (from, count)).collect();
+        expected.push((SECOND, 1));
+        let told: Vec<(Ns, u64)> = d.counts.clone();
+        assert_eq!(told.iter().map(|(_, count)| count).sum::<u64>(), d.count);
+        assert_eq!(told, expected);
     }
 
     #[test]

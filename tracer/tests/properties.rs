@@ -165,11 +165,11 @@ proptest! {
         let mut arrivals: Vec<(Ns, usize)> =
             truth.events.iter().enumerate().map(|(i, e)| (e.at + delays[i % delays.len()], i)).collect();
         arrivals.sort();
-        let mut orderer = Orderer::new(LATENESS, 1_000_000);
+        let mut orderer = Orderer::new(LATENESS, 1_000_000, TieBreak::of);
         let mut ordered = Vec::new();
         for (_, i) in arrivals {
             let event = &truth.events[i];
-            if let Some(released) = orderer.push(event.at, TieBreak::of(event), event.clone()) {
+            if let Some(released) = orderer.push(event.at, event.clone()) {
                 prop_assert!(false, "nothing is late: {:?}", released);
             }
             while let Some(Released::InOrder(_, e)) = orderer.pop() { ordered.push(e); }
@@ -360,6 +360,12 @@ fn nonsense() -> impl Strategy<Value = Event> {
         }),
         1 => (1u32..4).prop_map(|pid| Body::ProcessGone { pid }),
         1 => Just(Body::Lost { at: LossPoint::Ring, count: u64::MAX }),
+        1 => (0u64..3).prop_map(|some| Body::Pressure(vec![tracer::event::PressureFacts {
+            of: tracer::event::Resource::Io,
+            some: (some > 0).then_some(some * (u64::MAX / 3)),
+            full: Some(some),
+            reason: String::new(),
+        }])),
         1 => Just(Body::Memory { dirty: u64::MAX, writeback: u64::MAX }),
         1 => (0u64..3).prop_map(|sectors| Body::Device(tracer::event::DeviceFacts {
             device: tracer::event::Device { major: 8, minor: 0 },

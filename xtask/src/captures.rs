@@ -20,9 +20,13 @@ const STORIES: [(&str, &[&str]); 4] = [
 /// A capture is no larger, so that the repository stays small.
 const MOST_BYTES: u64 = 200_000;
 /// Bytes of lines in a frame.
-const FRAME: usize = 256 << 10;
+const FRAME: usize = 512 << 10;
 /// What the node is called in it: the name of the machine it is made on is nobody's business.
 const HOST: &str = "lab-node";
+/// Nor is the id of its boot.
+const BOOT: &str = "00000000-0000-4000-8000-000000000000";
+/// Where control groups lie that are not the lab's.
+const OTHERS: &str = "/machine.slice/";
 /// After the story the capture ends within this time.
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -81,16 +85,32 @@ fn make(binary: &Path, name: &str, how: &[&str]) -> Result<PathBuf> {
 }
 
 /// The control groups that this command itself runs in are the machine's, and theirs are named in a capture where they have
-/// dirty memory: they get a name that is nobody's.
+/// dirty memory: they get a name that is nobody's. Of the kernel its version stays.
 fn hide_machine(file: &Path) -> Result<()> {
-    let groups = fs::read_to_string("/proc/self/cgroup").context("reading the own control groups")?;
+    let read = |path: &str| fs::read_to_string(path).with_context(|| format!("reading {path}"));
+    let groups = read("/proc/self/cgroup")?;
+    let (boot, kernel) = (read("/proc/sys/kernel/random/boot_id")?, read("/proc/sys/kernel/osrelease")?);
     let mut own: Vec<&str> =
         groups.lines().filter_map(|line| line.splitn(3, ':').nth(2)?.split('/').nth(1)).collect();
     own.retain(|name| !name.is_empty() && *name != "system.slice" && *name != "user.slice");
     let packed = fs::File::open(file).with_context(|| format!("opening {}", file.display()))?;
     let mut text = std::io::read_to_string(zstd::stream::read::Decoder::new(packed)?)?;
     for name in own {
-        text = text.replace(&format!("/{name}/"), "/machine.slice/");
+        text = text.replace(&format!("/{name}/"), OTHERS);
+    }
+    let (boot, kernel) = (boot.trim(), kernel.trim());
+    let version = kernel.split('-').next().unwrap_or(kernel);
+    text = text.replace(boot, BOOT).replace(kernel, version);
+    let mut others: Vec<String> = text
+        .split(OTHERS)
+        .skip(1)
+        .filter_map(|rest| rest.split(['"', '/', ' ', ',']).next())
+        .map(str::to_owned)
+        .collect();
+    others.sort();
+    others.dedup();
+    for (n, other) in others.iter().enumerate() {
+        text = text.replace(&format!("{OTHERS}{other}"), &format!("{OTHERS}other-{n}"));
     }
     // As plegscope writes it: whole lines in each frame, with a checksum.
     let mut packer = zstd::bulk::Compressor::new(3)?;

@@ -27,6 +27,9 @@ pub enum Line {
     Known(Event),
     /// All that was heard until this time stands above: a replay lets its clock go on to here.
     Heard(Ns),
+    /// The clocks at a later moment, where the time of day is not what the one before lets expect: the machine was
+    /// suspended, or its clock was set. Holds for what stands below.
+    Clock(Clock),
     /// What is attached, and what is not and why; replaces the one before.
     Survey(Survey),
     /// What plegscope itself had to say.
@@ -83,6 +86,12 @@ pub struct Clock {
 }
 
 impl Clock {
+    /// Whether another moment of the same boot tells the same time of day, as exact as clocks are read.
+    pub fn agrees(&self, other: &Clock) -> bool {
+        const EXACT: u64 = 50_000_000;
+        self.offset == other.offset && self.realtime_of(other.monotonic).abs_diff(other.realtime) <= EXACT
+    }
+
     /// The time of day at `at`, in nanoseconds since 1970-01-01T00:00:00Z, as the node's clock told it when this was read.
     pub fn realtime_of(&self, at: Ns) -> i64 {
         let after = i128::from(at) - i128::from(self.monotonic);
@@ -191,6 +200,12 @@ mod tests {
         assert_eq!(clock.rfc3339(5_000 + 90_250_000_000), "2024-02-29T12:01:30.250+01:00");
         assert_eq!(clock.rfc3339(0), "2024-02-29T11:59:59.999+01:00");
         assert_eq!(Clock { offset: -19_800, ..clock }.rfc3339(5_000), "2024-02-29T05:30:00.000-05:30");
+        let later = Clock { monotonic: 10_005_000, realtime: clock.realtime + 10_000_000, ..clock };
+        assert!(clock.agrees(&later) && later.agrees(&clock));
+        // Put back by a second; suspended for a second; summer.
+        assert!(!clock.agrees(&Clock { realtime: later.realtime - 1_000_000_000, ..later }));
+        assert!(!clock.agrees(&Clock { realtime: later.realtime + 1_000_000_000, ..later }));
+        assert!(!clock.agrees(&Clock { offset: 7_200, ..later }));
         let hostile = Clock { realtime: i64::MAX, offset: i32::MAX, ..clock };
         assert!(!hostile.rfc3339(u64::MAX).is_empty());
     }

@@ -59,14 +59,16 @@ impl Place {
 pub enum PlaceError {
     /// It would be where chains end.
     #[error(
-        "{path} is on {what}, the disk that unmounts sync and that may be stuck: name a file on another one, for \
-         instance -o {}/FILE; with --force it is written all the same", FOLDERS[0]
+        "{path} is on {what}, the disk that unmounts sync and that may be stuck: name a file on another one{instead}; \
+         with --force it is written all the same"
     )]
     OnTheDisk {
         /// The file.
         path: String,
         /// Which file system, and why it is to be avoided.
         what: String,
+        /// Where it goes when no file is named.
+        instead: String,
     },
     /// There is a file already.
     #[error("{0} exists already: it may be evidence; take another name, or remove it")]
@@ -122,10 +124,15 @@ fn io_error(path: &Path, source: io::Error) -> PlaceError {
     PlaceError::Io { path: path.display().to_string(), source }
 }
 
-/// The first of the usual folders that is on a tmpfs; made if it is not there.
+/// The first of the usual folders that is on a tmpfs.
+fn on_tmpfs(mounts: &Mounts) -> Option<&'static str> {
+    let is = |path: &&str| mounts.holding(Path::new(path)).is_some_and(|m| m.fs_type == "tmpfs");
+    FOLDERS.into_iter().find(is)
+}
+
+/// The same, made if it is not there.
 fn usual_folder(mounts: &Mounts) -> Result<PathBuf, PlaceError> {
-    let on_tmpfs = |path: &&&str| mounts.holding(Path::new(path)).is_some_and(|m| m.fs_type == "tmpfs");
-    let folder = Path::new(FOLDERS.iter().find(on_tmpfs).ok_or(PlaceError::NoFolder)?);
+    let folder = Path::new(on_tmpfs(mounts).ok_or(PlaceError::NoFolder)?);
     match DirBuilder::new().mode(0o700).create(folder) {
         Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(io_error(folder, error)),
         _ => {}
@@ -152,7 +159,9 @@ fn judge(
         if avoid.device == on.device {
             let what = format!("the file system of {} ({} {})", runtime.display(), on.fs_type, on.device);
             if !force {
-                return Err(PlaceError::OnTheDisk { path: path.display().to_string(), what });
+                let instead = on_tmpfs(mounts).map(|folder| format!(" (without -o it goes to {folder})"));
+                let (path, instead) = (path.display().to_string(), instead.unwrap_or_default());
+                return Err(PlaceError::OnTheDisk { path, what, instead });
             }
             warnings.push(format!(
                 "{} is on {what}: if that disk is stuck, plegscope waits with it and cannot be ended",
@@ -245,6 +254,7 @@ mod tests {
         assert_eq!(judge("/evidence/a", false).unwrap(), Vec::<String>::new());
         let error = judge("/var/lib/containerd/a", false).unwrap_err().to_string();
         assert!(error.contains("the file system of /var/lib/containerd (ext4 254:2)"), "{error}");
+        assert!(error.contains("(without -o it goes to /run/plegscope)"), "{error}");
         assert_eq!(judge("/var/lib/containerd/a", true).unwrap().len(), 1);
         let beside = judge("/home/a", false);
         // The folders of other distributions would lie on the root.

@@ -3,13 +3,14 @@
 //! A jump plays all that lies between without telling it, so that what is told after it is what would have been told
 //! without it. To jump back it keeps copies of its state on the way, a bounded number of them.
 
+use super::line::Clock;
 use super::reader::{self, Mark, ReadError, Reader};
 use super::replay::{Replay, Told};
 use super::{Header, Line};
-use crate::correlator::{Change, Frame};
+use crate::correlator::{Change, Frame, Incident};
 use crate::event::Ns;
 use crate::thresholds::SECOND;
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
 use std::path::Path;
@@ -73,6 +74,7 @@ struct State {
     mark: Mark,
     replay: Replay,
     survey: Option<Line>,
+    time: Clock,
 }
 
 /// Plays a capture.
@@ -94,10 +96,12 @@ pub struct Player<R: Read + Seek> {
     states: Vec<State>,
     /// Time between two of them.
     every: Ns,
-    /// When incidents opened, as far as it was played.
-    incidents: BTreeSet<Ns>,
+    /// When incidents opened, and how many of them, as far as it was played.
+    incidents: BTreeMap<Ns, usize>,
     /// What was told last of what is attached.
     survey: Option<Line>,
+    /// By which clocks time is told here.
+    time: Clock,
     /// The frames of the last moment on the way of a jump that had any.
     passed: Vec<Frame>,
 }
@@ -118,9 +122,10 @@ impl<R: Read + Seek> Player<R> {
     /// From the beginning of a capture that ends at `end`, as fast as it happened.
     pub fn new(reader: Reader<R>, end: Ns) -> Player<R> {
         let replay = Replay::new(reader.header().thresholds.clone());
-        let begin = reader.header().clock.monotonic;
+        let time = reader.header().clock;
+        let begin = time.monotonic;
         let mark = reader.mark();
-        let first = mark.map(|mark| State { at: 0, mark, replay: replay.clone(), survey: None });
+        let first = mark.map(|mark| State { at: 0, mark, replay: replay.clone(), survey: None, time });
         Player {
             reader,
             replay,
@@ -134,8 +139,9 @@ impl<R: Read + Seek> Player<R> {
             over: false,
             states: first.into_iter().collect(),
             every: 10 * SECOND,
-            incidents: BTreeSet::new(),
+            incidents: BTreeMap::new(),
             survey: None,
+            time,
             passed: Vec::new(),
         }
     }
@@ -192,7 +198,7 @@ impl<R: Read + Seek> Player<R> {
 
     /// When the incidents opened that were played so far.
     pub fn incidents(&self) -> impl DoubleEndedIterator<Item = Ns> {
-        self.incidents.iter().copied()
+        self.incidents.iter().flat_map(|(at, count)| std::iter::repeat_n(*at, *count))
     }
 
     /// Jumps to `to`.
@@ -212,7 +218,7 @@ impl<R: Read + Seek> Player<R> {
 
     /// Jumps back to where an incident opened; `false` when there was none.
     pub fn previous_incident(&mut self) -> Result<bool, ReadError> {
-        match self.incidents.range(..self.clock).next_back().copied() {
+        match self.incidents.range(..self.clock).next_back().map(|(at, _)| *at) {
             Some(at) => self.seek(at).map(|()| true),
             None => Ok(false),
         }
@@ -223,7 +229,7 @@ impl<R: Read + Seek> Player<R> {
         let Some(state) = self.states.iter().rev().find(|state| state.at < to) else { return Ok(()) };
         self.reader.go_back(&state.mark)?;
         self.replay = state.replay.clone();
-        self.survey = state.survey.clone();
+        (self.survey, self.time) = (state.survey.clone(), state.time);
         self.passed.clear();
         (self.clock, self.next, self.over) = (state.at, None, false);
         Ok(())
@@ -272,6 +278,7 @@ impl<R: Read + Seek> Player<R> {
             self.goal = None;
             // What was passed over counts only by where it has led.
             self.survey.iter().for_each(|survey| each(Told::Line(survey.clone())));
+            each(Told::Line(Line::Clock(self.time)));
             self.passed.drain(..).for_each(|frame| each(Told::Frame(frame)));
         }
         Ok(())
@@ -302,6 +309,9 @@ impl<R: Read + Seek> Player<R> {
                 if matches!(line, Line::Survey(_)) {
                     self.survey = Some(line.clone());
                 }
+                if let Line::Clock(clock) = line {
+                    self.time = clock;
+                }
                 let quiet = self.goal.is_some();
                 self.replay.line(line, |told| {
                     if !quiet {
@@ -319,26 +329,33 @@ impl<R: Read + Seek> Player<R> {
         if self.clock == 0 || jumping || self.speed == Speed::Max {
             self.clock = self.clock.max(at);
         }
-        let (mut opened, mut frames) = (false, Vec::new());
+        let (mut opened, mut frames) = (0, Vec::new());
         let next_incident = self.goal == Some(Goal::NextIncident);
         self.replay.line(Line::Heard(at), |told| match told {
             Told::Frame(frame) => {
-                let opens = frame.incidents.iter().any(|incident| incident.change == Some(Change::Crossed));
-                if opens && !opened && next_incident {
-                    frames.clear();
+                let crossed = |incident: &&Incident| incident.change == Some(Change::Crossed);
+                let opens = frame.incidents.iter().filter(crossed).count();
+                if opens > 0 && opened == 0 && next_incident {
+                    frames.drain(..).for_each(|frame| each(Told::Passed(frame)));
                 }
-                opened |= opens;
+                opened += opens;
                 if jumping { frames.push(frame) } else { each(Told::Frame(frame)) }
             }
             Told::Ahead(_) if jumping => {}
             line => each(line),
         });
         if !frames.is_empty() {
-            self.passed = frames;
+            // One of each second is enough for what is shown over time, with all that has become of incidents.
+            let second = frames.first().map_or(0, |frame| frame.now / SECOND);
+            let tells = |frame: &Frame| {
+                frame.now / SECOND != second || frame.incidents.iter().any(|i| i.change.is_some())
+            };
+            let before = std::mem::replace(&mut self.passed, frames);
+            before.into_iter().filter(tells).for_each(|frame| each(Told::Passed(frame)));
         }
-        if opened {
+        if opened > 0 {
             if self.incidents.len() < MOST_INCIDENTS {
-                self.incidents.insert(at);
+                self.incidents.insert(at, opened);
             }
             if self.goal == Some(Goal::NextIncident) {
                 self.goal = Some(Goal::Time(at));
@@ -361,7 +378,7 @@ impl<R: Read + Seek> Player<R> {
             });
             self.every = self.every.saturating_mul(2);
         }
-        let (replay, survey) = (self.replay.clone(), self.survey.clone());
-        self.states.push(State { at, mark, replay, survey });
+        let (replay, survey, time) = (self.replay.clone(), self.survey.clone(), self.time);
+        self.states.push(State { at, mark, replay, survey, time });
     }
 }

@@ -217,6 +217,7 @@ impl Recorder {
             match line {
                 Line::Heard(at) => self.latest = self.latest.max(*at),
                 Line::Event(event) => self.guard_event(&event.body),
+                Line::Clock(clock) => self.options.header.clock = *clock,
                 _ => {}
             }
         }

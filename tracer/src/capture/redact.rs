@@ -135,7 +135,7 @@ impl Redactor {
                 survey.programs.iter_mut().for_each(|program| self.comm(program.role, &mut program.comm));
             }
             Line::Log { text, .. } => *text = "(left out, since names are hidden)".to_owned(),
-            Line::Heard(_) | Line::Incident(_) | Line::Loss(_) | Line::End(_) => {}
+            Line::Heard(_) | Line::Clock(_) | Line::Incident(_) | Line::Loss(_) | Line::End(_) => {}
         }
     }
 
@@ -177,6 +177,7 @@ impl Redactor {
             | Body::ThreadSite(_)
             | Body::Device(_)
             | Body::Memory { .. }
+            | Body::Pressure(_)
             | Body::LeakedShim { .. }
             | Body::Looked { .. }
             | Body::GoroutineSite(_)

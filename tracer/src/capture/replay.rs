@@ -10,6 +10,9 @@ use crate::thresholds::Thresholds;
 pub enum Told {
     /// A frame, as it was on the node.
     Frame(Frame),
+    /// A frame on the way of a jump: what was, but not where it has led. Told of each second once, and where something
+    /// becomes of an incident.
+    Passed(Frame),
     /// Incidents that have just opened, ahead of the frames; these have them later.
     Ahead(Frame),
     /// A line that is no event, in its place.
@@ -135,6 +138,7 @@ mod tests {
         replay
             .all(reader, |told| match told {
                 Told::Frame(frame) => again.push(frame),
+                Told::Passed(_) => panic!("nobody jumps"),
                 Told::Ahead(frame) => ahead_again.push(frame),
                 Told::Line(line) => panic!("{line:?}"),
             })

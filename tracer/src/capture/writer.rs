@@ -3,12 +3,21 @@
 use super::Line;
 use crate::sinks::json;
 use std::io::{self, Write};
-use zstd::{bulk::Compressor, zstd_safe::CParameter};
+use zstd::bulk::Compressor;
+use zstd::zstd_safe::{CParameter, Strategy};
 
 /// A frame is closed once it has this many bytes of lines.
-pub const FRAME: usize = 256 << 10;
-/// Compression level: the last one of zstd's quick ones.
-const LEVEL: i32 = 3;
+pub const FRAME: usize = 512 << 10;
+/// How zstd looks for what was there before. Lines of a capture are the same for tens of bytes, then differ in a number: short
+/// matches are seldom worth it, and looking a second time for longer ones saves a quarter, at 4 us for an event.
+const SEARCH: [CParameter; 6] = [
+    CParameter::Strategy(Strategy::ZSTD_lazy2),
+    CParameter::MinMatch(7),
+    CParameter::SearchLog(3),
+    CParameter::HashLog(18),
+    CParameter::ChainLog(18),
+    CParameter::WindowLog(19),
+];
 
 /// Whole lines, compressed: can be read by itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -32,7 +41,10 @@ pub struct Framer {
 impl Framer {
     /// Nothing is collected yet.
     pub fn new() -> io::Result<Framer> {
-        let mut compressor = Compressor::new(LEVEL)?;
+        let mut compressor = Compressor::new(zstd::DEFAULT_COMPRESSION_LEVEL)?;
+        for parameter in SEARCH {
+            compressor.set_parameter(parameter)?;
+        }
         // What was damaged is known as such, and never taken for something else that happened.
         compressor.set_parameter(CParameter::ChecksumFlag(true))?;
         Ok(Framer { compressor, text: Vec::with_capacity(FRAME + (16 << 10)), lines: 0, events: 0 })

@@ -39,12 +39,14 @@ pub fn run(options: &Capture) -> anyhow::Result<Exit> {
         duration: options.probing.duration,
         redactor,
     };
+    let on_terminal = std::io::stderr().is_terminal();
     let mut capturing = Capturing {
         options,
         began: Instant::now(),
-        told: None,
+        // That nothing is there yet is worth a line that goes away, and no other.
+        told: (!on_terminal).then(Instant::now),
         incidents: 0,
-        on_terminal: std::io::stderr().is_terminal(),
+        on_terminal,
     };
     follow::node(node, &mut capturing)
 }
@@ -128,7 +130,7 @@ impl Follower for Capturing<'_> {
             let line = progress(self.began.elapsed(), &recorder.status());
             if self.on_terminal {
                 // Stays on its line: what comes next is written over it.
-                streams.messages.write(format!("\u{1b}[2K{line}\r").into_bytes());
+                streams.messages.write(format!("\r\u{1b}[2K{line}\r").into_bytes());
             } else {
                 streams.messages.line(format_args!("plegscope: {line}"));
             }
@@ -152,7 +154,7 @@ impl Follower for Capturing<'_> {
         }
         let status = recorder.stop(&reason, PATIENCE);
         if self.on_terminal {
-            streams.messages.write(b"\x1b[2K".to_vec());
+            streams.messages.write(b"\r\x1b[2K".to_vec());
         }
         let (exit, said) = last_words(&status, &reason, waited_in_vain, self.incidents);
         for line in said {
@@ -194,7 +196,7 @@ fn last_words(status: &Status, reason: &str, in_vain: bool, incidents: u64) -> (
         }
         Some(Ended::OnTheDisk(why)) => {
             said.push(format!(
-                "{why}; stopped. Name a file on another disk, for instance -o /run/FILE, or use --force"
+                "{why}; stopped. Name a file on another disk (without -o it goes to a tmpfs), or use --force"
             ));
             (Exit::File, why.as_str())
         }

@@ -39,6 +39,8 @@ pub trait Follower {
     }
     /// A moment, ten times a second.
     fn frame(&mut self, frame: Frame, moment: &Moment<'_>) -> anyhow::Result<()>;
+    /// A moment that a jump in a capture has passed over.
+    fn passed(&mut self, _frame: Frame) {}
     /// Incidents that have just opened, before they are in a frame of [`Follower::frame`].
     fn ahead(&mut self, _frame: Frame, _moment: &Moment<'_>) -> anyhow::Result<()> {
         Ok(())
@@ -114,7 +116,7 @@ pub fn node(node: Node, follower: &mut dyn Follower) -> anyhow::Result<Exit> {
     {
         streams.messages.line(format_args!("plegscope: memory is not locked ({error})"));
     }
-    let live = || Ok(Source::Live(Live::new(socket, header, node.redactor)?));
+    let live = || Ok(Source::Live(Live::new(socket, header, zone(), node.redactor)?));
     run(live, node.duration, verbose, follower, streams)
 }
 
@@ -161,14 +163,14 @@ async fn listen(
     // What happens now cannot wait for a slow reader; a capture can.
     let patient = matches!(source, Source::Capture(_));
     let mut ear = Ear { verbose, ..Ear::default() };
-    let clock = source.clock();
+    let mut clock = source.clock();
     let wake = follower.wake();
     let woken = async || match &wake {
         Some(wake) => wake.notified().await,
         None => future::pending().await,
     };
-    // Only who has a terminal ends with it: another may have been started to outlive it (nohup).
-    let mut hang_up = wake.is_some().then(|| signal(SignalKind::hangup())).transpose()?;
+    // An ssh that is gone ends it as Ctrl-C does, but for who was started to outlive it (nohup).
+    let mut hang_up = (!ignores_hang_up()).then(|| signal(SignalKind::hangup())).transpose()?;
     let mut hung_up = async || match &mut hang_up {
         Some(signal) => signal.recv().await,
         None => future::pending().await,
@@ -193,6 +195,9 @@ async fn listen(
         };
         if is_over && wake.is_none() {
             break Why::Over;
+        }
+        if let (Some(News::Told(Told::Line(Line::Clock(now)))), Some(clock)) = (&news, &mut clock) {
+            *clock = *now;
         }
         let moment = Moment { streams, clock };
         if let Some(news) = news
@@ -231,6 +236,15 @@ async fn listen(
     exit
 }
 
+/// Whether this process was started so that the end of its terminal does not end it.
+fn ignores_hang_up() -> bool {
+    // SAFETY: all of it may be zero.
+    let mut is: libc::sigaction = unsafe { std::mem::zeroed() };
+    // SAFETY: nothing is set, and `is` is a valid place for what there is.
+    let told = unsafe { libc::sigaction(libc::SIGHUP, std::ptr::null(), &raw mut is) };
+    told == 0 && is.sa_sigaction == libc::SIG_IGN
+}
+
 /// What users are told beside the frames.
 #[derive(Default)]
 struct Ear {
@@ -256,6 +270,7 @@ impl Ear {
                 }
                 follower.frame(frame, moment)?;
             }
+            News::Told(Told::Passed(frame)) => follower.passed(frame),
             News::Told(Told::Ahead(frame)) => follower.ahead(frame, moment)?,
             News::Told(Told::Line(line)) => {
                 match &line {

@@ -5,16 +5,16 @@ use super::live::Teller;
 use super::output::Streams;
 use super::screen::{self, Screen};
 use crate::{
-    capture::{Line, Player, player::Speed},
+    capture::{Line, Player, player::Speed, reader::ReadError, replay::Told},
     cli::Replay,
     correlator::Frame,
     exit::Exit,
     sinks::sanitise,
     source::{Played, Source},
-    tui::model::Mode,
+    tui::{history, model::Mode},
 };
 use anyhow::{Context, bail};
-use std::time::Duration;
+use std::{collections::VecDeque, fs::File, time::Duration};
 
 /// Runs the verb.
 pub fn run(options: &Replay) -> anyhow::Result<Exit> {
@@ -23,7 +23,7 @@ pub fn run(options: &Replay) -> anyhow::Result<Exit> {
     let on_screen = !options.plain && !options.json && screen::is_possible();
     // Who looks wants to see how it came; who reads wants it at once.
     player.set_speed(options.speed.unwrap_or(if on_screen { Speed::Times(1.0) } else { Speed::Max }));
-    let mut told = Vec::new();
+    let mut told = VecDeque::new();
     if let Some(at) = &options.at {
         let (begin, end) = player.span();
         let to = at.resolve(&player.header().clock);
@@ -33,20 +33,16 @@ pub fn run(options: &Replay) -> anyhow::Result<Exit> {
             bail!("{file}: there is nothing at that time: the capture is from {begin} to {end}");
         }
         player.seek(to).with_context(|| file.to_string())?;
-        while player.is_jumping() {
-            player.play(Duration::ZERO, |one| told.push(one)).with_context(|| file.to_string())?;
-        }
+        jump(&mut player, &mut told).with_context(|| file.to_string())?;
     }
-    for number in 0..options.incident.unwrap_or(0) {
+    let wanted = options.incident.map_or(0, |number| number as usize);
+    while player.incidents().count() < wanted {
         let before = player.incidents().count();
         player.next_incident();
-        told.clear();
-        while player.is_jumping() {
-            player.play(Duration::ZERO, |one| told.push(one)).with_context(|| file.to_string())?;
-        }
+        jump(&mut player, &mut told).with_context(|| file.to_string())?;
         if player.incidents().count() == before {
-            let (s, are) = if number == 1 { ("", "is") } else { ("s", "are") };
-            bail!("{file}: there {are} {number} incident{s} in it");
+            let (s, are) = if before == 1 { ("", "is") } else { ("s", "are") };
+            bail!("{file}: there {are} {before} incident{s} in it");
         }
     }
     if on_screen {
@@ -57,6 +53,21 @@ pub fn run(options: &Replay) -> anyhow::Result<Exit> {
     }
     let mut teller = Replayed { teller: Teller::new(options.json), file: file.to_string() };
     follow::capture(Played::new(player, told), options.verbose, &mut teller).with_context(|| file.to_string())
+}
+
+/// Jumps; what is told is where it has led, and some of the way for what is shown over time.
+fn jump(player: &mut Player<File>, told: &mut VecDeque<Told>) -> Result<(), ReadError> {
+    told.retain(|one| matches!(one, Told::Passed(_)));
+    while player.is_jumping() {
+        player.play(Duration::ZERO, |one| {
+            // The latest count, and what is told at the end comes last.
+            if told.len() >= history::SECONDS {
+                told.pop_front();
+            }
+            told.push_back(one);
+        })?;
+    }
+    Ok(())
 }
 
 /// Tells as `live` does, and what is missing.

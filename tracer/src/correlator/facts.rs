@@ -2,6 +2,7 @@
 
 use super::frame::{BlindSpot, DeviceName, DeviceState, LockKind, Loss, Memory, Program, Subject, Who};
 use super::limits;
+use super::pressure::Pressures;
 use crate::event::{
     Actor, Body, Container, Device, DeviceFacts, Event, GoroutineSite, KubeletFacts, LockName, LossPoint, Ns,
     OTHERS_ONLY, Operation, Pins, Process, ProgramCost, Role, ThreadSite, Writers,
@@ -25,6 +26,8 @@ pub struct Facts {
     pub memory: Option<Memory>,
     /// What it was at a time about [`limits::GROWTH_OVER`] ago, and when.
     memory_before: Option<(Ns, u64)>,
+    /// How much everybody waits for what the node is short of.
+    pub pressures: Pressures,
     losses: BTreeMap<LossPoint, u64>,
     blind: BTreeMap<String, String>,
     costs: BTreeMap<String, ProgramCost>,
@@ -94,6 +97,7 @@ impl Facts {
             }));
         }
         all.extend(self.memory.map(|Memory { dirty, writeback }| told(Body::Memory { dirty, writeback })));
+        all.extend(self.pressures.all_known());
         all.extend(
             self.blind
                 .iter()

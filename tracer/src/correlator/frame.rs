@@ -8,7 +8,8 @@ use super::dirtiers::Dirtier;
 use super::exits::Attempts;
 use super::outlook::{NotReady, Outlook};
 use crate::event::{
-    Began, Device, GoroutineSite, LossPoint, Ns, Operation, OperationId, ProgramCost, Role, ThreadSite,
+    Began, Device, GoroutineSite, LossPoint, Ns, Operation, OperationId, ProgramCost, Resource, Role,
+    ThreadSite,
 };
 use serde::{Deserialize, Serialize};
 
@@ -41,6 +42,9 @@ pub struct Frame {
     pub distributions: Vec<Distribution>,
     /// Memory waiting to be written, where it is known.
     pub memory: Option<Memory>,
+    /// How much of the time everybody waited for what the node is short of; empty where nothing was told.
+    #[serde(default)]
+    pub pressures: Vec<Pressure>,
     /// Block devices that are known, with their rate of writing.
     pub devices: Vec<DeviceState>,
     /// What looking costs the programs that are probed.
@@ -618,6 +622,10 @@ pub struct Distribution {
     pub p99: Ns,
     /// The longest.
     pub max: Ns,
+    /// How many lasted at least so long and shorter than the next step: five steps to each power of ten, up to 400 s; steps
+    /// without any are left out, and what is shorter than the first counts as the first.
+    #[serde(default)]
+    pub counts: Vec<(Ns, u64)>,
 }
 
 /// Memory waiting to be written, node-wide, in bytes.
@@ -627,6 +635,19 @@ pub struct Memory {
     pub dirty: u64,
     /// Under writeback.
     pub writeback: u64,
+}
+
+/// How much of the time everybody waited for a resource, over the last ten seconds.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Pressure {
+    /// For what.
+    pub of: Resource,
+    /// Millionths of the time in which at least one thread waited; `None` before the second sample, and when not known.
+    pub some_ppm: Option<u32>,
+    /// Millionths of the time in which all that had something to do waited; never known of processors.
+    pub full_ppm: Option<u32>,
+    /// Why it is not known; empty when it is, or will be with the next sample.
+    pub reason: String,
 }
 
 /// A block device.

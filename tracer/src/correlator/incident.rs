@@ -427,9 +427,8 @@ fn uncertainty(operations: &Operations, exits: &Exits, leaf: &OperationId) -> Op
     }
 }
 
-/// An operation that was over a threshold and that nobody had seen in flight.
-fn unseen(f: &Finished, facts: &Facts, t: &Thresholds) -> Option<Incident> {
-    let took = f.at.saturating_sub(f.op.begin);
+/// What an operation that is over is called and which threshold it has passed, where it has.
+pub fn passed(f: &Finished, t: &Thresholds) -> Option<(&'static str, Ns)> {
     let (what, threshold) = match f.op.kind {
         Kind::Unmount => ("unmount", t.unmount),
         Kind::Relist => ("relist", t.relist),
@@ -437,9 +436,13 @@ fn unseen(f: &Finished, facts: &Facts, t: &Thresholds) -> Option<Incident> {
         Kind::CriCall if !super::diagnosis::is_patient(&f.op) => ("CRI call", t.cri),
         _ => return None,
     };
-    if took < threshold {
-        return None;
-    }
+    (f.at.saturating_sub(f.op.begin) >= threshold).then_some((what, threshold))
+}
+
+/// An operation that was over a threshold and that nobody had seen in flight.
+fn unseen(f: &Finished, facts: &Facts, t: &Thresholds) -> Option<Incident> {
+    let took = f.at.saturating_sub(f.op.begin);
+    let (what, threshold) = passed(f, t)?;
     let because = "it was over before it was seen in flight".to_owned();
     let named = f.op.container.as_deref().or_else(|| f.op.path.as_deref().and_then(container_of_path));
     let subject = named.map(|id| facts.subject(id));

@@ -39,6 +39,7 @@ mod locks;
 mod operations;
 mod other_cause;
 mod outlook;
+mod pressure;
 #[doc(hidden)]
 pub mod scenario;
 mod stalls;
@@ -79,7 +80,7 @@ pub struct Correlator {
     exits: Exits,
     failed: FailedUnmounts,
     failed_dropped: u64,
-    /// What ended since the last tick without having been seen in flight.
+    /// What ended since the last tick beyond its threshold, without having been seen in flight.
     unseen: Vec<Finished>,
     /// What happened since the last tick that may have come of an incident.
     news: Vec<News>,
@@ -113,66 +114,72 @@ impl Correlator {
 
     /// Takes note of what happened.
     pub fn apply(&mut self, event: &Event) {
-        let at = event.at;
+        self.take(event.clone());
+    }
+
+    /// The same of an event that nobody else needs.
+    pub fn take(&mut self, Event { at, body }: Event) {
         self.operations.next_event();
-        match &event.body {
+        match body {
             Body::InFlight(op) => {
-                if !operations::lasts_by_design(op) && !self.facts.is_of_the_past(op) {
-                    let settled = self.operations.report(op, at);
+                if !operations::lasts_by_design(&op) && !self.facts.is_of_the_past(&op) {
+                    let settled = self.operations.report(&op, at);
                     settled.iter().for_each(|f| self.finished(f));
                     if op.kind == Kind::ExitHandling && self.operations.contains(&op.id()) {
-                        self.exits.begun(op);
+                        self.exits.begun(&op);
                     }
                 }
             }
             Body::Ended(op, outcome) => {
-                if !operations::lasts_by_design(op) {
-                    for f in self.operations.end(op, *outcome, at) {
+                if !operations::lasts_by_design(&op) {
+                    for f in self.operations.end(op, outcome, at).into_iter().flatten() {
                         self.finished(&f);
-                        if !f.was_seen && self.unseen.len() < limits::SUBJECTS_SHOWN {
+                        let counts = !f.was_seen && incident::passed(&f, &self.thresholds).is_some();
+                        if counts && self.unseen.len() < limits::SUBJECTS_SHOWN {
                             self.unseen.push(f);
                         }
                     }
                 }
             }
-            Body::Woken { by, waiter, semaphore } => self.operations.woken(by, waiter, *semaphore, at),
-            Body::Looked { pid } => self.operations.looked(*pid, at),
-            Body::GoroutineSite(site) => self.facts.goroutine(site, at),
-            Body::PollComplete { kinds, older_than } => self.operations.complete(kinds, *older_than, at),
+            Body::Woken { by, waiter, semaphore } => self.operations.woken(&by, &waiter, semaphore, at),
+            Body::Looked { pid } => self.operations.looked(pid, at),
+            Body::GoroutineSite(site) => self.facts.goroutine(&site, at),
+            Body::PollComplete { kinds, older_than } => self.operations.complete(&kinds, older_than, at),
             Body::Process(process) => {
-                if let Some(started) = self.facts.process(process, at) {
+                if let Some(started) = self.facts.process(&process, at) {
                     self.operations.process_gone(process.pid, started);
                     self.exits.process_gone(process.pid, started);
                 }
             }
             Body::ProcessGone { pid } => {
-                self.operations.process_gone(*pid, at);
-                self.exits.process_gone(*pid, at);
-                self.facts.process_gone(*pid, at);
+                self.operations.process_gone(pid, at);
+                self.exits.process_gone(pid, at);
+                self.facts.process_gone(pid, at);
             }
             Body::Container(container) => {
-                self.facts.container(container);
-                self.hear(Some(News::Container(container.clone())));
+                self.facts.container(&container);
+                self.hear(Some(News::Container(container)));
             }
-            Body::LockIdentity { pid, base, lock } => self.facts.lock(*pid, *base, lock, at),
-            Body::ThreadSite(site) => self.facts.site(site, at),
-            Body::Device(device) => self.facts.device(device, at),
+            Body::LockIdentity { pid, base, lock } => self.facts.lock(pid, base, &lock, at),
+            Body::ThreadSite(site) => self.facts.site(&site, at),
+            Body::Device(device) => self.facts.device(&device, at),
             Body::Memory { dirty, writeback } => {
-                self.facts.unwritten(Memory { dirty: *dirty, writeback: *writeback }, at);
+                self.facts.unwritten(Memory { dirty, writeback }, at);
             }
+            Body::Pressure(all) => self.facts.pressures.sample(&all, at),
             Body::Lost { at: point, count } => {
-                self.facts.lost(*point, *count);
+                self.facts.lost(point, count);
                 // What came late was passed on all the same: nothing is missing.
-                if *point != crate::event::LossPoint::Late && *count > 0 {
+                if point != crate::event::LossPoint::Late && count > 0 {
                     self.operations.lost(at);
                 }
             }
-            Body::BlindSpot { what, reason } => self.facts.blind_spot(what, reason),
-            Body::Cost(cost) => self.facts.cost(cost),
-            Body::LeakedShim { pid, id } => self.facts.leaked_shim(*pid, id, at),
-            Body::Kubelet(kubelet) => self.facts.kubelet(kubelet),
-            Body::Writers(writers) => self.facts.writers(writers, at),
-            Body::Pins(pins) => self.facts.pins(pins, at),
+            Body::BlindSpot { what, reason } => self.facts.blind_spot(&what, &reason),
+            Body::Cost(cost) => self.facts.cost(&cost),
+            Body::LeakedShim { pid, id } => self.facts.leaked_shim(pid, &id, at),
+            Body::Kubelet(kubelet) => self.facts.kubelet(&kubelet),
+            Body::Writers(writers) => self.facts.writers(&writers, at),
+            Body::Pins(pins) => self.facts.pins(&pins, at),
         }
     }
 
@@ -258,11 +265,13 @@ impl Correlator {
         self.health.bad = Some((first, f.at));
     }
 
-    /// Whether nothing is in flight, blocked or about to be told: a tick would say what the last one has said.
+    /// Whether nothing is in flight, blocked or about to be told: a tick would say what the last one has said, but for how
+    /// long things took that have ended.
     pub fn is_quiet(&self) -> bool {
-        let settling = self.operations.sizes()[3];
         let (open, _) = self.incidents.len();
         let exits = self.exits.sizes()[0].0;
+        // Lock waits that have ended may wait for a tick, as long as there is room for more.
+        let settling = self.operations.sizes()[3].saturating_sub(limits::SETTLING / 2);
         self.operations.len() + settling + open + exits + self.failed.len() + self.unseen.len() == 0
     }
 
@@ -344,6 +353,7 @@ impl Correlator {
             blind_spots,
             distributions: self.stats.distributions(),
             memory: self.facts.memory,
+            pressures: self.facts.pressures.shown(),
             devices: self.facts.device_states(),
             costs: self.facts.costs(),
             leaked_shims: self.facts.leaked_shims(),
@@ -482,6 +492,7 @@ impl TieBreak {
             Body::Container(c) => TieBreak(1, None, 0, 0, c.id.clone()),
             Body::Device(d) => plain(2, u64::from(d.device.major), u64::from(d.device.minor)),
             Body::Memory { dirty, writeback } => plain(3, *dirty, *writeback),
+            Body::Pressure(all) => TieBreak(4, None, 5, 0, format!("{all:?}")),
             Body::BlindSpot { what, .. } => TieBreak(4, None, 0, 0, what.clone()),
             Body::Kubelet(k) => plain(4, u64::from(k.pid), 0),
             Body::LeakedShim { pid, .. } => plain(4, u64::from(*pid), 1),

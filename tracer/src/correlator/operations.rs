@@ -17,7 +17,7 @@ pub use found::{is_found, may_follow, outermost_first};
 
 use super::limits;
 use crate::event::{Actor, Began, Kind, Ns, Operation, OperationId, Outcome};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, btree_map::Entry};
 
 /// Offset of `mu` in the shim's `process.Init` (the same in containerd 1.4 to 2.1).
 pub const INIT_MU: u64 = 0x20;
@@ -352,7 +352,7 @@ impl Operations {
         let mut settled = None;
         if let Some(&wait) = self.settling.get(&(pid, actor)) {
             if op.kind == Kind::LockWait {
-                if continues(&wait, op) {
+                if continues(&wait, op.actor.goid, op.object, op.begin) {
                     flight.since = flight.since.min(wait.since);
                     self.settling.remove(&(pid, actor));
                     for held in self.holding(pid, actor, wait.semaphore) {
@@ -366,7 +366,10 @@ impl Operations {
             {
                 flight.held_since = flight.held_since.or(Some(wait.ended));
             }
-            if op.kind == Kind::LockWait && !continues(&wait, op) && op.begin > wait.ended {
+            if op.kind == Kind::LockWait
+                && !continues(&wait, op.actor.goid, op.object, op.begin)
+                && op.begin > wait.ended
+            {
                 settled = self.settling.remove(&(pid, actor)).map(|w| settled_wait(&op.actor, &w));
             }
         }
@@ -376,19 +379,19 @@ impl Operations {
 
     /// The end of this operation was reported. Returns what ended, unless it was known already; a lock wait is returned
     /// only once it has settled, see [`Operations::settle`].
-    pub fn end(&mut self, op: &Operation, outcome: Outcome, at: Ns) -> Vec<Finished> {
+    pub fn end(&mut self, op: Operation, outcome: Outcome, at: Ns) -> [Option<Finished>; 2] {
         let id = op.id();
-        let mut finished = Vec::new();
-        let mut since = op.begin;
-        let mut whole = op.clone();
+        let (kind, begin, object, reported) = (op.kind, op.begin, op.object, op.actor);
+        let mut since = begin;
+        let mut whole = op;
         let mut was_seen = true;
         if let Some(flight) = self.flights.remove(&id) {
             since = flight.since;
-            whole = flight.op;
-            fill(&mut whole, op);
+            let told = std::mem::replace(&mut whole, flight.op);
+            fill(&mut whole, &told);
         } else if let Some(past) = self.past.get(&id) {
             if past.by == EndedBy::Returned {
-                return finished;
+                return [None, None];
             }
             self.uncertain_ends = self.uncertain_ends.saturating_sub(1);
             if let Some(flight) = &past.flight {
@@ -399,40 +402,37 @@ impl Operations {
         }
         self.remember(id, EndedBy::Returned, at, None);
         self.end_nested(&whole, at);
-        let (pid, actor) = actor_key(&op.actor);
-        let around: Vec<OperationId> = self
-            .ids_of(pid, actor)
-            .filter(|(_, f)| f.op.begin <= op.begin)
-            .map(|(id, _)| id.clone())
-            .collect();
+        let (pid, actor) = actor_key(&reported);
+        let around: Vec<OperationId> =
+            self.ids_of(pid, actor).filter(|(_, f)| f.op.begin <= begin).map(|(id, _)| id.clone()).collect();
         for outer in around {
             if let Some(flight) = self.flights.get_mut(&outer) {
                 flight.idle_since = flight.idle_since.max(Some(at));
             }
         }
-        if op.kind == Kind::LockWait {
-            if let Some(&before) = self.settling.get(&(pid, actor)) {
-                if continues(&before, op) {
-                    since = since.min(before.since);
-                } else {
-                    finished.push(settled_wait(&op.actor, &before));
-                }
-            }
-            for held in self.holding(pid, actor, op.object) {
-                if let Some(h) = self.flights.get_mut(&held) {
-                    h.held_since = Some(h.held_since.map_or(at, |t| t.max(at)));
-                }
-            }
-            let wait = Settling { semaphore: op.object, goid: op.actor.goid, since, ended: at };
-            if self.settling.len() >= limits::SETTLING && !self.settling.contains_key(&(pid, actor)) {
-                self.unsettled = self.unsettled.saturating_add(1);
-                finished.push(settled_wait(&op.actor, &wait));
-            } else {
-                self.settling.insert((pid, actor), wait);
-            }
-            return finished;
+        if kind != Kind::LockWait {
+            return [Some(Finished { op: whole, at, outcome, was_seen }), None];
         }
-        finished.push(Finished { op: whole, at, outcome, was_seen });
+        let mut finished = [None, None];
+        if let Some(&before) = self.settling.get(&(pid, actor)) {
+            if continues(&before, reported.goid, object, begin) {
+                since = since.min(before.since);
+            } else {
+                finished[0] = Some(settled_wait(&reported, &before));
+            }
+        }
+        for held in self.holding(pid, actor, object) {
+            if let Some(h) = self.flights.get_mut(&held) {
+                h.held_since = Some(h.held_since.map_or(at, |t| t.max(at)));
+            }
+        }
+        let wait = Settling { semaphore: object, goid: reported.goid, since, ended: at };
+        if self.settling.len() >= limits::SETTLING && !self.settling.contains_key(&(pid, actor)) {
+            self.unsettled = self.unsettled.saturating_add(1);
+            finished[1] = Some(settled_wait(&reported, &wait));
+        } else {
+            self.settling.insert((pid, actor), wait);
+        }
         finished
     }
 
@@ -451,12 +451,11 @@ impl Operations {
                 finished.push(settled_wait(&actor, &wait));
             }
         }
-        while let Some((&order, id)) = self.past_order.first_key_value() {
-            if order.0.saturating_add(limits::ENDED_MEMORY) >= now {
+        while let Some(oldest) = self.past_order.first_entry() {
+            if oldest.key().0.saturating_add(limits::ENDED_MEMORY) >= now {
                 break;
             }
-            self.past.remove(id);
-            self.past_order.remove(&order);
+            self.past.remove(&oldest.remove());
         }
         finished
     }
@@ -586,22 +585,33 @@ impl Operations {
     }
 
     fn remember(&mut self, id: OperationId, by: EndedBy, at: Ns, flight: Option<Box<Flight>>) {
-        if let Some(old) = self.past.remove(&id) {
-            self.past_order.remove(&old.order);
-        }
-        if self.past.len() >= limits::ENDED
-            && let Some((_, oldest)) = self.past_order.pop_first()
-        {
-            self.past.remove(&oldest);
-            self.forgotten = self.forgotten.saturating_add(1);
-        }
         // Several ends may be recorded during one event: the number must still be unique.
         let mut order = (at, self.sequence);
-        while self.past_order.contains_key(&order) {
-            order.1 = order.1.wrapping_add(1 << 40);
+        let order = loop {
+            match self.past_order.entry(order) {
+                Entry::Vacant(free) => {
+                    free.insert(id.clone());
+                    break order;
+                }
+                Entry::Occupied(_) => order.1 = order.1.wrapping_add(1 << 40),
+            }
+        };
+        let past = Past { by, at, order, flight };
+        match self.past.entry(id) {
+            Entry::Occupied(mut known) => {
+                let old = known.insert(past);
+                self.past_order.remove(&old.order);
+            }
+            Entry::Vacant(free) => {
+                free.insert(past);
+                if self.past.len() > limits::ENDED
+                    && let Some((_, oldest)) = self.past_order.pop_first()
+                {
+                    self.past.remove(&oldest);
+                    self.forgotten = self.forgotten.saturating_add(1);
+                }
+            }
         }
-        self.past_order.insert(order, id.clone());
-        self.past.insert(id, Past { by, at, order, flight });
     }
 }
 
@@ -612,12 +622,12 @@ pub fn may_be_at(base: u64, semaphore: u64) -> bool {
 
 /// Whether a new wait goes on from one that has just ended: the same goroutine and lock (a writer first queues on +4,
 /// then waits for readers on +8), within [`limits::REQUEUE_GAP`].
-fn continues(before: &Settling, op: &Operation) -> bool {
-    let another = matches!((before.goid, op.actor.goid), (Some(a), Some(b)) if a != b);
+fn continues(before: &Settling, goid: Option<u64>, object: u64, begin: Ns) -> bool {
+    let another = matches!((before.goid, goid), (Some(a), Some(b)) if a != b);
     !another
-        && (op.object == before.semaphore || op.object == before.semaphore.wrapping_add(4))
-        && op.begin >= before.ended
-        && op.begin - before.ended <= limits::REQUEUE_GAP
+        && (object == before.semaphore || object == before.semaphore.wrapping_add(4))
+        && begin >= before.ended
+        && begin - before.ended <= limits::REQUEUE_GAP
 }
 
 fn settled_wait(actor: &Actor, wait: &Settling) -> Finished {

@@ -23,6 +23,7 @@
 //! 10.0 site PID:TID STATE [syscall=166] [stack=a,b,c]
 //! 10.0 device 259:1 /dev/nvme1n1 sectors=1000
 //! 10.0 memory dirty=1000 writeback=10
+//! 10.0 pressure io|memory|cpu [some=1000] [full=10] [reason=..]      microseconds since boot
 //! 10.0 lost ring|map|queue|late COUNT
 //! 10.0 pins PATH PID:COMM:HOW[:CONTAINER]..           who keeps a mount busy; `_` in HOW stands for a space
 //!                           [reason=..]
@@ -41,7 +42,8 @@
 
 use crate::event::{
     Actor, Began, Body, Container, Device, DeviceFacts, Event, GoroutineSite, Kind, KubeletFacts, LockName,
-    LossPoint, Ns, Operation, Outcome, Pin, Pins, Process, Role, SeenBy, ThreadSite, Writer, Writers,
+    LossPoint, Ns, Operation, Outcome, Pin, Pins, PressureFacts, Process, Resource, Role, SeenBy, ThreadSite,
+    Writer, Writers,
 };
 use std::collections::BTreeMap;
 
@@ -251,6 +253,20 @@ impl Reader {
                 let dirty = number(l.field("dirty").unwrap_or("0"))?;
                 let writeback = number(l.field("writeback").unwrap_or("0"))?;
                 self.event(at, Body::Memory { dirty, writeback });
+            }
+            "pressure" => {
+                let facts = PressureFacts {
+                    of: match l.word(2)? {
+                        "io" => Resource::Io,
+                        "memory" => Resource::Memory,
+                        "cpu" => Resource::Cpu,
+                        other => return Err(format!("unknown resource {other}")),
+                    },
+                    some: l.field("some").map(number).transpose()?,
+                    full: l.field("full").map(number).transpose()?,
+                    reason: spaced(l.field("reason").unwrap_or_default()),
+                };
+                self.event(at, Body::Pressure(vec![facts]));
             }
             "lost" => {
                 let point = match l.word(2)? {

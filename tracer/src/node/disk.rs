@@ -1,5 +1,5 @@
-//! What the disks do, from `/proc` and `/sys`: sectors written, memory waiting to be written, names of devices, and how
-//! much everybody waits for I/O. None of these files waits for a device.
+//! What the disks do, from `/proc` and `/sys`: sectors written, memory waiting to be written, names of devices. None of
+//! these files waits for a device.
 
 use super::{ReadError, number, read_file};
 use crate::event::{Device, DeviceFacts};
@@ -101,31 +101,6 @@ pub fn parse_unwritten(text: &[u8]) -> Option<Unwritten> {
     Some(Unwritten { dirty: bytes(b"Dirty:")?, writeback: bytes(b"Writeback:")? })
 }
 
-/// Time in which tasks waited for I/O since boot, in microseconds (`/proc/pressure/io`).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct IoPressure {
-    /// At least one task waited.
-    pub some: u64,
-    /// Every task that had something to do waited.
-    pub full: u64,
-}
-
-/// Reads `/proc/pressure/io`. Missing when the kernel was built or booted without pressure stall information.
-pub fn io_pressure() -> Result<IoPressure, ReadError> {
-    let path = "/proc/pressure/io";
-    let text = read_file(path, ATTRIBUTE)?;
-    parse_io_pressure(&text).ok_or_else(|| ReadError::malformed(path, "it has no totals"))
-}
-
-/// The totals of `/proc/pressure/io`.
-pub fn parse_io_pressure(text: &[u8]) -> Option<IoPressure> {
-    let total = |kind: &[u8]| {
-        let line = text.split(|b| *b == b'\n').find_map(|line| line.strip_prefix(kind))?;
-        number(line.split(|b| *b == b' ').find_map(|field| field.strip_prefix(b"total="))?)
-    };
-    Some(IoPressure { some: total(b"some ")?, full: total(b"full ")? })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -149,7 +124,7 @@ mod tests {
     }
 
     #[test]
-    fn recorded_meminfo_uevent_and_pressure() {
+    fn recorded_meminfo_and_uevent() {
         let text = b"MemTotal:       24684084 kB\nDirty:               164 kB\nWriteback:             8 kB\nWritebackTmp:  9 kB\n";
         assert_eq!(parse_unwritten(text), Some(Unwritten { dirty: 164 * 1024, writeback: 8 * 1024 }));
         assert_eq!(parse_unwritten(b"Dirty: x kB\n"), None);
@@ -158,14 +133,12 @@ mod tests {
             Some("/dev/nvme1n1".into())
         );
         assert_eq!(parse_devname(b"DEVTYPE=disk\n"), None);
-        let text = b"some avg10=0.00 avg60=0.00 avg300=0.01 total=1219045\nfull avg10=0.00 avg60=0.00 avg300=0.01 total=1104531\n";
-        assert_eq!(parse_io_pressure(text), Some(IoPressure { some: 1_219_045, full: 1_104_531 }));
     }
 
     proptest! {
         #[test]
         fn parsers_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
-            let _ = (parse_stats(&bytes), parse_devname(&bytes), parse_unwritten(&bytes), parse_io_pressure(&bytes));
+            let _ = (parse_stats(&bytes), parse_devname(&bytes), parse_unwritten(&bytes));
         }
     }
 

@@ -23,6 +23,7 @@ pub mod memory;
 pub mod mounts;
 pub mod own;
 pub mod pins;
+pub mod pressure;
 pub mod procs;
 pub mod residency;
 pub mod shims;
@@ -62,6 +63,11 @@ impl ReadError {
     /// Whether the process or file is not there (any more): `ENOENT` or `ESRCH`.
     pub fn is_gone(&self) -> bool {
         self.source.kind() == io::ErrorKind::NotFound || self.source.raw_os_error() == Some(libc::ESRCH)
+    }
+
+    /// Whether the kernel does not do that: `EOPNOTSUPP`.
+    pub fn is_unsupported(&self) -> bool {
+        self.source.raw_os_error() == Some(libc::EOPNOTSUPP)
     }
 
     /// Whether the kernel refused it: `EACCES` or `EPERM`.

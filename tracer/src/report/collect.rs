@@ -8,7 +8,7 @@ use super::{
 };
 use crate::capture::record::{Node, Record};
 use crate::capture::replay::Told;
-use crate::capture::{Header, Line};
+use crate::capture::{Header, Line, line::Clock};
 use crate::correlator::{Change, Diagnosis, Frame, Harm, Incident, advice};
 use crate::event::{Kind, Ns};
 use crate::thresholds::floor;
@@ -27,7 +27,10 @@ const LATENCIES: [(&str, Kind); 6] = [
 
 /// Collects what a report says.
 pub struct Collector {
+    /// With the clocks as they are now.
     header: Header,
+    /// As they were at first: what is shown over time is told by these.
+    clock: Clock,
     first: Option<Ns>,
     heard: Option<Ns>,
     covered: Ns,
@@ -57,6 +60,7 @@ impl Collector {
     /// Of a capture with this header.
     pub fn new(header: Header) -> Collector {
         Collector {
+            clock: header.clock,
             header,
             first: None,
             heard: None,
@@ -95,6 +99,7 @@ impl Collector {
                 self.relists.event(event, self.header.thresholds.shown);
             }
             Line::Heard(now) => self.heard(*now),
+            Line::Clock(clock) => self.header.clock = *clock,
             Line::Loss(loss) => {
                 self.lines_lost = self.lines_lost.saturating_add(loss.lines);
                 let (lines, reasons) = self.gap.get_or_insert_default();
@@ -271,7 +276,7 @@ impl Collector {
             self.keep_gap(heard, None, lines, reason);
         }
         let last = std::mem::take(&mut self.last);
-        let clock = self.header.clock;
+        let (clock, clock_now) = (self.clock, self.header.clock);
         for incident in last.incidents.iter().filter(|i| i.ended.is_none()) {
             let (record, diagnosis) = self.record(&last, incident);
             if let Some(entry) = self.incidents.get_mut(&(incident.opened, incident.id.clone())) {
@@ -284,11 +289,11 @@ impl Collector {
         let mut incidents: Vec<Reported> = self.incidents.into_values().collect();
         incidents.sort_by(|a, b| (a.record.since, &a.record.id).cmp(&(b.record.since, &b.record.id)));
         for one in &mut incidents {
-            one.logs = logs::searches(&one.record, one.diagnosis.as_deref(), until, &clock);
+            one.logs = logs::searches(&one.record, one.diagnosis.as_deref(), until, &one.record.clock);
         }
         let mut late_exits: Vec<LateExit> = self.exits.into_values().collect();
         late_exits.sort_by(|a, b| (Reverse(a.late), &a.of.id).cmp(&(Reverse(b.late), &b.of.id)));
-        let (relists, stalled, stretches) = self.relists.finish(&last, &clock);
+        let (relists, stalled, stretches) = self.relists.finish(&last, &clock_now);
         let totals = Totals {
             incidents: self.seen.saturating_sub(self.merged),
             open: self.open.len() as u64,
@@ -308,7 +313,7 @@ impl Collector {
             thresholds: self.header.thresholds.clone(),
             captured: Captured {
                 from: moment(self.first.unwrap_or(until)),
-                to: moment(until),
+                to: Moment { at: until, time: clock_now.rfc3339(until) },
                 covered: self.covered,
                 gaps: self.gaps,
                 gaps_total: self.gaps_total,

@@ -2,7 +2,7 @@
 //! what the live screen showed.
 
 use crate::correlator::{Change, Diagnosis, EndsIn, Frame, Head, Incident, words};
-use crate::event::{Device, Ns};
+use crate::event::{Device, Ns, Resource};
 use crate::sinks::text;
 use crate::thresholds::SECOND;
 use std::collections::VecDeque;
@@ -33,7 +33,7 @@ pub struct History {
 }
 
 /// One second.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Second {
     /// When it began.
     pub at: Ns,
@@ -41,6 +41,8 @@ pub struct Second {
     pub relist: Option<Ns>,
     /// Bytes dirty and under writeback, where that is known.
     pub memory: Option<(u64, u64)>,
+    /// Millionths of the time in which somebody waited, by resource, where that is known.
+    pub pressures: Vec<(Resource, u32)>,
     /// Bytes written per second, by device.
     pub rates: Vec<(Device, u64)>,
 }
@@ -95,11 +97,12 @@ impl History {
             if self.seconds.len() >= SECONDS {
                 self.seconds.pop_front();
             }
-            self.seconds.push_back(Second { at, relist: None, memory: None, rates: Vec::new() });
+            self.seconds.push_back(Second { at, ..Second::default() });
         }
         let Some(second) = self.seconds.back_mut() else { return };
         second.relist = second.relist.max(frame.relists.in_flight);
         second.memory = frame.memory.map(|m| (m.dirty, m.writeback)).or(second.memory);
+        second.pressures = frame.pressures.iter().filter_map(|p| Some((p.of, p.some_ppm?))).collect();
         let mut rates: Vec<(Device, u64)> =
             frame.devices.iter().filter_map(|d| Some((d.device.device, d.bytes_per_second?))).collect();
         rates.sort_by_key(|(device, rate)| (std::cmp::Reverse(*rate), *device));

@@ -9,6 +9,8 @@ use std::sync::Arc;
 pub enum Message {
     /// Another moment.
     Frame(Arc<Frame>),
+    /// A moment that was passed over: for what is shown over time.
+    Passed(Arc<Frame>),
     /// What is attached, and what is not and why; replaces the one before.
     Probing(Arc<Probing>),
     /// What plegscope itself takes.

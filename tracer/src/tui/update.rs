@@ -26,6 +26,7 @@ pub fn update(model: &mut Model, message: Message) -> Vec<Effect> {
             model.news_at = model.ticks;
             refresh(model);
         }
+        Message::Passed(frame) => model.history.frame(&frame),
         Message::Probing(probing) => model.probing = Some(probing),
         Message::Own(own) => model.own = own,
         Message::Log(line) => {

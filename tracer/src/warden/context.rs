@@ -12,7 +12,7 @@ use crate::{
         containers::Containers,
         disk, locks,
         memory::{Memory, ProcessMemory},
-        threads,
+        pressure, threads,
         worker::Workers,
     },
     thresholds::{MILLISECOND, SECOND},
@@ -203,6 +203,7 @@ impl Teller {
             let body = Body::Memory { dirty: unwritten.dirty, writeback: unwritten.writeback };
             events.push(Event { at, body });
         }
+        events.push(Event { at, body: Body::Pressure(pressure::all()) });
         if let Ok(stats) = disk::stats() {
             for device in &self.devices {
                 if let Some(facts) = disk::facts(*device, &stats) {

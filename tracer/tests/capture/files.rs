@@ -1,8 +1,10 @@
 //! `replay` as users run it, on files of every condition.
 
 use super::{Folder, file, story};
+use std::io::{BufRead, BufReader, Read};
+use std::os::unix::process::CommandExt;
 use std::path::Path;
-use std::process::{Command, Output};
+use std::process::{ChildStdout, Command, Output, Stdio};
 
 fn replay(path: &Path, more: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_plegscope")).arg("replay").arg(path).args(more).output().unwrap()
@@ -79,4 +81,54 @@ fn what_cannot_be_read_ends_with_status_5_and_says_what_helps() {
     let none = replay(&path, &[]);
     assert!(text(&none.stderr).contains("No such file"), "{}", text(&none.stderr));
     assert_eq!(none.status.code(), Some(5));
+}
+
+/// Runs it as slowly as it happened until something was told, signals it, and hands on what it says from then on.
+fn signalled(
+    path: &Path,
+    signal: libc::c_int,
+    outlives: bool,
+) -> (std::process::Child, BufReader<ChildStdout>) {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_plegscope"));
+    command
+        .arg("replay")
+        .arg(path)
+        .args(["--json", "--speed", "1"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null());
+    if outlives {
+        // SAFETY: one system call, which may be made between fork and exec.
+        unsafe {
+            command.pre_exec(|| {
+                libc::signal(libc::SIGHUP, libc::SIG_IGN);
+                Ok(())
+            });
+        }
+    }
+    let mut child = command.spawn().unwrap();
+    let mut told = BufReader::new(child.stdout.take().unwrap());
+    told.read_line(&mut String::new()).unwrap();
+    // SAFETY: a signal to a child that was not waited for.
+    assert_eq!(unsafe { libc::kill(child.id().cast_signed(), signal) }, 0);
+    (child, told)
+}
+
+#[test]
+fn signals_end_it_well_and_a_terminal_that_goes_does_but_for_nohup() {
+    let folder = Folder::new("signals");
+    let path = folder.0.join("a.pleg");
+    std::fs::write(&path, file(&story("full-chain-with-kubelet"), 20)).unwrap();
+    for signal in [libc::SIGINT, libc::SIGTERM, libc::SIGHUP] {
+        let (mut child, mut told) = signalled(&path, signal, false);
+        let mut rest = String::new();
+        told.read_to_string(&mut rest).unwrap();
+        assert_eq!(child.wait().unwrap().code(), Some(0), "signal {signal}");
+        assert!(rest.lines().count() < 20, "signal {signal} did not end it");
+    }
+    let (mut child, mut told) = signalled(&path, libc::SIGHUP, true);
+    for _ in 0..3 {
+        assert!(told.read_line(&mut String::new()).unwrap() > 0, "it does not outlive its terminal");
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
 }

@@ -1,8 +1,10 @@
 //! The player: whatever its speed and wherever it jumps, what it tells is what it would have told without.
 
-use super::{file, story};
+use super::{file, header, story};
+use std::collections::BTreeSet;
 use std::io::Cursor;
 use std::time::Duration;
+use tracer::capture::line::Clock;
 use tracer::capture::player::{Player, Speed, Wait};
 use tracer::capture::replay::Told;
 use tracer::capture::{Line, Reader, reader};
@@ -55,7 +57,7 @@ fn frames_of(told: Vec<Told>) -> Vec<Frame> {
     told.into_iter()
         .filter_map(|told| match told {
             Told::Frame(frame) => Some(frame),
-            Told::Ahead(_) | Told::Line(_) => None,
+            Told::Ahead(_) | Told::Passed(_) | Told::Line(_) => None,
         })
         .collect()
 }
@@ -74,10 +76,47 @@ fn rest(player: &mut Player<Cursor<&[u8]>>) -> Vec<Frame> {
 fn arrive(player: &mut Player<Cursor<&[u8]>>) -> Vec<Frame> {
     let mut told = Vec::new();
     while player.is_jumping() {
-        assert!(told.is_empty(), "nothing is told on the way");
+        let is_passed = |told: &Told| matches!(told, Told::Passed(_));
+        assert!(told.iter().all(is_passed), "nothing is told on the way but what is passed");
         player.play(Duration::ZERO, |one| told.push(one)).unwrap();
     }
     frames_of(told)
+}
+
+#[test]
+fn what_a_jump_passes_over_can_be_had() {
+    let bytes = file(&lines(), 50);
+    let all = rest(&mut player(&bytes));
+    for next_incident in [false, true] {
+        let mut jumper = player(&bytes);
+        let (_, end) = jumper.span();
+        if next_incident {
+            jumper.next_incident()
+        } else {
+            jumper.seek(end).unwrap()
+        }
+        let mut told = Vec::new();
+        while jumper.is_jumping() {
+            jumper
+                .play(Duration::ZERO, |one| match one {
+                    Told::Passed(frame) | Told::Frame(frame) => told.push(frame),
+                    Told::Ahead(_) | Told::Line(_) => {}
+                })
+                .unwrap();
+        }
+        let last = told.last().unwrap().now;
+        assert_eq!(last == all.last().unwrap().now, !next_incident);
+        let until: Vec<&Frame> = all.iter().filter(|frame| frame.now <= last).collect();
+        let seconds = |frames: &[&Frame]| frames.iter().map(|f| f.now / SECOND).collect::<BTreeSet<_>>();
+        let changes = |frames: &[&Frame]| -> Vec<String> {
+            let changed = frames.iter().flat_map(|f| &f.incidents).filter(|i| i.change.is_some());
+            changed.map(|i| format!("{} {:?}", i.id, i.change)).collect()
+        };
+        let told: Vec<&Frame> = told.iter().collect();
+        assert!(told.len() > 5 && told.iter().all(|frame| until.contains(frame)), "{}", told.len());
+        assert_eq!(seconds(&told), seconds(&until));
+        assert_eq!(changes(&told), changes(&until));
+    }
 }
 
 fn json(frames: &[Frame]) -> String {
@@ -171,4 +210,34 @@ fn it_finds_the_next_incident_and_comes_back() {
         assert!(arrive(&mut player).iter().any(|frame| frame.now == *crossing));
     }
     assert!(!player.previous_incident().unwrap());
+}
+
+/// The clock was set in the middle: times are told by what holds where it is, in both directions.
+#[test]
+fn time_is_told_by_the_clocks_of_the_place() {
+    let mut lines = lines();
+    let set = Clock { monotonic: 30 * SECOND, realtime: 1_800_000_000_000_000_000, ..header().clock };
+    let after = |line: &Line| matches!(line, Line::Heard(at) if *at > 30 * SECOND);
+    let middle = lines.iter().position(after).unwrap();
+    lines.insert(middle, Line::Clock(set));
+    let bytes = file(&lines, 50);
+    let mut jumper = player(&bytes);
+    let (begin, end) = jumper.span();
+    let mut clock_at = |to| {
+        jumper.seek(to).unwrap();
+        let mut clock = None;
+        while jumper.is_jumping() {
+            jumper
+                .play(Duration::ZERO, |one| {
+                    if let Told::Line(Line::Clock(told)) = one {
+                        clock = Some(told);
+                    }
+                })
+                .unwrap();
+        }
+        clock
+    };
+    assert_eq!(clock_at(begin + 20 * SECOND), Some(header().clock));
+    assert_eq!(clock_at(end), Some(set));
+    assert_eq!(clock_at(begin + 10 * SECOND), Some(header().clock));
 }

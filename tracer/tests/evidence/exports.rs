@@ -317,6 +317,10 @@ fn where_goroutines_sat_is_in_the_stack() {
     let go = go.unwrap_or_else(|| panic!("no goroutine frames in {stacks:#?}"));
     // Outermost first, and what is called last stands last before the next link.
     assert!(go.split(';').count() > 3, "{go}");
+    // A goroutine that takes part in two links is in one place.
+    for stack in stacks.keys() {
+        assert!(stack.matches("sync.(*RWMutex).RLock").count() <= 1, "{stack}");
+    }
 }
 
 #[test]

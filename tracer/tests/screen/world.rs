@@ -56,7 +56,7 @@ pub fn replayed(size: (u16, u16), seconds: u64) -> Model {
     let mut frames = Vec::new();
     let each = |told| match told {
         Told::Frame(frame) => frames.push(Arc::new(frame)),
-        Told::Ahead(_) | Told::Line(_) => {}
+        Told::Ahead(_) | Told::Passed(_) | Told::Line(_) => {}
     };
     Replay::new(header.thresholds).all(reader, each).unwrap();
     let stuck = frames.iter().find(|frame| !frame.diagnoses.is_empty()).unwrap().now;

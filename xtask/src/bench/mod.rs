@@ -13,6 +13,7 @@ mod now;
 mod peer;
 mod probe_cost;
 mod runtime;
+mod screen;
 pub mod soak;
 mod table;
 
@@ -28,7 +29,7 @@ use std::time::Duration;
 #[derive(clap::Args)]
 pub struct Args {
     /// Only these benches
-    #[arg(long, value_enum, value_delimiter = ',', default_values = ["probe-cost", "runtime", "attach", "idle", "forks", "now", "throughput", "growth", "capture"])]
+    #[arg(long, value_enum, value_delimiter = ',', default_values = ["probe-cost", "runtime", "attach", "idle", "forks", "now", "screen", "throughput", "growth", "capture"])]
     only: Vec<Bench>,
     /// Rounds in which all variants take turns
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u64).range(3..))]
@@ -67,6 +68,8 @@ pub enum Bench {
     Now,
     /// B7: alerts of `watch` as a daemon: in time, none lost, none twice, memory flat
     Soak,
+    /// B12: what the screen takes
+    Screen,
     /// B5: how fast events are correlated
     Throughput,
     /// B6: how that grows
@@ -125,6 +128,13 @@ pub fn run(args: Args) -> Result<()> {
                 let programs = Programs::find(None)?;
                 lab::run_interruptible(async |ledger| {
                     now::measure(ledger, programs, scope.as_deref(), args.rounds, args.shims as usize).await
+                })?
+            }
+            Bench::Screen => {
+                packages::ensure(&packages::LAB)?;
+                let programs = Programs::find(None)?;
+                lab::run_interruptible(async |ledger| {
+                    screen::measure(ledger, programs, scope.as_deref(), args.rounds).await
                 })?
             }
             Bench::Soak => {

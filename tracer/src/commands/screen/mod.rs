@@ -252,8 +252,13 @@ impl Follower for Screen {
         Ok(())
     }
 
+    fn passed(&mut self, frame: Frame) {
+        self.tell(Message::Passed(Arc::new(frame)));
+    }
+
     fn line(&mut self, line: &Line, moment: &Moment<'_>) -> anyhow::Result<()> {
         match line {
+            Line::Clock(clock) => self.tell(Message::Clock(*clock)),
             Line::Survey(survey) => self.tell(Message::Probing(Arc::new(probing(survey)))),
             // Live, these come as messages.
             Line::Log { at, level, text } if moment.clock.is_some() && *level != Level::Debug => {

@@ -4,7 +4,7 @@
 //! which the topmost link was the deepest one reached: for a call that is drawn when it is seen first that is the partition
 //! of its age ([`Link::critical`]), afterwards each tick counts for the chain as it is then. So the weights of all stacks
 //! with the same bottom sum to how long those calls have been stuck. Where it is known where a goroutine sat, its
-//! functions stand above the link, outermost first.
+//! functions stand above the last link that it takes part in, outermost first.
 
 use crate::correlator::words;
 use crate::correlator::{Diagnosis, Frame, Link, StuckCall};
@@ -48,7 +48,7 @@ impl Folded {
         let mut stack = Vec::new();
         if drawn {
             for (i, link) in d.chain.links.iter().enumerate() {
-                push(&mut stack, link);
+                push(&mut stack, link, d.chain.links.get(i + 1));
                 // Seen for the first time: where it has been until now.
                 if before.is_none() {
                     let rest = call.age.saturating_sub(d.chain.age);
@@ -64,8 +64,9 @@ impl Folded {
         let what =
             if call.id.method.is_empty() { format!("{:?}", call.id.kind) } else { call.id.method.clone() };
         stack.push(clean(&(what + &of)));
-        for link in call.joins.and_then(|at| d.chain.links.get(at..)).unwrap_or_default() {
-            push(&mut stack, link);
+        let links = call.joins.and_then(|at| d.chain.links.get(at..)).unwrap_or_default();
+        for (i, link) in links.iter().enumerate() {
+            push(&mut stack, link, links.get(i + 1));
         }
         self.add(&stack, call.age.saturating_sub(before.unwrap_or(0)));
     }
@@ -101,10 +102,12 @@ impl Folded {
     }
 }
 
-/// A link, and where its goroutine sat.
-fn push(stack: &mut Vec<String>, link: &Link) {
+/// A link, and where its goroutine sat; that once, above the last of the links that are of the same goroutine.
+fn push(stack: &mut Vec<String>, link: &Link, next: Option<&Link>) {
     stack.push(clean(&words::link(link)));
-    let functions = link.goroutine.iter().flat_map(|site| site.functions.iter().rev());
+    let of_next = next.and_then(|next| next.goroutine.as_ref());
+    let here = link.goroutine.as_ref().filter(|site| of_next.is_none_or(|next| !next.actor.is(&site.actor)));
+    let functions = here.into_iter().flat_map(|site| site.functions.iter().rev());
     stack.extend(functions.map(|f| clean(f)));
 }
 

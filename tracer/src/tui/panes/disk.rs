@@ -1,8 +1,8 @@
-//! Memory that waits to be written, the disks it goes to, and who has dirtied it.
+//! Memory that waits to be written, how much everybody waits, the disks it goes to, and who has dirtied it.
 
 use super::{Column, Order, Row, column, from, number, sure};
-use crate::correlator::{DeviceState, Diagnosis, EndsIn, Frame, words};
-use crate::event::{Device, Ns};
+use crate::correlator::{DeviceState, Diagnosis, EndsIn, Frame, Pressure, words};
+use crate::event::{Device, Ns, Resource};
 use crate::tui::history::Second;
 use crate::tui::model::Model;
 use crate::tui::text::{Ink, Line};
@@ -19,7 +19,7 @@ pub const COLUMNS: [Column; 4] = [
 const PICTURE: usize = 24;
 const STEP: u64 = 5;
 
-/// Memory, then devices, then who dirties.
+/// Memory, then devices, then who dirties, then what else there is too little of.
 pub fn rows(model: &Model) -> Vec<Row> {
     let Some(frame) = model.frame() else { return Vec::new() };
     let mut rows = Vec::new();
@@ -40,6 +40,10 @@ pub fn rows(model: &Model) -> Vec<Row> {
             Line::new(Ink::Dim, "being written"),
         ));
     }
+    // Waits for the disk first, the other pressures last: what else there is explains them.
+    let (disk, others): (Vec<&Pressure>, Vec<&Pressure>) =
+        frame.pressures.iter().partition(|pressure| pressure.of == Resource::Io);
+    rows.extend(disk.into_iter().map(|of| pressure(model, of)));
     let mut devices: Vec<&DeviceState> = frame.devices.iter().collect();
     let ends = |d: &DeviceState| ends_here(frame, d.device.device);
     devices.sort_by_key(|d| (std::cmp::Reverse((ends(d), d.bytes_per_second)), d.device.clone()));
@@ -60,6 +64,9 @@ pub fn rows(model: &Model) -> Vec<Row> {
     for (n, (row, d)) in dirtiers(frame).into_iter().enumerate() {
         rows.push(Row { begins_group: n == 0, id: format!("{} {d}", row.id), ..row });
     }
+    for (n, of) in others.into_iter().enumerate() {
+        rows.push(Row { begins_group: n == 0, ..pressure(model, of) });
+    }
     rows
 }
 
@@ -75,6 +82,29 @@ fn row(what: &str, now: u64, picture: Line, note: Line) -> Row {
         ],
         ..Row::default()
     }
+}
+
+/// For how much of the time everybody waited.
+fn pressure(model: &Model, pressure: &Pressure) -> Row {
+    let (what, does) = match pressure.of {
+        Resource::Io => ("I/O pressure", "waits for reads and writes"),
+        Resource::Memory => ("memory pressure", "waits for memory"),
+        Resource::Cpu => ("CPU pressure", "waits for a processor"),
+    };
+    let percent = |ppm: u32| format!("{:.1} %", f64::from(ppm) / 10_000.0);
+    let of =
+        |s: &Second| s.pressures.iter().find(|(of, _)| *of == pressure.of).map(|(_, ppm)| u64::from(*ppm));
+    let mut note = Line::new(Ink::Dim, format!("of the time somebody {does}"));
+    if let Some(full) = pressure.full_ppm {
+        note = note.and(Ink::Dim, format!(", {} everybody", percent(full)));
+    }
+    if !pressure.reason.is_empty() {
+        note = Line::new(Ink::Warn, "not known").and(Ink::Dim, format!(": {}", pressure.reason));
+    }
+    let picture = shares(&model.history().series(PICTURE, STEP, of));
+    let mut row = row(what, u64::from(pressure.some_ppm.unwrap_or(0)), picture, note);
+    row.cells[1] = Line::new(Ink::Plain, pressure.some_ppm.map_or("?".to_owned(), percent));
+    row
 }
 
 /// Who dirties, by what everything waits for.
@@ -117,14 +147,24 @@ fn ends_here(frame: &Frame, device: Device) -> bool {
 
 /// A bar for each value, the greatest as high as a line; a dot where nothing is known.
 pub fn bars(values: &[Option<Ns>]) -> Line {
-    const BARS: [&str; 9] = [" ", "▁", "▂", "▃", "▄", "▅", "▆", "▇", "█"];
-    let most = values.iter().flatten().copied().max().unwrap_or(0).max(1);
-    let bar = |value: &Option<u64>| match value {
-        None => "·",
-        Some(0) => BARS[0],
-        Some(n) => BARS[1 + (u128::from(*n) * 7 / u128::from(most)).min(7) as usize],
-    };
-    Line::new(Ink::Plain, values.iter().map(bar).collect::<String>())
+    bars_up_to(values, values.iter().flatten().copied().max().unwrap_or(0))
+}
+
+/// The same of millionths, all of the time as high as a line.
+fn shares(values: &[Option<u64>]) -> Line {
+    bars_up_to(values, 1_000_000)
+}
+
+fn bars_up_to(values: &[Option<u64>], most: u64) -> Line {
+    let of = |value: &Option<u64>| value.map_or("·", |value| bar(value, most));
+    Line::new(Ink::Plain, values.iter().map(of).collect::<String>())
+}
+
+/// A bar that is as high as its part of the most; what there is at all is seen.
+pub fn bar(value: u64, most: u64) -> &'static str {
+    const BARS: [&str; 8] = ["▁", "▂", "▃", "▄", "▅", "▆", "▇", "█"];
+    let eighths = u128::from(value) * 7 / u128::from(most.max(1));
+    if value == 0 { " " } else { BARS[eighths.min(7) as usize] }
 }
 
 /// What is dirty.

@@ -1,9 +1,10 @@
 //! How long things took that have ended: quantiles, and a small picture of them.
 
+use super::disk::bar;
 use super::{Column, Order, Row, column, from, number};
 use crate::correlator::{Distribution, words};
 use crate::event::Ns;
-use crate::thresholds::MILLISECOND;
+use crate::stats::STEPS_FROM;
 use crate::tui::model::Model;
 use crate::tui::text::{Ink, Line};
 
@@ -46,7 +47,7 @@ pub fn rows(model: &Model) -> Vec<Row> {
             full: Line::new(
                 Ink::Dim,
                 format!(
-                    "{} of at least {}: {} · ▒ to p50, ━ to p90, ─ to p99, ┄ to the longest",
+                    "{} of at least {}: {} · a column is as high as many; five of them to each power of ten",
                     d.of,
                     words::duration(d.at_least),
                     d.count
@@ -58,45 +59,40 @@ pub fn rows(model: &Model) -> Vec<Row> {
     frame.distributions.iter().map(row).collect()
 }
 
-/// Five characters for each power of ten, from ten milliseconds on.
-fn at(ns: Ns) -> usize {
-    let tens = (ns.max(1) as f64 / (10 * MILLISECOND) as f64).log10();
-    (tens * 5.0).round().clamp(0.0, 23.0) as usize
-}
-
-/// Where the quantiles lie, on a line that has the same width for each power of ten.
+/// How many lasted how long: a column for each step, five of them to each power of ten. As high as many; what there is at all
+/// is seen. What is longer than all but one in a hundred is bold.
 fn picture(d: &Distribution) -> Line {
+    let most = d.counts.iter().map(|(_, count)| *count).max().unwrap_or(0);
     let mut line = Line::default();
-    let mut from = at(d.at_least);
-    line = line.and(Ink::Plain, " ".repeat(from));
-    for (until, ink, mark) in
-        [(d.p50, Ink::Plain, "▒"), (d.p90, Ink::Plain, "━"), (d.p99, Ink::Dim, "─"), (d.max, Ink::Dim, "┄")]
-    {
-        let until = at(until).max(from);
-        line = line.and(ink, mark.repeat(until - from));
-        from = until;
+    for from in STEPS_FROM {
+        let count = d.counts.iter().find(|(at, _)| *at == from).map(|(_, count)| *count);
+        let ink = if from >= d.p99 { Ink::Bold } else { Ink::Plain };
+        line = line.and(ink, bar(count.unwrap_or(0), most));
     }
-    line.and(Ink::Bold, "│")
+    line
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::thresholds::SECOND;
+    use crate::thresholds::{MILLISECOND, SECOND};
 
     #[test]
-    fn a_picture_has_each_quantile_in_its_place() {
+    fn a_picture_has_a_column_for_each_step_as_high_as_many() {
         let d = Distribution {
             of: "unmount".into(),
             at_least: 10 * MILLISECOND,
-            count: 9,
-            p50: 100 * MILLISECOND,
+            count: 100,
+            p50: 10 * MILLISECOND,
             p90: SECOND,
             p99: SECOND,
-            max: 10 * SECOND,
+            max: u64::MAX,
+            counts: vec![(STEPS_FROM[0], 64), (STEPS_FROM[5], 32), (STEPS_FROM[10], 3), (STEPS_FROM[23], 1)],
         };
-        assert_eq!(picture(&d).plain(), format!("{}{}{}│", "▒".repeat(5), "━".repeat(5), "┄".repeat(5)));
-        let longest = Distribution { max: u64::MAX, ..d };
-        assert_eq!(picture(&longest).width(), 24);
+        let drawn = picture(&d);
+        assert_eq!(drawn.plain(), format!("█{}▄{}▁{}▁", " ".repeat(4), " ".repeat(4), " ".repeat(12)));
+        assert_eq!(drawn.width(), 24);
+        // The column of one second begins under its mark.
+        assert_eq!(COLUMNS[6].title.find(" 1s"), Some(9));
     }
 }

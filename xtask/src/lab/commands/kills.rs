@@ -42,7 +42,7 @@ pub async fn while_stuck(
         };
         // They start before the stall, since the programs' pages need not be in memory later.
         let mut ending = Vec::new();
-        for _ in 0..3 {
+        for _ in 0..4 {
             let mut tracer = Tracer::start(ledger, binary, &["live", "--json"], quiet)?;
             tracer.ready().await?;
             ending.push(tracer);
@@ -63,7 +63,8 @@ pub async fn while_stuck(
         ensure!(sys::until(Duration::from_secs(120), stuck).await, "the unmount does not hang");
 
         let mut verdict = Verdict::default();
-        for (signal, name) in [(libc::SIGINT, "SIGINT"), (libc::SIGTERM, "SIGTERM")] {
+        for (signal, name) in [(libc::SIGINT, "SIGINT"), (libc::SIGTERM, "SIGTERM"), (libc::SIGHUP, "SIGHUP")]
+        {
             let Some(tracer) = ending.pop() else { continue };
             let (exit, took, ..) = tracer.quit_by(signal).await?;
             verdict.check(

@@ -15,7 +15,7 @@
 mod proto;
 mod tracks;
 
-use crate::capture::{Header, Line};
+use crate::capture::{Header, Line, line::Clock};
 use crate::correlator::{EdgeKind, Frame, Incident, Link, Subject, Who, lasts_by_design, words};
 use crate::event::{Actor, Body, Event, Kind, Ns, Operation, OperationId, Outcome};
 use crate::sinks::sanitise;
@@ -59,13 +59,6 @@ pub struct Perfetto {
 impl Perfetto {
     /// Begins with the clocks.
     pub fn new(header: &Header) -> Perfetto {
-        let clock = |id, at| proto::Clock { clock_id: Some(id), timestamp: Some(at) };
-        let clocks = vec![
-            clock(proto::MONOTONIC, header.clock.monotonic),
-            clock(proto::BOOTTIME, header.clock.boottime),
-            clock(proto::REALTIME, u64::try_from(header.clock.realtime).unwrap_or(0)),
-        ];
-        let snapshot = ClockSnapshot { clocks, primary_trace_clock: Some(proto::MONOTONIC) };
         let mut perfetto = Perfetto {
             ready: Vec::new(),
             processes: BTreeMap::new(),
@@ -78,7 +71,7 @@ impl Perfetto {
             now: 0,
         };
         perfetto.packet(TracePacket {
-            clock_snapshot: Some(snapshot),
+            clock_snapshot: Some(snapshot(&header.clock)),
             sequence_flags: Some(proto::CLEARED),
             ..TracePacket::default()
         });
@@ -104,6 +97,10 @@ impl Perfetto {
     pub fn line(&mut self, line: &Line) {
         match line {
             Line::Event(event) | Line::Known(event) => self.event(event),
+            Line::Clock(clock) => {
+                let clock_snapshot = Some(snapshot(clock));
+                self.packet(TracePacket { clock_snapshot, ..TracePacket::default() });
+            }
             Line::Loss(loss) => {
                 let descriptor = named("losses");
                 let event = TrackEvent {
@@ -489,6 +486,17 @@ impl Perfetto {
         // Pieces of a file, one after the other, are the file.
         self.ready.extend(Trace { packet: vec![packet] }.encode_to_vec());
     }
+}
+
+/// A moment by all clocks.
+fn snapshot(clock: &Clock) -> ClockSnapshot {
+    let of = |id, at| proto::Clock { clock_id: Some(id), timestamp: Some(at) };
+    let clocks = vec![
+        of(proto::MONOTONIC, clock.monotonic),
+        of(proto::BOOTTIME, clock.boottime),
+        of(proto::REALTIME, u64::try_from(clock.realtime).unwrap_or(0)),
+    ];
+    ClockSnapshot { clocks, primary_trace_clock: Some(proto::MONOTONIC) }
 }
 
 /// A track of its own.
