@@ -153,6 +153,11 @@ fn prepare(first_version_of_cgroups: bool) -> Result<()> {
         }
     } else {
         mount("cgroup2", "/sys/fs/cgroup", "rw")?;
+        // As systemd does; a kubelet wants them in its own group.
+        let there =
+            fs::read_to_string("/sys/fs/cgroup/cgroup.controllers").context("reading the controllers")?;
+        let all: String = there.split_whitespace().map(|one| format!("+{one} ")).collect();
+        fs::write("/sys/fs/cgroup/cgroup.subtree_control", all).context("switching the controllers on")?;
     }
     sys::run("mount", &["--make-rshared", "/"])?;
     sys::run("ifconfig", &["lo", "127.0.0.1", "up"])?;
