@@ -54,8 +54,8 @@ impl Whole<'_> {
         verdict
     }
 
-    /// Of several unmounts that sync one super block, all but one queue for a lock of the kernel: the chain must go on from them
-    /// to the one that holds it.
+    /// Of several unmounts that sync one super block, all but one queue for a lock of the kernel: a chain must end in the one that
+    /// holds it, and goes on to it from another only while that one queues.
     fn queue(&self, verdict: &mut Verdict) {
         let queued: Vec<(u32, u64, u64)> = self
             .record
@@ -75,12 +75,23 @@ impl Whole<'_> {
             !queued.is_empty(),
         );
         let (mut right, mut wrong) = (0, 0);
+        let (mut at_holder, mut at_queued) = (0, 0);
+        let shim = |link: &serde_json::Value| link["who"]["pid"].as_u64();
         for seen in &self.frames {
             let at = now(seen);
             for diagnosis in list(&seen.frame, "diagnoses") {
                 let unmounts: Vec<_> = links(diagnosis).filter(|link| kind(link) == "Unmount").collect();
+                if let Some(last) = unmounts.last() {
+                    let surely =
+                        |from: u64, to: u64| (from + AT_FIRST..=to.saturating_sub(AT_FIRST)).contains(&at);
+                    let all = queued.iter().filter(|(_, from, to)| surely(*from, *to));
+                    let pids: Vec<u64> = all.map(|(pid, ..)| u64::from(*pid)).collect();
+                    match shim(last).is_some_and(|pid| pids.contains(&pid)) {
+                        true => at_queued += 1,
+                        false => at_holder += usize::from(!pids.is_empty()),
+                    }
+                }
                 for pair in unmounts.windows(2) {
-                    let shim = |link: &serde_json::Value| link["who"]["pid"].as_u64();
                     let by_lock =
                         matches!(pair[1]["edge"]["kind"].as_str(), Some("SameSuperBlock" | "SameDevice"));
                     let queues = queued.iter().any(|(pid, from, to)| {
@@ -98,7 +109,13 @@ impl Whole<'_> {
             "one unmount waits for another",
             "only while the kernel's stack says so",
             format!("in {right} chains, in {wrong} more where it does not"),
-            right > 0 && wrong == 0,
+            wrong == 0,
+        );
+        verdict.check(
+            "chains end in the one that holds the lock",
+            "always",
+            format!("{at_holder}, {at_queued} in one that queues"),
+            at_holder > 0 && at_queued == 0,
         );
     }
 
