@@ -110,7 +110,7 @@ impl Incidents {
                 (Some(id), _) => id.clone(),
                 (None, _) if parts[i].is_some() => continue,
                 // A new attempt at an exit has begun, and what it waits for is not visible yet: the exit is known.
-                (None, Some(_)) if self.knows_exit(f, thresholds) => continue,
+                (None, Some(_)) if self.knows_exit(f, now, thresholds) => continue,
                 (None, Some(crossing)) => match self.opened(f, crossing, now) {
                     Some(id) => id,
                     None => continue,
@@ -242,18 +242,20 @@ impl Incidents {
         (self.open.len() + self.announced.len(), self.over.len())
     }
 
-    /// Whether an open incident is, or was, about this late exit; or one that is over, and what the new attempt waits for has
-    /// only just begun.
-    fn knows_exit(&self, f: &Found, thresholds: &Thresholds) -> bool {
+    /// Whether an open incident is, or was, about this late exit; or one that is over, and it is over only just, or what the new
+    /// attempt waits for has only just begun.
+    fn knows_exit(&self, f: &Found, now: Ns, thresholds: &Thresholds) -> bool {
         if f.diagnosis.head != Head::LateExit || explains(&f.diagnosis.ends_in) {
             return false;
         }
         let leaf = f.diagnosis.chain.links.last();
         let is_new =
             leaf.is_some_and(|link| link.operation.kind != Kind::ExitHandling && link.age < thresholds.cri);
+        let is_recent =
+            |over: &Over| over.incident.ended.is_some_and(|at| now.saturating_sub(at) < thresholds.cri);
         exits_of(f).any(|id| {
             self.open.values().any(|open| open.exits.contains(id))
-                || is_new && self.over.iter().any(|over| over.exits.contains(id))
+                || self.over.iter().any(|over| over.exits.contains(id) && (is_new || is_recent(over)))
         })
     }
 
