@@ -68,6 +68,7 @@ mod tests {
             calls: vec![update],
             unmounts: Vec::new(),
             traced: Vec::new(),
+            failed_attempts: 0,
         }
     }
 

@@ -1,5 +1,6 @@
 //! The stories the lab can play, and the truth about them by clocks of its own.
 
+use super::containerd_log::{self, Attempt};
 use super::kubelet::Kubelet as RealKubelet;
 use super::kubelet_like::{Call, KubeletLike};
 use super::pods::Pod;
@@ -75,6 +76,8 @@ pub struct Truth {
     pub unmounts: Vec<Stay>,
     /// The same calls by strace, when it was used.
     pub traced: Vec<Traced>,
+    /// How often containerd gave up an attempt to handle the victim's exit, by its log.
+    pub failed_attempts: u32,
 }
 
 /// The real kubelet of a story.
@@ -207,7 +210,14 @@ impl Lab<'_> {
             calls: caller.calls(),
             unmounts: unmounts.stays(),
             traced: strace.map(Strace::finish).unwrap_or_default(),
+            failed_attempts: self.failed_attempts(&victim.container),
         })
+    }
+
+    fn failed_attempts(&self, container: &str) -> u32 {
+        let log = std::fs::read_to_string(&self.containerd.log).unwrap_or_default();
+        let failed = |one: &&Attempt| one.container == container && one.failed.is_some();
+        containerd_log::attempts(&log).iter().filter(failed).count() as u32
     }
 
     /// A healthy node is not an idle one: pods come, write, exit and are removed until the time is over.

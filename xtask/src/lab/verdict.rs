@@ -307,8 +307,13 @@ fn afterwards(verdict: &mut Verdict, truth: &Truth, frames: &[Seen]) {
         .find(|incident| incident["ended"].is_u64() && !foreign(&truth.own, incident));
     let over = truth.blocked_unmount().map(|(_, end)| end);
     let said = ended.and_then(|incident| incident["ended"].as_u64());
-    let near = matches!((over, said, stall), (Some(over), Some(said), Some(stall))
-        if over.abs_diff(said) as f64 <= stall as f64 * TOLERANCE);
+    // Where containerd has given up attempts at the exit, it is handled after the pause that it makes then: a second, doubled
+    // each time (`cri/server/events.go`).
+    let pause = if truth.failed_attempts == 0 { 0 } else { 1_000_000_000 << truth.failed_attempts.min(8) };
+    let near = matches!((over, said, stall), (Some(over), Some(said), Some(stall)) if {
+        let slack = (stall as f64 * TOLERANCE) as u64;
+        (over.saturating_sub(slack)..=over + slack + pause).contains(&said)
+    });
     let after = |at: Option<u64>| match (at, truth.told_to_exit) {
         (Some(at), exit) => format!("{} after the exit", seconds(at.saturating_sub(exit))),
         (None, _) => "-".to_owned(),
@@ -455,6 +460,7 @@ mod tests {
                 ..Stay::default()
             }],
             traced: Vec::new(),
+            failed_attempts: 0,
         }
     }
 

@@ -577,6 +577,7 @@ mod tests {
             ],
             unmounts: vec![Stay { tid: 71, call: 166, begin: 10 * SECOND, ..Stay::default() }],
             traced: Vec::new(),
+            failed_attempts: 0,
         }
     }
 

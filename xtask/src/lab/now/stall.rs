@@ -227,6 +227,7 @@ impl<'l> Stall<'l> {
             calls: client.log.calls(),
             unmounts: self.unmounts.stays(),
             traced: Vec::new(),
+            failed_attempts: 0,
         }
     }
 

@@ -169,19 +169,19 @@ impl Whole<'_> {
             format!("{kprobe} planned"),
             attached.kprobes == kprobe,
         );
-        // A uprobe has a link or a perf event of its own, or shares a link with others.
+        // A uprobe has a link or a perf event of its own, or shares a link with others; a kprobe has one of its own.
         let (tracepoint, uprobe) = (attached.sites("Tracepoint"), attached.sites("Uprobe"));
         let events =
             ["perf_event", "perf", "raw_tracepoint"].map(|kind| attached.count(kind)).iter().sum::<u32>();
         let many = attached.count("uprobe_multi");
         let right = match many {
-            0 => events == tracepoint + uprobe,
-            _ => events == tracepoint && many <= uprobe,
+            0 => events == tracepoint + kprobe + uprobe,
+            _ => events == tracepoint + kprobe && many <= uprobe,
         };
         verdict.check(
             "tracepoints and uprobes",
             format!("{events} links and perf events, {many} links of many in the kernel"),
-            format!("{tracepoint} tracepoints and {uprobe} uprobes planned"),
+            format!("{tracepoint} tracepoints, {kprobe} kprobes and {uprobe} uprobes planned"),
             right,
         );
         for probe in attached.planned.iter().filter(|probe| probe.how.is_none()) {

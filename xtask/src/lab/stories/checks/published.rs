@@ -28,6 +28,7 @@ impl Published {
             calls: record.calls.clone(),
             unmounts: victim.unmounts.clone(),
             traced: record.traced.clone(),
+            failed_attempts: victim.attempts.iter().filter(|one| one.failed.is_some()).count() as u32,
         }))
     }
 }
