@@ -52,7 +52,8 @@ pub enum Ground {
     CallByOrder,
     /// The kubelet's client side is not recorded: the list call in containerd that began within the relist.
     ListWithinRelist,
-    /// Both sync the same super block; by their kernel stacks the one waits for the lock that the other holds.
+    /// Both sync the same super block; by their kernel stacks, which are a moment old, the one waits for the lock that the other
+    /// holds.
     TurnOnSuperBlock,
     /// Both work on the same super block, this one began earlier.
     EarlierOnSuperBlock,
@@ -157,7 +158,6 @@ impl Ground {
             | Ground::PendingWriter
             | Ground::SameContainerAndMethod
             | Ground::SoleCallOfMethod
-            | Ground::TurnOnSuperBlock
             | Ground::StandsStill => Confidence::Proven,
             Ground::ThreadAtBegin
             | Ground::PathNamesContainer
@@ -169,6 +169,7 @@ impl Ground {
             | Ground::SameShimAndMethod
             | Ground::CallByOrder
             | Ground::ListWithinRelist
+            | Ground::TurnOnSuperBlock
             | Ground::EarlierOnSuperBlock
             | Ground::EarlierOnDevice
             | Ground::RemovalGoesOn
