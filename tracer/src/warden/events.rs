@@ -78,12 +78,11 @@ pub fn run(mut reader: Reader, outbox: &Outbox, shared: &Shared, fuse: Fuse, thr
             }
             if polls.is_multiple_of(COST_EVERY) {
                 let costs = costs(&reader);
-                let skipped = load::skipped(&lock(&shared.skippable)).unwrap_or_else(|error| {
-                    outbox
-                        .log(Level::Debug, format!("asking how often programs were skipped failed: {error}"));
-                    0
+                let skipped = load::skipped(&lock(&shared.skippable)).inspect_err(|error| {
+                    let text = format!("asking how often programs were skipped failed: {error}");
+                    outbox.log(Level::Debug, text);
                 });
-                poller.losses(&costs, skipped, now, &mut events);
+                poller.losses(&costs, skipped.ok(), now, &mut events);
                 outbox.send(&Message::Cost(costs));
                 meters.read(&reader, now, shared, &mut events);
                 meters.watch_attaching(now, shared, outbox, &mut events);
@@ -282,6 +281,7 @@ impl Poller {
             }
         }
         let mut still_told = BTreeSet::new();
+        let has_skipped = self.lost.get(&LossPoint::Skipped).is_some_and(|count| *count > 0);
         for op in &self.ops {
             let kind = decode::kind_of(&op.key);
             if !old(kind, op.begin) || kind.is_some_and(|kind| short(op, floor(kind))) {
@@ -294,7 +294,7 @@ impl Poller {
                 still_told.insert(identity);
                 continue;
             }
-            match over(op, now) {
+            match over(op, now, has_skipped) {
                 None => self.operations.push(operation),
                 Some(at) => {
                     events.push(Event { at, body: Body::Ended(operation, decode::outcome(op)) });
@@ -417,8 +417,9 @@ impl Poller {
     }
 
     /// Tells what was lost since the last time.
-    fn losses(&mut self, costs: &[Cost], skipped: u64, now: Ns, events: &mut Vec<Event>) {
-        let mut totals = BTreeMap::from([(LossPoint::Skipped, skipped)]);
+    fn losses(&mut self, costs: &[Cost], skipped: Option<u64>, now: Ns, events: &mut Vec<Event>) {
+        let mut totals: BTreeMap<LossPoint, u64> =
+            skipped.map(|count| (LossPoint::Skipped, count)).into_iter().collect();
         for (words, count) in costs.iter().flat_map(|cost| &cost.refusals) {
             let point = match words.as_str() {
                 w if w == Cause::RingFull.words() => LossPoint::Ring,
@@ -443,7 +444,7 @@ fn short(op: &Op, floor: Ns) -> bool {
 }
 
 /// When an entry that is still in the map was over; `None` while it is in flight.
-fn over(op: &Op, now: Ns) -> Option<Ns> {
+fn over(op: &Op, now: Ns, has_skipped: bool) -> Option<Ns> {
     let has = |bit: u32| op.flags & bit != 0;
     let kind = decode::kind_of(&op.key);
     let unmount = kind == Some(Kind::Unmount);
@@ -456,8 +457,8 @@ fn over(op: &Op, now: Ns) -> Option<Ns> {
     }
     // Some ends no probe tells, so the thread itself must be asked whether it is back: that of an unmount without a probe
     // on `cleanup_mnt`, that of a sync that is told by its begin only, that of a kprobe whose kretprobe was dropped for want
-    // of an instance, and that of an fentry whose fexit the kernel has skipped.
-    let droppable = has(flag::KPROBE) || has(flag::FENTRY);
+    // of an instance, and that of an fentry whose fexit the kernel may have skipped.
+    let droppable = has(flag::KPROBE) || has_skipped && has(flag::FENTRY);
     let block = matches!(kind, Some(Kind::SuperShutdown | Kind::Sync)) && droppable;
     let ask = block
         || (returned && has(flag::TRACEPOINT))
