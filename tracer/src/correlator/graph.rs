@@ -579,7 +579,7 @@ impl<'a> Graph<'a> {
                 };
                 let (holders, awaiting) = (with(Turn::Has), with(Turn::Awaits));
                 let acts: Vec<usize> = match holders.len() {
-                    1 => holders.clone(),
+                    1 => holders,
                     _ => queue.iter().copied().filter(|i| !awaiting.contains(i)).collect(),
                 };
                 let Some(first) = earliest(self, if acts.is_empty() { &queue } else { &acts }) else {
@@ -590,10 +590,15 @@ impl<'a> Graph<'a> {
                         && self.nodes[i].stack != self.nodes[first].stack
                         && self.stacks[self.nodes[i].stack].members.last() == Some(&i)
                     {
-                        let proven = ground == Ground::EarlierOnSuperBlock
-                            && holders == [first]
-                            && awaiting.contains(&i);
-                        edges.push((i, first, if proven { Ground::TurnOnSuperBlock } else { ground }));
+                        let by_stack = ground == Ground::EarlierOnSuperBlock
+                            && awaiting.contains(&i)
+                            && !awaiting.contains(&first);
+                        if by_stack {
+                            edges.push((i, first, Ground::TurnOnSuperBlock));
+                        } else if self.begin(first) <= self.begin(i) {
+                            // Nothing but the order tells that it waits, so it must be in that order.
+                            edges.push((i, first, ground));
+                        }
                     }
                 }
             }

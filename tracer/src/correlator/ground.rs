@@ -52,8 +52,8 @@ pub enum Ground {
     CallByOrder,
     /// The kubelet's client side is not recorded: the list call in containerd that began within the relist.
     ListWithinRelist,
-    /// Both sync the same super block; by their kernel stacks, which are a moment old, the one waits for the lock that the other
-    /// holds.
+    /// Both sync the same super block; by its kernel stack, which is a moment old, the one waits for the lock, and the other does
+    /// not.
     TurnOnSuperBlock,
     /// Both work on the same super block, this one began earlier.
     EarlierOnSuperBlock,
@@ -216,7 +216,7 @@ impl Ground {
                 "a list call that began within the relist; the kubelet's side is not recorded"
             }
             Ground::TurnOnSuperBlock => {
-                "by their kernel stacks it waits for s_sync_lock of this super block, which that one holds"
+                "by its kernel stack it waits for s_sync_lock of this super block, and that one does not"
             }
             Ground::EarlierOnSuperBlock => "same super block, it began earlier",
             Ground::EarlierOnDevice => "same device, it began earlier",
