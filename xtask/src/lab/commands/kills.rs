@@ -218,7 +218,12 @@ pub async fn shim(ledger: &Ledger, lab: &Lab<'_>, live: &Tracer, verdict: &mut V
         lines.get(clean).map_or(u64::MAX, |line| line.at - begin)
     };
     // containerd's own pause before it tries the exit again is no phantom.
-    let blocked = |line: &Line| chain(line) && !line.text.contains("\"ExitRetry\"");
+    let blocked = |line: &Line| {
+        let frame: Value = serde_json::from_str(&line.text).unwrap_or_default();
+        let all = frame["diagnoses"].as_array().cloned().unwrap_or_default();
+        all.iter()
+            .any(|one| one.to_string().contains(&pod.container) && one["ends_in"]["ExitRetry"].is_null())
+    };
     let (operations, drawn, retried) = (until(&phantom), until(&blocked), until(&chain));
     verdict.check(
         "its shim is killed",
