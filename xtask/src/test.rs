@@ -273,8 +273,11 @@ fn other_kernels(run: &mut Run) -> Result<Outcome> {
     };
     let Ok(result) = kernels.join() else { bail!("the thread that booted them has panicked") };
     let log = kernels_log();
-    print!("{}", std::fs::read_to_string(&log).with_context(|| format!("reading {}", log.display()))?);
-    result.map(|()| Outcome::Passed)
+    let said = std::fs::read_to_string(&log).with_context(|| format!("reading {}", log.display()))?;
+    print!("{said}");
+    // The summary is what is read first.
+    let reason = said.rfind("error: ").map(|at| said[at..].trim().to_owned());
+    result.with_context(|| reason.unwrap_or_default()).map(|()| Outcome::Passed)
 }
 
 /// What the other steps run. The end-to-end test installs what it needs by itself.

@@ -2,11 +2,12 @@
 
 use super::account::{self, Account};
 use std::collections::HashMap;
-use std::io::{BufRead, BufReader, Read};
+use std::io::{BufRead, BufReader, ErrorKind, Read};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::OnceLock;
+use std::time::{Duration, Instant};
 use tracer::golang::GoBinary;
 use tracer::golang::unwind::Memory;
 
@@ -101,6 +102,20 @@ pub fn number(text: &str) -> u64 {
     }
 }
 
+/// Starts a program that may just have been written: what another test's thread forked meanwhile has that file open for
+/// writing until it executes something else.
+fn spawn(command: &mut Command) -> Child {
+    let end = Instant::now() + Duration::from_secs(10);
+    loop {
+        match command.spawn() {
+            Err(error) if error.kind() == ErrorKind::ExecutableFileBusy && Instant::now() < end => {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            started => return started.unwrap(),
+        }
+    }
+}
+
 /// A line the program printed.
 #[derive(Debug)]
 pub struct Said(Vec<String>);
@@ -125,16 +140,16 @@ pub struct Running {
 impl Running {
     /// Runs it until it has said all.
     pub fn start(path: &Path, arguments: &[&str]) -> Running {
-        let mut child = Command::new(path)
+        let mut command = Command::new(path);
+        command
             .args(arguments)
             .env("GOTRACEBACK", "system")
             // Only when the program says so.
             .env("GOGC", "off")
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
+            .stderr(Stdio::piped());
+        let mut child = spawn(&mut command);
         let lines = BufReader::new(child.stdout.take().unwrap()).lines().map(Result::unwrap);
         let said = lines
             .take_while(|line| line != "END")

@@ -89,7 +89,7 @@ pub fn run(args: &Args) -> Result<()> {
         return lines.into_iter().try_for_each(|line| prove(line, &programs));
     }
     let mut costs = Vec::new();
-    let mut failed = 0;
+    let mut failed = Vec::new();
     for line in lines {
         let begin = Instant::now();
         let result = boot(line, &programs, args.only.as_deref(), PATIENCE);
@@ -100,23 +100,23 @@ pub fn run(args: &Args) -> Result<()> {
                 costs.push((line.to_owned(), said.costs));
             }
             Ok((version, said)) => {
-                failed += 1;
                 println!(
                     "vm {line} ({version}): {} passed, {} FAILED in {took} s; console: {}",
                     said.passed,
                     said.failed.len(),
                     folder(line).join("console.log").display()
                 );
+                failed.extend(said.failed.into_iter().map(|what| format!("{line}: {what}")));
             }
             Err(error) => {
-                failed += 1;
                 let console = folder(line).join("console.log");
                 println!("vm {line}: FAILED in {took} s: {error:#}; console: {}", console.display());
+                failed.push(format!("{line}: {error:#}"));
             }
         }
     }
-    if failed > 0 {
-        bail!("{failed} kernels failed");
+    if !failed.is_empty() {
+        bail!("{} failed:\n{}", failed.len(), failed.join("\n"));
     }
     // Another selection of tests may not have asked the verifier.
     costs.retain(|(_, costs)| !costs.is_empty());
