@@ -3,7 +3,10 @@
 
 use super::{Attacher, Ours, probe};
 use crate::{
-    bpf::load::{Attached, SITE_BYTES, SiteRequest},
+    bpf::{
+        load::{Attached, SITE_BYTES, SiteRequest},
+        plan::LEFT_OUT,
+    },
     event::{Kind, SeenBy},
     node::{
         procs::{Exe, FileId},
@@ -143,6 +146,9 @@ impl Attacher {
         }
         if target.kind == Kind::Unmount && self.kernel_sees_unmounts {
             return Err("not needed: a kernel probe sees every unmount".into());
+        }
+        if target.kind == Kind::Unmount && self.settings.without.contains(&SeenBy::Uprobe) {
+            return Err(LEFT_OUT.into());
         }
         if let Some(why) = ours.blown.get(&target.kind) {
             return Err(why.clone());
