@@ -148,7 +148,10 @@ impl Attacher {
             return Err("not needed: a kernel probe sees every unmount".into());
         }
         if target.kind == Kind::Unmount && self.settings.without.contains(&SeenBy::Uprobe) {
-            return Err(LEFT_OUT.into());
+            let tracepoint = self.features.as_ref().is_some_and(|f| f.syscall_tracepoints.yes())
+                && !self.settings.without.contains(&SeenBy::Tracepoint);
+            let seen = "not needed: a tracepoint sees every unmount, and this is ";
+            return Err(format!("{}{LEFT_OUT}", if tracepoint { seen } else { "" }));
         }
         if let Some(why) = ours.blown.get(&target.kind) {
             return Err(why.clone());
