@@ -424,8 +424,9 @@ impl Inputs<'_> {
         }
     }
 
-    /// All operations on the chains of a diagnosis, and the containers on them; both are bounded. Where there is no room for all, those
-    /// of the drawn chain come first, then those of calls for one container: a call that lists them is over when it is let go of.
+    /// All operations on the chains of a diagnosis, and the containers on them; both are bounded. Where there is no room for
+    /// all, those of the drawn chain come first, then those of calls for one container: a call that lists them is over as
+    /// soon as it is let go of, and opens nothing of its own.
     fn parts(&self, walks: &[Walk]) -> (BTreeSet<OperationId>, BTreeMap<String, bool>) {
         let mut members = BTreeSet::new();
         let mut concerned: BTreeMap<String, bool> = BTreeMap::new();
