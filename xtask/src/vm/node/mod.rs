@@ -166,7 +166,9 @@ impl Stock {
     /// Boots a machine for one story; an error when it gave no verdict.
     fn play(&self, kernel: &Kernel, containerd: &str, story: &Story, args: &Wanted) -> Result<Seen> {
         let (cgroup, without) = (&args.cgroup, &args.without);
-        let left_out = if without == NOTHING { String::new() } else { format!("-without-{without}") };
+        // A comma would end a file's name for QEMU.
+        let left_out =
+            if without == NOTHING { String::new() } else { format!("-without-{without}").replace(',', "-") };
         let name = format!("{}-{containerd}-{}-{cgroup}{left_out}", kernel.line, story.name);
         let folder = fresh_folder(&self.folder.join(name))?;
         println!("vm {}: booting {} with containerd {containerd}", story.name, kernel.version);
