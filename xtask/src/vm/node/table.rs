@@ -34,7 +34,8 @@ kernel offers it: how the fallbacks are played.
 * *worst duration*: the age of a link or a relist that was furthest from its clock, in any frame.
 
 Kernels before 5.10 are not here: the mirror has no Debian before bullseye any more. Without ring buffers (before 5.8) plegscope
-refuses to attach and says so; `plegscope now` needs none.
+refuses to attach, says so and names `plegscope now`, which needs none: the test *no ring buffers* of `cargo xtask vm` answers as
+such a kernel does.
 
 The clock of these machines counts the instructions of their one emulated processor while that is busy, so how much else the
 host has to do does not show.
