@@ -228,11 +228,11 @@ impl Watched {
         hierarchies: &Arc<Hierarchies>,
         workers: &Workers,
     ) -> Option<(String, Ns)> {
-        if told == Told::Still {
-            let ours = Arc::clone(hierarchies);
-            if let Ok(Ok(Some(group))) = workers.run(PATIENCE, move || ours.frozen(pid)) {
-                return Some((format!("frozen by its cgroup {}", group.path), at));
-            }
+        // Not only of one that did not run since the last look: what was frozen meanwhile would be told a look later.
+        let ours = Arc::clone(hierarchies);
+        if let Ok(Ok(Some(group))) = workers.run(PATIENCE, move || ours.frozen(pid)) {
+            let since = if told == Told::Still { at } else { clock::monotonic() };
+            return Some((format!("frozen by its cgroup {}", group.path), since));
         }
         let long = self.asleep.iter().filter(|(_, (_, since))| at.saturating_sub(*since) >= settled);
         let mut long: Vec<(u32, Ns)> = long.map(|(tid, (_, since))| (*tid, *since)).collect();
@@ -551,8 +551,13 @@ mod tests {
             };
             let victim = Victim::new("while :; do sleep 0.01; done", Some(group.clone()));
             let mut stalls = watch();
+            let before = clock::monotonic();
             fs::write(group.join(file), on).unwrap();
+            let (hierarchies, workers) = (Arc::new(Hierarchies::read().unwrap()), Workers::new(1));
+            let first = stalls.look(&[victim.0.id()], &hierarchies, &workers).lasting;
             let stall = until(&mut stalls, &victim, false);
+            assert_eq!(first, std::slice::from_ref(&stall), "at the first look");
+            assert!(stall.begin >= before);
             let name = group.file_name().unwrap().to_str().unwrap();
             assert_eq!(stall.method, format!("frozen by its cgroup /{name}"));
             fs::write(group.join(file), off).unwrap();
