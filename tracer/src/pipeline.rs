@@ -243,7 +243,7 @@ mod tests {
                 lasts.then(|| Event { at: now, body: Body::InFlight(operation.clone()) }),
                 at(end, Body::Ended(operation.clone(), Outcome::Done)),
                 at(15 * SECOND, Body::BlindSpot { what: "a probe".into(), reason: "off".into() }),
-                // Late, and longer than any threshold: nobody has seen it in flight.
+                // Longer than any threshold, and nobody has seen it in flight.
                 at(17 * SECOND, Body::Ended(unmount(8 * SECOND), Outcome::Done)),
             ]
             .into_iter()

@@ -189,12 +189,24 @@ impl Watched {
             .collect();
         let since = before.as_ref().map_or(at, |before| before.at);
         self.last = Some(now);
-        if !matches!(told, Told::Hungry(..)) {
+        let held = match told {
+            Told::Stopped => Some(("stopped by a signal".to_owned(), since)),
+            Told::Traced => Some(("traced: a debugger holds all of its threads".to_owned(), since)),
+            // Asked of all: one that ran since the last look may have been frozen meanwhile, and would be told a look later;
+            // and one that is being frozen asks for CPU in vain until it is.
+            Told::Well | Told::Still | Told::Hungry(..) => {
+                let ours = Arc::clone(hierarchies);
+                let group =
+                    workers.run(PATIENCE, move || ours.frozen(pid)).ok().and_then(Result::ok).flatten();
+                let begin = if told == Told::Still { at } else { clock::monotonic() };
+                group.map(|group| (format!("frozen by its cgroup {}", group.path), begin))
+            }
+        };
+        if held.is_some() || !matches!(told, Told::Hungry(..)) {
             self.hungry = None;
         }
         let found = match told {
-            Told::Stopped => Some(("stopped by a signal".to_owned(), since)),
-            Told::Traced => Some(("traced: a debugger holds all of its threads".to_owned(), since)),
+            _ if held.is_some() => held,
             Told::Hungry(ran, waited) => {
                 let ours = Arc::clone(hierarchies);
                 let quotas = workers.run(PATIENCE, move || {
@@ -207,7 +219,7 @@ impl Watched {
                 hunger.waited = hunger.waited.saturating_add(waited);
                 hunger.words(at, settled, quotas).map(|words| (words, hunger.since))
             }
-            Told::Well | Told::Still => self.without_cpu(pid, at, told, settled, hierarchies, workers),
+            _ => self.starved_of_memory(pid, at, settled, workers),
         };
         let class = |method: &str| method.split([' ', ':']).take(3).collect::<Vec<_>>().join(" ");
         let lasts = matches!((&self.stall, &found), (Some(stall), Some((method, _))) if class(&stall.method) == class(method));
@@ -218,22 +230,8 @@ impl Watched {
         self.stall = found.map(|(method, begin)| operation(pid, method, begin));
     }
 
-    /// Frozen, or waiting for its own pages.
-    fn without_cpu(
-        &self,
-        pid: u32,
-        at: Ns,
-        told: Told,
-        settled: Ns,
-        hierarchies: &Arc<Hierarchies>,
-        workers: &Workers,
-    ) -> Option<(String, Ns)> {
-        // Not only of one that did not run since the last look: what was frozen meanwhile would be told a look later.
-        let ours = Arc::clone(hierarchies);
-        if let Ok(Ok(Some(group))) = workers.run(PATIENCE, move || ours.frozen(pid)) {
-            let since = if told == Told::Still { at } else { clock::monotonic() };
-            return Some((format!("frozen by its cgroup {}", group.path), since));
-        }
+    /// Waiting for its own pages.
+    fn starved_of_memory(&self, pid: u32, at: Ns, settled: Ns, workers: &Workers) -> Option<(String, Ns)> {
         let long = self.asleep.iter().filter(|(_, (_, since))| at.saturating_sub(*since) >= settled);
         let mut long: Vec<(u32, Ns)> = long.map(|(tid, (_, since))| (*tid, *since)).collect();
         long.sort_by_key(|(_, since)| *since);
