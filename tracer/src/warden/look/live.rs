@@ -361,9 +361,8 @@ mod tests {
     use super::*;
     use crate::event::{Actor, Began, SeenBy};
 
-    #[test]
-    fn what_lasts_is_looked_at_once_it_is_old_and_then_ever_more_seldom() {
-        let operation = |kind, begin| Operation {
+    fn operation(kind: Kind, begin: Ns) -> Operation {
+        Operation {
             kind,
             method: String::new(),
             actor: Actor { pid: 7, tid: 8, g: None, goid: None },
@@ -375,7 +374,11 @@ mod tests {
             device: None,
             fs_type: None,
             seen_by: SeenBy::Uprobe,
-        };
+        }
+    }
+
+    #[test]
+    fn what_lasts_is_looked_at_once_it_is_old_and_then_ever_more_seldom() {
         let mut ages = Ages::default();
         let blocked = [operation(Kind::CriCall, 0), operation(Kind::Sync, 0)];
         let mut looked_at = Vec::new();
@@ -416,18 +419,9 @@ mod tests {
 
     #[test]
     fn followed_is_only_what_the_same_actor_is_known_to_do() {
-        let operation = |kind, tid, g| Operation {
-            kind,
-            method: String::new(),
-            actor: Actor { pid: 7, tid, g, goid: None },
-            begin: 1,
-            began: Began::Then,
-            object: 0,
-            container: None,
-            path: None,
-            device: None,
-            fs_type: None,
-            seen_by: SeenBy::Uprobe,
+        let operation = |kind, tid, g| {
+            let actor = Actor { pid: 7, tid, g, goid: None };
+            Operation { actor, ..operation(kind, 1) }
         };
         let found = |operation| [Event { at: 2, body: Body::InFlight(operation) }];
         let known = [operation(Kind::LockWait, 8, Some(0xc1)), operation(Kind::Unmount, 9, None)];
