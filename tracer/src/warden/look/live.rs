@@ -275,7 +275,7 @@ fn after(before: Option<Ns>, new: bool, followed: bool) -> Ns {
     }
 }
 
-/// Whether probes tell of all operations that a look has found, too.
+/// Whether a look has found operations again, and probes tell of all of these, too.
 fn are_followed(events: &[Event], in_flight: &[Operation]) -> bool {
     let whose = |o: &Operation| {
         let (actor, kind) = (o.actor, o.kind);
@@ -284,11 +284,12 @@ fn are_followed(events: &[Event], in_flight: &[Operation]) -> bool {
         g.into_iter().chain(tid).map(move |who| (actor.pid, kind, who))
     };
     let followed: BTreeSet<_> = in_flight.iter().flat_map(whose).collect();
-    let found = events.iter().filter_map(|event| match &event.body {
+    let mut found = events.iter().filter_map(|event| match &event.body {
         Body::InFlight(operation) => Some(operation),
         _ => None,
     });
-    found.into_iter().all(|operation| whose(operation).any(|one| followed.contains(&one)))
+    let is_followed = |operation| whose(operation).any(|one| followed.contains(&one));
+    found.next().is_some_and(is_followed) && found.all(is_followed)
 }
 
 /// The age at which each operation is looked at next. Whether its holder and what it ends in are known is for the correlator
@@ -429,7 +430,12 @@ mod tests {
         assert!(are_followed(&found(operation(Kind::Unmount, 9, Some(0xc2))), &known), "its thread");
         assert!(!are_followed(&found(operation(Kind::Unmount, 0, Some(0xc2))), &known));
         assert!(!are_followed(&found(operation(Kind::CriCall, 8, Some(0xc1))), &known));
-        assert!(are_followed(&[Event { at: 2, body: Body::Looked { pid: 7 } }], &[]));
+        let both = [found(known[0].clone()), found(operation(Kind::CriCall, 8, None))].concat();
+        assert!(!are_followed(&both, &known));
+        assert!(
+            !are_followed(&[Event { at: 2, body: Body::Looked { pid: 7 } }], &known),
+            "nothing was found again"
+        );
     }
 
     #[test]
