@@ -627,7 +627,7 @@ mod tests {
         use std::os::linux::fs::MetadataExt;
         let mut processes = crate::node::procs::Processes::new();
         let workers = Workers::new(4);
-        processes.scan(&workers).unwrap();
+        processes.scan(&workers, false).unwrap();
         let mut containers = patient();
         let shims = processes.iter().filter(|p| p.comm.starts_with("containerd-shim"));
         let shims: Vec<u32> =
