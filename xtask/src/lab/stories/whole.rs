@@ -207,7 +207,9 @@ impl Whole<'_> {
     /// When the kernel had a shim's thread in a sync of its unmount: pods' long unmounts with that on their stacks.
     fn intervals(&self) -> Vec<(u32, Interval)> {
         let of = |pod: &Pod| {
-            let synced = pod.unmounts.iter().any(|stay| stay.waits_in.iter().any(|one| one == SYNC));
+            // Of a function that the compiler has split the kernel names the part: `sync_filesystem.part.0`.
+            let is = |function: &String| function.split('.').next() == Some(SYNC);
+            let synced = pod.unmounts.iter().any(|stay| stay.waits_in.iter().any(is));
             let all = self.record.blocked_unmount(pod)?;
             synced.then_some((pod.shim, all))
         };
