@@ -3,6 +3,7 @@
 //! An event is made by [`crate::decode`] from a record of the kernel half, by the node context from `/proc`, or read
 //! back from a capture. All of them carry plain values; nothing here refers to the machine the program runs on.
 
+use compact_str::CompactString;
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
@@ -278,8 +279,8 @@ pub struct OperationId {
     pub actor: u64,
     /// What it is.
     pub kind: Kind,
-    /// Which function.
-    pub method: String,
+    /// Which function. Short, so that an identity is made without allocating.
+    pub method: CompactString,
     /// What it is done to.
     pub object: u64,
     /// When it began.
@@ -293,7 +294,7 @@ impl Operation {
             pid: self.actor.pid,
             actor: self.actor.g.unwrap_or(u64::from(self.actor.tid)),
             kind: self.kind,
-            method: self.method.clone(),
+            method: self.method.as_str().into(),
             object: self.object,
             begin: self.begin,
         }
