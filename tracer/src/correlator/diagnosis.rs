@@ -364,6 +364,8 @@ impl Inputs<'_> {
         let not_ready = self.with_stall(not_ready, &drawn_path);
         let mut members = BTreeSet::new();
         let mut concerned: BTreeMap<String, bool> = BTreeMap::new();
+        // Most walks share most of their way: nothing comes of a node a second time.
+        let mut taken = vec![false; self.graph.nodes.len()];
         for walk in &walks {
             let first = &self.graph.nodes[walk.path[0]];
             if walk.head == Head::LateExit && members.len() < limits::INCIDENT_MEMBERS {
@@ -373,6 +375,9 @@ impl Inputs<'_> {
             for &n in walk.path.iter().rev() {
                 if members.len() >= limits::INCIDENT_MEMBERS {
                     break;
+                }
+                if std::mem::replace(&mut taken[n], true) {
+                    continue;
                 }
                 let node = &self.graph.nodes[n];
                 members.insert(node.flight.op.id());
@@ -513,9 +518,11 @@ impl Inputs<'_> {
     fn containers(&self, walks: &[Walk]) -> Vec<Subject> {
         let mut seen = BTreeSet::new();
         let mut out = Vec::new();
+        let mut taken = vec![false; self.graph.nodes.len()];
         for walk in walks {
             for &n in walk.path.iter().rev() {
-                if let Some(id) = self.graph.nodes[n].container.as_deref()
+                if !std::mem::replace(&mut taken[n], true)
+                    && let Some(id) = self.graph.nodes[n].container.as_deref()
                     && out.len() < limits::SUBJECTS_SHOWN
                     && seen.insert(id)
                 {
@@ -570,8 +577,13 @@ impl Inputs<'_> {
                 worst = Some(Crossing { what, age, threshold });
             }
         };
+        let mut taken = vec![false; self.graph.nodes.len()];
         for walk in walks {
             for (i, &n) in walk.path.iter().enumerate() {
+                // A list call counts for a relist only where a way begins.
+                if i > 0 && std::mem::replace(&mut taken[n], true) {
+                    continue;
+                }
                 let age = self.age(n);
                 match self.graph.nodes[n].flight.op.kind {
                     Kind::Unmount => consider("unmount", age, t.unmount),
