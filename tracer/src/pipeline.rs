@@ -38,6 +38,10 @@ pub struct Pipeline {
     judged: Ns,
     /// When something was in flight last that has passed a threshold since then; 0 when nothing was.
     crossed: Ns,
+    /// Time of the latest that came and is more than a sample.
+    heard: Ns,
+    /// The last tick of the grid; 0 before the first.
+    ticked: Ns,
 }
 
 impl Pipeline {
@@ -52,7 +56,16 @@ impl Pipeline {
             thresholds,
             judged: 0,
             crossed: 0,
+            heard: 0,
+            ticked: 0,
         }
+    }
+
+    /// Until when nothing will follow from the passing of time alone, if there is such a time: nothing lasts, nothing that
+    /// has come waits for its tick, and the next frame is that of the next whole second.
+    pub fn rests_until(&self) -> Option<Ns> {
+        let rests = self.ticked > self.heard && !self.stirred && self.correlator.is_quiet();
+        rests.then(|| (self.ticked - self.ticked % SECOND).saturating_add(SECOND + LATENESS))
     }
 
     /// Takes events in any order.
@@ -65,6 +78,9 @@ impl Pipeline {
     /// Takes one event.
     pub fn push_one(&mut self, event: Event) {
         self.note_crossing(&event);
+        if !is_sample(&event.body) {
+            self.heard = self.heard.max(event.at);
+        }
         if let Some(released) = self.order.push(event.at, event) {
             self.apply(released);
         }
@@ -106,17 +122,8 @@ impl Pipeline {
         }
         let event = released.into_item();
         // What ends was in the last frame, or it has not lasted: its share in the latencies can wait for the next second.
-        let usual = matches!(
-            event.body,
-            Body::Ended(..)
-                | Body::Woken { .. }
-                | Body::PollComplete { .. }
-                | Body::Memory { .. }
-                | Body::Pressure(_)
-                | Body::Device(_)
-                | Body::Cost(_)
-        );
-        self.stirred |= !usual;
+        let usual = matches!(event.body, Body::Ended(..) | Body::Woken { .. });
+        self.stirred |= !usual && !is_sample(&event.body);
         self.correlator.take(event);
     }
 
@@ -142,6 +149,7 @@ impl Pipeline {
                 each(self.correlator.tick(tick));
             }
             self.judged = self.judged.max(tick);
+            self.ticked = tick;
         }
         self.ahead()
     }
@@ -159,6 +167,14 @@ impl Pipeline {
         frame.incidents.retain(|incident| opened.contains(&incident.id));
         (!frame.incidents.is_empty()).then_some(frame)
     }
+}
+
+/// Whether this is told again and again whatever happens: no news by itself.
+fn is_sample(body: &Body) -> bool {
+    matches!(
+        body,
+        Body::PollComplete { .. } | Body::Memory { .. } | Body::Pressure(_) | Body::Device(_) | Body::Cost(_)
+    )
 }
 
 #[cfg(test)]
@@ -214,6 +230,45 @@ mod tests {
         assert_eq!(times[0], 13_300 * MILLISECOND, "its end is told");
         assert_eq!(times[times.len() - 2..], [15 * SECOND, 16 * SECOND], "quiet again");
     }
+
+    #[test]
+    fn who_is_asked_only_when_it_may_rest_no_longer_gives_the_same_frames() {
+        let (begin, end) = (11 * SECOND + 250 * MILLISECOND, 13 * SECOND + 130 * MILLISECOND);
+        let events = |now: Ns| -> Vec<Event> {
+            let operation = unmount(begin);
+            let at = |time: Ns, body| (now == time).then_some(Event { at: time, body });
+            let lasts = (begin..end).contains(&now) && now.is_multiple_of(TICK_EVERY);
+            [
+                now.is_multiple_of(SECOND / 2).then(|| poll(now)),
+                lasts.then(|| Event { at: now, body: Body::InFlight(operation.clone()) }),
+                at(end, Body::Ended(operation.clone(), Outcome::Done)),
+                at(15 * SECOND, Body::BlindSpot { what: "a probe".into(), reason: "off".into() }),
+                // Longer than any threshold, and nobody has seen it in flight.
+                at(17 * SECOND, Body::Ended(unmount(8 * SECOND), Outcome::Done)),
+            ]
+            .into_iter()
+            .flatten()
+            .collect()
+        };
+        let (mut always, mut rarely) = (Vec::new(), Vec::new());
+        let (mut asking, mut resting) =
+            (Pipeline::new(Thresholds::default()), Pipeline::new(Thresholds::default()));
+        let mut asked = 0;
+        for now in (10 * SECOND..20 * SECOND).step_by(10_000_000) {
+            asking.push(events(now));
+            resting.push(events(now));
+            asking.advance(now, |frame| always.push((now, frame)));
+            if resting.rests_until().is_none_or(|until| now >= until) {
+                resting.advance(now, |frame| rarely.push((now, frame)));
+                asked += 1;
+            }
+        }
+        assert!(always.iter().any(|(_, frame)| frame.in_flight_total > 0));
+        assert!(always.iter().any(|(_, frame)| !frame.incidents.is_empty()));
+        assert_eq!(always, rarely, "and no later");
+        assert!(asked < 600, "it has rested: {asked}");
+    }
+
     #[test]
     fn what_vanishes_without_a_word_is_out_of_the_next_frame() {
         let mut pipeline = Pipeline::new(Thresholds::default());

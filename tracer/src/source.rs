@@ -21,7 +21,8 @@ use thiserror::Error;
 use tokio::io::AsyncReadExt;
 use tokio::time::{Instant, sleep, sleep_until};
 
-/// The warden tells something ten times a second; after this time without a word the clock goes on without it.
+/// While something lasts the warden tells of it ten times a second; after this time without a word the clock goes on
+/// without it.
 const SILENCE: Duration = Duration::from_nanos(TICK_EVERY + TICK_EVERY / 2);
 /// How often the clocks are compared: one that was set, or a suspend, is no matter of milliseconds.
 const CLOCKS_EVERY: Ns = 10 * SECOND;
@@ -211,8 +212,11 @@ impl Live {
                 }
                 () = sleep_until(self.silent_at) => None,
             };
-            self.silent_at = Instant::now() + SILENCE;
-            self.hear(message, clock::monotonic());
+            let now = clock::monotonic();
+            self.hear(message, now);
+            // While nothing lasts, time alone changes nothing before the next whole second.
+            let rest = self.replay.rests_until().map(|until| Duration::from_nanos(until.saturating_sub(now)));
+            self.silent_at = Instant::now() + rest.unwrap_or(SILENCE).max(SILENCE);
         }
     }
 

@@ -4,10 +4,11 @@
 
 #![allow(clippy::expect_used, clippy::unwrap_used, reason = "helpers of tests may fail loudly")]
 
+use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use tracer::correlator::scenario::{Step, parse};
-use tracer::correlator::{Correlator, Frame};
+use tracer::correlator::{Correlator, Frame, limits};
 use tracer::event::Body;
 use tracer::sinks::text;
 use tracer::thresholds::Thresholds;
@@ -134,4 +135,61 @@ fn names_of_any_length_make_no_ticket_too_long() {
             }
         }
     }
+}
+
+/// An update that began when hundreds of calls waited already, and that goes on when they are let go of, is a part of the
+/// incident that they all waited for; so is the exit that is to be tried again.
+#[test]
+fn the_last_of_a_crowd_belongs_to_its_incident() {
+    let content = std::fs::read_to_string(
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("scenarios").join("late-exit-left.txt"),
+    );
+    let content = content.expect("readable");
+    let (before, after) = content.split_once("22.1 until 29.9\n").expect("the crowd comes here");
+    let (stall, _) = after.split_once("41.05 end sync\n").expect("the unmount ends here");
+    let mut text = before.to_owned();
+    // Two operations each: more than are remembered.
+    let crowd = 10..10 + limits::INCIDENT_MEMBERS / 2;
+    for i in crowd.clone() {
+        writeln!(text, "22.1 op list{i} cri:ListContainers 100:120:g2{i}#1{i}").unwrap();
+        writeln!(text, "22.1 op wait{i} wait 100:120:g2{i}#1{i} object=0xc00020000c").unwrap();
+    }
+    text.push_str(
+        "22.2 op update2 cri:UpdateContainerResources 100:113:g13#13 container=aa
+         22.2 op status2 status:UpdateSync 100:113:g13#13 object=0xc000200000 container=aa
+         22.2 op wait2 wait 100:113:g13#13 object=0xc00020000c
+         22.3 until 29.9\n",
+    );
+    text.push_str(&stall.replace("until 40.5", "until 40.5 every=1.0"));
+    for name in ["sync", "unmount", "init-delete", "serve-delete", "wait-init", "init-update", "serve-update"]
+    {
+        writeln!(text, "41.05 end {name}").unwrap();
+    }
+    for name in ["call-update", "status", "wait-status", "update", "list", "wait2"] {
+        writeln!(text, "41.06 end {name}").unwrap();
+    }
+    for i in crowd {
+        writeln!(text, "41.06 end wait{i}\n41.06 end list{i}").unwrap();
+    }
+    text.push_str(
+        "41.1 tick
+         41.15 end status2
+         41.15 end update2
+         41.2 until 43.0
+         43.5 op exit3 exit 100:110:g10#10 container=aa
+         43.52 end exit3
+         43.6 tick\n",
+    );
+    let (_, frames) = run(&parse(&text).unwrap_or_else(|e| panic!("{e}")));
+    let of = |frame: &Frame, method: &str| {
+        let links = frame.diagnoses.iter().flat_map(|d| &d.chain.links);
+        links.filter(|link| link.operation.method == method).count()
+    };
+    let waiting = frames.iter().flat_map(|frame| &frame.diagnoses).map(|d| d.stuck_calls_total).max();
+    assert!(waiting > Some(limits::INCIDENT_MEMBERS as u64 / 2), "{waiting:?}");
+    let freed = frames.iter().find(|frame| frame.now == 41_100_000_000).expect("a tick");
+    assert_eq!(of(freed, "UpdateSync"), 1, "it goes on, and nothing is seen below it");
+    let ids: BTreeSet<&str> =
+        frames.iter().flat_map(|frame| &frame.incidents).map(|one| one.id.as_str()).collect();
+    assert_eq!(ids, BTreeSet::from(["unmount-300-aaaaaaaaaaaa"]));
 }

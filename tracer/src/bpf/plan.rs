@@ -99,6 +99,8 @@ const SUPER_SHUTDOWN: &str = "super-block shutdown";
 const SYNC: &str = "sync with device";
 const PROCESS: &str = "process exit and exec";
 
+/// Name of the sight of processes that end or replace themselves.
+pub const PROCESS_SIGHT: &str = PROCESS;
 /// Name of the sight of syncs.
 pub const SYNC_SIGHT: &str = SYNC;
 /// Name of the sight whose last resort taxes every system call; the loader attaches it only when asked to.

@@ -62,9 +62,13 @@ impl Reader {
     /// Waits until the ring has something, at most `timeout`.
     pub fn wait(&self, timeout: Duration) -> io::Result<()> {
         let mut poll = libc::pollfd { fd: self.ring.as_raw_fd(), events: libc::POLLIN, revents: 0 };
-        let timeout = i32::try_from(timeout.as_millis()).unwrap_or(i32::MAX);
-        // SAFETY: one valid pollfd, which lives through the call.
-        let result = unsafe { libc::poll(&raw mut poll, 1, timeout) };
+        // To the nanosecond: who comes back a part of a millisecond early has to wait a second time.
+        let timeout = libc::timespec {
+            tv_sec: i64::try_from(timeout.as_secs()).unwrap_or(i64::MAX),
+            tv_nsec: i64::from(timeout.subsec_nanos()),
+        };
+        // SAFETY: one valid pollfd and a valid time, which live through the call; no signal mask.
+        let result = unsafe { libc::ppoll(&raw mut poll, 1, &raw const timeout, std::ptr::null()) };
         if result < 0 {
             let error = io::Error::last_os_error();
             if error.kind() != io::ErrorKind::Interrupted {

@@ -2,7 +2,7 @@
 
 use super::{Line, reader::ReadError};
 use crate::correlator::Frame;
-use crate::event::Event;
+use crate::event::{Event, Ns};
 use crate::pipeline::Pipeline;
 use crate::thresholds::Thresholds;
 
@@ -44,6 +44,11 @@ impl Replay {
         }
     }
 
+    /// Until when nothing follows but from what is told; see [`Pipeline::rests_until`].
+    pub fn rests_until(&self) -> Option<Ns> {
+        self.pipeline.rests_until()
+    }
+
     /// All that is known by now, as events that make another replay know it too.
     pub fn known(&self) -> Vec<Event> {
         self.pipeline.all_known()
@@ -66,7 +71,7 @@ impl Replay {
 mod tests {
     use super::*;
     use crate::capture::{Header, VERSION, line::Clock, reader::Reader, writer::Writer};
-    use crate::event::{Actor, Began, Body, Kind, Ns, Operation, Outcome, SeenBy};
+    use crate::event::{Actor, Began, Body, Kind, Operation, Outcome, SeenBy};
     use crate::thresholds::{LATENESS, SECOND, TICK_EVERY};
 
     fn unmount(begin: Ns) -> Operation {

@@ -362,35 +362,7 @@ impl Inputs<'_> {
             })
             .min_by_key(|n| n.at);
         let not_ready = self.with_stall(not_ready, &drawn_path);
-        let mut members = BTreeSet::new();
-        let mut concerned: BTreeMap<String, bool> = BTreeMap::new();
-        // Most walks share most of their way: nothing comes of a node a second time.
-        let mut taken = vec![false; self.graph.nodes.len()];
-        for walk in &walks {
-            let first = &self.graph.nodes[walk.path[0]];
-            if walk.head == Head::LateExit && members.len() < limits::INCIDENT_MEMBERS {
-                // Each attempt is another operation; between two there is none.
-                members.insert(exits::identity(first.flight.op.actor.pid, first.since));
-            }
-            for &n in walk.path.iter().rev() {
-                if members.len() >= limits::INCIDENT_MEMBERS {
-                    break;
-                }
-                if std::mem::replace(&mut taken[n], true) {
-                    continue;
-                }
-                let node = &self.graph.nodes[n];
-                members.insert(node.flight.op.id());
-                let op = &node.flight.op;
-                if let Some(id) = &node.container
-                    && (concerned.len() < limits::INCIDENT_CONTAINERS || concerned.contains_key(id))
-                {
-                    let removal = op.kind == Kind::Unmount
-                        || (matches!(op.kind, Kind::ShimServe | Kind::InitMethod) && op.method == "Delete");
-                    *concerned.entry(id.clone()).or_insert(false) |= removal;
-                }
-            }
-        }
+        let (members, concerned) = self.parts(&walks);
         let not_this_chain = Case {
             graph: self.graph,
             facts: self.facts,
@@ -450,6 +422,44 @@ impl Inputs<'_> {
             worst,
             relists,
         }
+    }
+
+    /// All operations on the chains of a diagnosis, and the containers on them; both are bounded. Where there is no room for
+    /// all, those of the drawn chain come first, then those of calls for one container: a call that lists them is over as
+    /// soon as it is let go of, and opens nothing of its own.
+    fn parts(&self, walks: &[Walk]) -> (BTreeSet<OperationId>, BTreeMap<String, bool>) {
+        let mut members = BTreeSet::new();
+        let mut concerned: BTreeMap<String, bool> = BTreeMap::new();
+        let lists = |walk: &&Walk| self.graph.nodes[walk.path[0]].container.is_none();
+        let (others, of_one): (Vec<&Walk>, Vec<&Walk>) = walks.iter().skip(1).partition(lists);
+        // Most walks share most of their way: nothing comes of a node a second time.
+        let mut taken = vec![false; self.graph.nodes.len()];
+        for walk in walks.iter().take(1).chain(of_one).chain(others) {
+            let first = &self.graph.nodes[walk.path[0]];
+            if walk.head == Head::LateExit && members.len() < limits::INCIDENT_MEMBERS {
+                // Each attempt is another operation; between two there is none.
+                members.insert(exits::identity(first.flight.op.actor.pid, first.since));
+            }
+            for &n in walk.path.iter().rev() {
+                if members.len() >= limits::INCIDENT_MEMBERS {
+                    break;
+                }
+                if std::mem::replace(&mut taken[n], true) {
+                    continue;
+                }
+                let node = &self.graph.nodes[n];
+                members.insert(node.flight.op.id());
+                let op = &node.flight.op;
+                if let Some(id) = &node.container
+                    && (concerned.len() < limits::INCIDENT_CONTAINERS || concerned.contains_key(id))
+                {
+                    let removal = op.kind == Kind::Unmount
+                        || (matches!(op.kind, Kind::ShimServe | Kind::InitMethod) && op.method == "Delete");
+                    *concerned.entry(id.clone()).or_insert(false) |= removal;
+                }
+            }
+        }
+        (members, concerned)
     }
 
     /// The drawn chain. Seconds per link: link *i* is reached when it and all before it have begun; its part of the

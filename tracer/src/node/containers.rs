@@ -18,6 +18,8 @@ use crate::event::Container;
 
 /// Containers remembered at most, deleted ones included. Beyond it the ones deleted first are forgotten.
 const LIMIT: usize = 4096;
+/// Containers remembered that are gone: nothing about them can be read any more, and all that could has been told.
+const GONE: usize = 512;
 /// `config.json` files read in one look at a folder.
 const CONFIGS_PER_LOOK: usize = 256;
 /// Longest a caller waits for one look.
@@ -306,10 +308,12 @@ impl Containers {
         }
     }
 
-    /// Keeps to the limit; gives how many containers that are there had to be forgotten.
+    /// Keeps to the limits; gives how many containers that are there had to be forgotten.
     fn forget(&mut self) -> usize {
         let mut refused = 0;
-        while self.known.len() > LIMIT {
+        let mut gone = self.known.values().filter(|known| known.gone.is_some()).count();
+        while self.known.len() > LIMIT || gone > GONE {
+            gone = gone.saturating_sub(1);
             let oldest = self.known.iter().min_by_key(|(_, known)| known.gone.unwrap_or(u64::MAX));
             let Some((bundle, there)) = oldest.map(|(bundle, known)| (bundle.clone(), known.gone.is_none()))
             else {
@@ -584,12 +588,12 @@ mod tests {
         let mut containers = patient();
         let place = Place { state: "/run/x".into(), namespace: "k8s.io".into() };
         for n in 0..LIMIT + 3 {
-            let gone = (n % 2 == 0).then_some((LIMIT * 2 - n) as u64);
+            let gone = (n % 16 == 0).then_some((LIMIT * 2 - n) as u64);
             containers.known.insert(place.bundle(&format!("c{n}")), Known { gone, ..Known::default() });
         }
         assert_eq!(containers.forget(), 0);
         assert_eq!(containers.known.len(), LIMIT);
-        for n in [LIMIT + 2, LIMIT, LIMIT - 2] {
+        for n in [LIMIT, LIMIT - 16, LIMIT - 32] {
             assert!(!containers.known.contains_key(&place.bundle(&format!("c{n}"))), "{n}");
         }
         for known in containers.known.values_mut() {
@@ -597,6 +601,22 @@ mod tests {
         }
         containers.known.insert(place.bundle("one-more"), Known::default());
         assert_eq!(containers.forget(), 1);
+    }
+
+    #[test]
+    fn few_of_the_deleted_ones_are_remembered() {
+        let mut containers = patient();
+        let place = Place { state: "/run/x".into(), namespace: "k8s.io".into() };
+        containers.known.insert(place.bundle("there"), Known::default());
+        for n in 0..GONE + 2 {
+            let gone = Some(n as u64);
+            containers.known.insert(place.bundle(&format!("c{n}")), Known { gone, ..Known::default() });
+        }
+        assert_eq!(containers.forget(), 0);
+        assert_eq!(containers.known.len(), GONE + 1);
+        for (name, kept) in [("there", true), ("c0", false), ("c1", false), ("c2", true)] {
+            assert_eq!(containers.known.contains_key(&place.bundle(name)), kept, "{name}");
+        }
     }
 
     /// Against containers that run on this machine, whoever started them: every overlay that findmnt shows in a bundle
@@ -607,7 +627,7 @@ mod tests {
         use std::os::linux::fs::MetadataExt;
         let mut processes = crate::node::procs::Processes::new();
         let workers = Workers::new(4);
-        processes.scan(&workers).unwrap();
+        processes.scan(&workers, false).unwrap();
         let mut containers = patient();
         let shims = processes.iter().filter(|p| p.comm.starts_with("containerd-shim"));
         let shims: Vec<u32> =

@@ -12,7 +12,8 @@
 //!   scan (`/proc/loadavg`) and now can have been reused;
 //! * a young process is looked at again after 1, 2, 4, … scans: that is when it execs;
 //! * a few others are looked at again in each scan, so nothing stays wrong for long;
-//! * who learns of an exec or exit by other means calls [`Processes::recheck`].
+//! * who learns of an exec or exit by other means calls [`Processes::recheck`]; and as long as no pid is handed out,
+//!   nothing can have come, and `/proc` need not be listed.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -34,6 +35,10 @@ use crate::event::{Device, Ns};
 const LIMIT: usize = 65_536;
 /// Old processes looked at again in each scan.
 const RECHECKED: usize = 16;
+/// The same in a scan that needs no list.
+const RECHECKED_UNLISTED: usize = 4;
+/// Scans in a row at most that need no list.
+const UNLISTED: u32 = 4;
 /// Longest wait for the identity of one file. In memory it takes microseconds.
 const EXE_LOOK: Duration = Duration::from_millis(50);
 /// Files that do not answer, remembered at most.
@@ -105,6 +110,8 @@ pub struct Processes {
     known: BTreeMap<u32, Known>,
     /// The pid handed out last, before the previous scan began.
     last_pid: Option<u32>,
+    /// Scans in a row that needed no list.
+    unlisted: u32,
     /// Where the look at old processes goes on.
     rotor: u32,
     /// Files about which a question has not come back, while somebody else holds the mark too.
@@ -120,6 +127,14 @@ struct Known {
     age: u32,
 }
 
+impl Known {
+    /// It is one scan older; whether that is an age at which a young process is looked at again.
+    fn grow(&mut self) -> bool {
+        self.age = self.age.saturating_add(1);
+        self.age <= 64 && self.age.is_power_of_two()
+    }
+}
+
 impl Default for Processes {
     fn default() -> Self {
         Self::new()
@@ -132,6 +147,7 @@ impl Processes {
         Processes {
             known: BTreeMap::new(),
             last_pid: None,
+            unlisted: 0,
             rotor: 0,
             hung: BTreeMap::new(),
             patience: EXE_LOOK,
@@ -155,11 +171,18 @@ impl Processes {
     }
 
     /// Looks at which processes there are.
-    pub fn scan(&mut self, workers: &Workers) -> Result<Scan, ReadError> {
+    ///
+    /// With `told`, somebody calls [`Processes::recheck`] when a process that matters ends: then most scans need no list
+    /// of processes while nothing is started on the node, and the end of another one may be missed for a few scans.
+    pub fn scan(&mut self, workers: &Workers, told: bool) -> Result<Scan, ReadError> {
         let mut scan = Scan::default();
         self.hung.retain(|_, mark| Arc::strong_count(mark) > 1);
         // Read before the listing: what is handed out while we list is suspect in the next scan again.
         let handed_out = read_file("/proc/loadavg", SMALL).ok().and_then(|text| parse_last_pid(&text));
+        if !self.needs_list(told, handed_out) {
+            self.look_at_known(workers, &mut scan);
+            return Ok(scan);
+        }
         let mut listed = list()?;
         listed.sort_unstable();
         let newest = read_file("/proc/loadavg", SMALL).ok().and_then(|text| parse_last_pid(&text));
@@ -171,13 +194,12 @@ impl Processes {
             self.look_again(pid, workers, &mut scan);
         }
 
-        let turn = self.turn();
+        let turn = self.turn(RECHECKED);
         for pid in listed {
             match self.known.get_mut(&pid) {
                 None => self.look_first(pid, workers, &mut scan),
                 Some(known) => {
-                    known.age = known.age.saturating_add(1);
-                    let young = known.age <= 64 && known.age.is_power_of_two();
+                    let young = known.grow();
                     let reusable = match (self.last_pid, newest) {
                         (Some(from), Some(to)) => handed_out_between(from, to, pid),
                         _ => true,
@@ -200,15 +222,36 @@ impl Processes {
         } else {
             self.look_first(pid, workers, &mut scan);
         }
+        // Its other threads may take longer to end.
+        if let Some(known) = self.known.get_mut(&pid) {
+            known.age = 0;
+        }
         scan
     }
 
-    /// The old processes whose turn it is, ascending.
-    fn turn(&mut self) -> Vec<u32> {
-        let mut turn: Vec<u32> =
-            self.known.range(self.rotor..).map(|(pid, _)| *pid).take(RECHECKED).collect();
+    /// Whether the processes must be listed, of which the ends that matter are `told`; `handed_out` is the latest pid.
+    fn needs_list(&mut self, told: bool, handed_out: Option<u32>) -> bool {
+        let same = told && handed_out.is_some() && handed_out == self.last_pid;
+        self.unlisted = if same && self.unlisted < UNLISTED { self.unlisted + 1 } else { 0 };
+        self.unlisted == 0
+    }
+
+    /// Looks again at those whose turn it is: no pid was handed out since the last listing, so there is no other.
+    fn look_at_known(&mut self, workers: &Workers, scan: &mut Scan) {
+        let mut due = self.turn(RECHECKED_UNLISTED);
+        due.extend(self.known.iter_mut().filter_map(|(pid, known)| known.grow().then_some(*pid)));
+        due.sort_unstable();
+        due.dedup();
+        for pid in due {
+            self.look_again(pid, workers, scan);
+        }
+    }
+
+    /// The old processes whose turn it is, so many, ascending.
+    fn turn(&mut self, most: usize) -> Vec<u32> {
+        let mut turn: Vec<u32> = self.known.range(self.rotor..).map(|(pid, _)| *pid).take(most).collect();
         self.rotor = match turn.last() {
-            Some(last) if turn.len() == RECHECKED => last + 1,
+            Some(last) if turn.len() == most => last + 1,
             _ => 0,
         };
         turn.sort_unstable();
@@ -447,253 +490,4 @@ pub fn parse_last_pid(text: &[u8]) -> Option<u32> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::node::alive::alive_since;
-
-    #[test]
-    fn the_entry_point_is_where_the_program_says_it_is() {
-        // SAFETY: takes a number only.
-        let truth = unsafe { libc::getauxval(libc::AT_ENTRY) };
-        assert_eq!(entry_point(std::process::id()).unwrap(), truth);
-        assert_eq!(parse_entry_point(&[0; 31]), None);
-    }
-
-    use proptest::prelude::*;
-    use std::os::linux::fs::MetadataExt;
-    use std::process::{Command, Stdio};
-
-    const PLAIN: &[u8] = b"7955 (cat) R 7951 7951 5696 0 -1 4194304 103 0 0 0 0 0 0 0 20 0 1 0 115339 3133440 418 \
-        18446744073709551615 94918373081088 94918373100969 140736211113104 0 0 0 0 0 0 0 0 0 17 1 0 0 0 0 0 \
-        94918373116976 94918373118592 94918561292288 140736211118838 140736211118838 140736211118838 140736211120107 0\n";
-
-    #[test]
-    fn a_plain_line() {
-        let stat = parse_stat(PLAIN).unwrap();
-        let expected = Stat {
-            pid: 7955,
-            comm: "cat".into(),
-            state: 'R',
-            parent: 7951,
-            kernel_thread: false,
-            threads: 1,
-            start_ticks: 115_339,
-        };
-        assert_eq!(stat, expected);
-    }
-
-    #[test]
-    fn a_zombie_is_over_but_a_leader_that_left_its_threads_is_not() {
-        let line = |state: &str, threads: u32| {
-            let text = String::from_utf8_lossy(PLAIN).replace(" R ", &format!(" {state} "));
-            parse_stat(text.replace(" 20 0 1 0 ", &format!(" 20 0 {threads} 0 ")).as_bytes()).unwrap()
-        };
-        assert!(line("Z", 1).is_over() && line("X", 0).is_over());
-        assert!(!line("Z", 3).is_over() && !line("S", 1).is_over() && !line("D", 1).is_over());
-
-        let mut child = Command::new("true").stdin(Stdio::null()).spawn().unwrap();
-        let pid = child.id();
-        // Blocks until the child has ended, and leaves it a zombie.
-        let mut info = std::mem::MaybeUninit::<libc::siginfo_t>::uninit();
-        // SAFETY: `info` takes what waitid writes; WNOWAIT leaves the child to be collected below.
-        let ended =
-            unsafe { libc::waitid(libc::P_PID, pid, info.as_mut_ptr(), libc::WEXITED | libc::WNOWAIT) };
-        assert_eq!(ended, 0);
-        assert_eq!(alive_since(pid), None, "a zombie");
-        let mut processes = Processes::new();
-        let scan = processes.recheck(pid, &Workers::new(1));
-        assert!(scan.new.is_empty() && processes.get(pid).is_none());
-        child.wait().unwrap();
-        assert!(alive_since(std::process::id()).is_some());
-    }
-
-    #[test]
-    fn names_that_look_like_fields() {
-        let nasty: [&[u8]; 6] = [b"a) S 1 1 (b", b"(((", b")))", b"x\ny z", b"", b"\xff\xfe)"];
-        for name in nasty {
-            let mut line = b"12 (".to_vec();
-            line.extend_from_slice(name);
-            line.extend_from_slice(b") D 1 1 1 0 -1 2129984 0 0 0 0 0 0 0 0 20 0 1 0 42 0 0\n");
-            let stat = parse_stat(&line).unwrap();
-            assert_eq!(stat.comm, String::from_utf8_lossy(name));
-            assert_eq!((stat.state, stat.parent, stat.start_ticks), ('D', 1, 42));
-            assert!(stat.kernel_thread);
-        }
-    }
-
-    #[test]
-    fn cut_or_absurd_lines_are_refused() {
-        for end in 0..120 {
-            let cut = &PLAIN[..end.min(PLAIN.len())];
-            if let Some(stat) = parse_stat(cut) {
-                // Only a line cut inside or behind field 22 can be read at all.
-                assert!(end >= 68, "{end}: {stat:?}");
-            }
-        }
-        let absurd = b"1 (x) S 0 1 1 0 -1 0 0 0 0 0 0 0 0 0 20 0 1 0 18446744073709551615 0";
-        assert_eq!(parse_stat(absurd), None);
-    }
-
-    #[test]
-    fn the_innermost_pid_is_the_last_one() {
-        assert_eq!(
-            parse_innermost_pid(b"Name:\tx\nNStgid:\t10123\t1\nNSpid:\t10123\t7\t1\nNSpgid:\t9\n"),
-            Some(1)
-        );
-        assert_eq!(parse_innermost_pid(b"NSpid:\t52\n"), Some(52));
-        assert_eq!(parse_innermost_pid(b"Name:\ta\\nNSpid:\t5\n"), None);
-    }
-
-    #[test]
-    fn pids_go_round() {
-        assert!(handed_out_between(10, 20, 11) && handed_out_between(10, 20, 20));
-        assert!(!handed_out_between(10, 20, 10) && !handed_out_between(10, 20, 21));
-        assert!(!handed_out_between(10, 10, 10) && !handed_out_between(10, 10, 11));
-        assert!(handed_out_between(32_700, 400, 32_701) && handed_out_between(32_700, 400, 301));
-        assert!(!handed_out_between(32_700, 400, 5_000));
-    }
-
-    proptest! {
-        #[test]
-        fn parsers_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
-            let _ = (parse_stat(&bytes), parse_innermost_pid(&bytes), parse_last_pid(&bytes));
-        }
-
-        #[test]
-        fn any_name_comes_back(name in proptest::collection::vec(any::<u8>(), 0..40), ticks in 0u64..1 << 40) {
-            let mut line = b"3 (".to_vec();
-            line.extend_from_slice(&name);
-            line.extend_from_slice(format!(") S 1 1 1 0 -1 0 0 0 0 0 0 0 0 0 20 0 1 0 {ticks} 0").as_bytes());
-            let stat = parse_stat(&line).unwrap();
-            prop_assert_eq!(stat.comm, String::from_utf8_lossy(&name));
-            prop_assert_eq!(stat.start_ticks, ticks);
-        }
-    }
-
-    /// Never gives up on a file: a loaded machine is no reason for a test to fail.
-    fn patient() -> Processes {
-        Processes { patience: Duration::from_secs(600), ..Processes::new() }
-    }
-
-    /// A child that waits for its standard input to close.
-    fn waiting_child() -> std::process::Child {
-        Command::new("cat").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap()
-    }
-
-    #[test]
-    fn a_child_is_seen_with_its_start_time_and_its_end() {
-        let (mut processes, workers) = (patient(), Workers::new(2));
-        processes.scan(&workers).unwrap();
-        let before = clock::monotonic();
-        let mut child = waiting_child();
-        let after = clock::monotonic();
-        let pid = child.id();
-
-        let scan = processes.scan(&workers).unwrap();
-        let facts = scan.new.iter().find(|p| p.pid == pid).unwrap();
-        assert_eq!(facts.parent, std::process::id());
-        // Field 22 is cut to 10 ms, downwards.
-        assert!(
-            facts.started <= after && facts.started + TICK >= before,
-            "{before} {} {after}",
-            facts.started
-        );
-        assert!(!scan.gone.iter().any(|p| p.pid == pid));
-
-        drop(child.stdin.take());
-        child.wait().unwrap();
-        let scan = processes.scan(&workers).unwrap();
-        assert!(scan.gone.iter().any(|p| p.pid == pid));
-        assert!(processes.get(pid).is_none());
-    }
-
-    #[test]
-    fn the_exe_is_the_file_that_stat_names() {
-        let facts = patient().look(std::process::id(), &Workers::new(1)).unwrap();
-        let file = fs::metadata(std::env::current_exe().unwrap()).unwrap();
-        let Exe::File(id) = facts.exe else { panic!("{facts:?}") };
-        assert_eq!(id.inode, file.st_ino());
-        assert_eq!(
-            (id.device.major, id.device.minor),
-            (libc::major(file.st_dev()), libc::minor(file.st_dev()))
-        );
-        assert!(facts.innermost_pid.is_some());
-    }
-
-    #[test]
-    fn an_exec_is_an_end_and_a_beginning() {
-        // The shell waits for a line, then becomes cat.
-        let mut child = Command::new("sh")
-            .args(["-c", "read line; exec cat"])
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let (mut processes, workers) = (patient(), Workers::new(2));
-        // spawn() returns after the exec of sh.
-        processes.scan(&workers).unwrap();
-        let first = processes.get(child.id()).unwrap().clone();
-        let mut stdin = child.stdin.take().unwrap();
-        std::io::Write::write_all(&mut stdin, b"go\nback\n").unwrap();
-        // cat gives the second line back only after it was executed.
-        let mut answer = [0u8; 5];
-        std::io::Read::read_exact(child.stdout.as_mut().unwrap(), &mut answer).unwrap();
-        assert_eq!(&answer, b"back\n");
-
-        let scan = processes.recheck(child.id(), &workers);
-        assert_eq!(scan.gone, vec![first.clone()]);
-        assert_eq!(scan.new.len(), 1);
-        assert_eq!(scan.new[0].start_ticks, first.start_ticks);
-        assert_eq!(scan.new[0].comm, "cat");
-        assert_ne!(scan.new[0].exe, first.exe);
-        drop(stdin);
-        child.wait().unwrap();
-        let scan = processes.recheck(child.id(), &workers);
-        assert_eq!((scan.new.len(), scan.gone.len()), (0, 1));
-    }
-
-    #[test]
-    fn another_process_with_the_same_pid_is_another_process() {
-        let (mut processes, workers) = (patient(), Workers::new(2));
-        let pid = std::process::id();
-        let mut old = processes.look(pid, &workers).unwrap();
-        old.start_ticks -= 1;
-        processes.known.insert(pid, Known { facts: old.clone(), age: 1000 });
-        let scan = processes.scan(&workers).unwrap();
-        assert_eq!(scan.gone.iter().filter(|p| p.pid == pid).collect::<Vec<_>>(), [&old]);
-        assert!(scan.new.iter().any(|p| p.pid == pid && p.start_ticks == old.start_ticks + 1));
-    }
-
-    #[test]
-    fn a_file_that_cannot_be_told_is_told_later() {
-        let pid = std::process::id();
-        let mut processes = patient();
-        let scan = processes.recheck(pid, &Workers::new(0));
-        assert!(
-            matches!(&scan.new[0].exe, Exe::Unknown(why) if why.contains("workers are taken")),
-            "{scan:?}"
-        );
-        let scan = processes.recheck(pid, &Workers::new(1));
-        assert!(matches!(scan.new[0].exe, Exe::File(_)) && scan.gone.is_empty(), "{scan:?}");
-        // Once known it is not forgotten.
-        assert_eq!(processes.recheck(pid, &Workers::new(0)), Scan::default());
-        assert!(matches!(processes.get(pid).unwrap().exe, Exe::File(_)));
-    }
-
-    #[test]
-    fn a_file_system_that_hangs_is_asked_once() {
-        let (mut processes, workers) = (patient(), Workers::new(1));
-        let pid = std::process::id();
-        let path = fs::read_link("/proc/self/exe").unwrap();
-        let mark = Arc::new(());
-        processes.hung.insert(path.clone(), Arc::clone(&mark));
-        let scan = processes.recheck(pid, &workers);
-        assert!(matches!(&scan.new[0].exe, Exe::Unknown(why) if why.contains("not answered")), "{scan:?}");
-        assert_eq!(workers.threads(), 0);
-        // It has come back: the next scan asks again.
-        drop(mark);
-        let scan = processes.scan(&workers).unwrap();
-        assert!(!processes.hung.contains_key(&path));
-        assert!(scan.new.iter().any(|p| p.pid == pid && matches!(p.exe, Exe::File(_))));
-    }
-}
+mod tests;

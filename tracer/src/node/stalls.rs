@@ -189,12 +189,24 @@ impl Watched {
             .collect();
         let since = before.as_ref().map_or(at, |before| before.at);
         self.last = Some(now);
-        if !matches!(told, Told::Hungry(..)) {
+        let held = match told {
+            Told::Stopped => Some(("stopped by a signal".to_owned(), since)),
+            Told::Traced => Some(("traced: a debugger holds all of its threads".to_owned(), since)),
+            // Asked of all: one that ran since the last look may have been frozen meanwhile, and would be told a look later;
+            // and one that is being frozen asks for CPU in vain until it is.
+            Told::Well | Told::Still | Told::Hungry(..) => {
+                let ours = Arc::clone(hierarchies);
+                let group =
+                    workers.run(PATIENCE, move || ours.frozen(pid)).ok().and_then(Result::ok).flatten();
+                let begin = if told == Told::Still { at } else { clock::monotonic() };
+                group.map(|group| (format!("frozen by its cgroup {}", group.path), begin))
+            }
+        };
+        if held.is_some() || !matches!(told, Told::Hungry(..)) {
             self.hungry = None;
         }
         let found = match told {
-            Told::Stopped => Some(("stopped by a signal".to_owned(), since)),
-            Told::Traced => Some(("traced: a debugger holds all of its threads".to_owned(), since)),
+            _ if held.is_some() => held,
             Told::Hungry(ran, waited) => {
                 let ours = Arc::clone(hierarchies);
                 let quotas = workers.run(PATIENCE, move || {
@@ -207,7 +219,7 @@ impl Watched {
                 hunger.waited = hunger.waited.saturating_add(waited);
                 hunger.words(at, settled, quotas).map(|words| (words, hunger.since))
             }
-            Told::Well | Told::Still => self.without_cpu(pid, at, told, settled, hierarchies, workers),
+            _ => self.starved_of_memory(pid, at, settled, workers),
         };
         let class = |method: &str| method.split([' ', ':']).take(3).collect::<Vec<_>>().join(" ");
         let lasts = matches!((&self.stall, &found), (Some(stall), Some((method, _))) if class(&stall.method) == class(method));
@@ -218,22 +230,8 @@ impl Watched {
         self.stall = found.map(|(method, begin)| operation(pid, method, begin));
     }
 
-    /// Frozen, or waiting for its own pages.
-    fn without_cpu(
-        &self,
-        pid: u32,
-        at: Ns,
-        told: Told,
-        settled: Ns,
-        hierarchies: &Arc<Hierarchies>,
-        workers: &Workers,
-    ) -> Option<(String, Ns)> {
-        if told == Told::Still {
-            let ours = Arc::clone(hierarchies);
-            if let Ok(Ok(Some(group))) = workers.run(PATIENCE, move || ours.frozen(pid)) {
-                return Some((format!("frozen by its cgroup {}", group.path), at));
-            }
-        }
+    /// Waiting for its own pages.
+    fn starved_of_memory(&self, pid: u32, at: Ns, settled: Ns, workers: &Workers) -> Option<(String, Ns)> {
         let long = self.asleep.iter().filter(|(_, (_, since))| at.saturating_sub(*since) >= settled);
         let mut long: Vec<(u32, Ns)> = long.map(|(tid, (_, since))| (*tid, *since)).collect();
         long.sort_by_key(|(_, since)| *since);
@@ -551,8 +549,13 @@ mod tests {
             };
             let victim = Victim::new("while :; do sleep 0.01; done", Some(group.clone()));
             let mut stalls = watch();
+            let before = clock::monotonic();
             fs::write(group.join(file), on).unwrap();
+            let (hierarchies, workers) = (Arc::new(Hierarchies::read().unwrap()), Workers::new(1));
+            let first = stalls.look(&[victim.0.id()], &hierarchies, &workers).lasting;
             let stall = until(&mut stalls, &victim, false);
+            assert_eq!(first, std::slice::from_ref(&stall), "at the first look");
+            assert!(stall.begin >= before);
             let name = group.file_name().unwrap().to_str().unwrap();
             assert_eq!(stall.method, format!("frozen by its cgroup /{name}"));
             fs::write(group.join(file), off).unwrap();

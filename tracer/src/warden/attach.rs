@@ -20,7 +20,7 @@ use crate::{
         features::{Answer, Features},
         known_bad,
         load::Kernel,
-        plan::{self, Probe, SYNC_SIGHT, SYNCFS_UNSEEN, UNMOUNT_SIGHT, Way},
+        plan::{self, PROCESS_SIGHT, Probe, SYNC_SIGHT, SYNCFS_UNSEEN, UNMOUNT_SIGHT, Way},
         read::Reader,
     },
     event::{Body, Event, Kind, Ns, Process, Role, SeenBy},
@@ -285,7 +285,9 @@ impl Attacher {
             }
             scans.push(scan);
         }
-        match self.processes.scan(&self.readers) {
+        // The kernel half tells of each process that takes part when it ends or becomes another program.
+        let told = self.kernel_probes.iter().any(|probe| probe.what == PROCESS_SIGHT && probe.how.is_some());
+        match self.processes.scan(&self.readers, told) {
             Ok(scan) => scans.push(scan),
             Err(error) => self.outbox.log(Level::Error, format!("processes cannot be listed: {error}")),
         }
@@ -503,7 +505,8 @@ impl Attacher {
 
     /// Tries again what was off only because a page was not in memory, or because a file could not be read.
     fn retry(&mut self) {
-        let ids: Vec<FileId> = self.binaries.keys().copied().collect();
+        let takes_part = |(_, binary): &(&FileId, &Binary)| !matches!(binary, Binary::Foreign);
+        let ids: Vec<FileId> = self.binaries.iter().filter(takes_part).map(|(id, _)| *id).collect();
         for id in ids {
             let Some(mut binary) = self.binaries.remove(&id) else { continue };
             match &mut binary {

@@ -19,7 +19,7 @@ use std::{
         unix::net::UnixStream,
     },
     sync::{
-        Arc, Mutex, PoisonError, RwLock,
+        Arc, Condvar, Mutex, PoisonError, RwLock,
         atomic::{AtomicBool, Ordering},
     },
     time::{Duration, Instant},
@@ -65,6 +65,8 @@ pub struct Shared {
     pub known: RwLock<BTreeMap<u32, Known>>,
     /// Operations in flight above their floor, as of the last poll.
     pub in_flight: Mutex<Vec<crate::event::Operation>>,
+    /// Told when something is in flight and nothing was.
+    stirred: Condvar,
     /// What the last look at each process has found in progress that waits for a disk.
     pub found: Mutex<BTreeMap<u32, Vec<crate::event::Operation>>>,
     /// What the attaching thread does in the kernel right now; see [`Shared::touch`].
@@ -114,6 +116,28 @@ impl Shared {
         if let Some(known) = self.known.write().unwrap_or_else(PoisonError::into_inner).get_mut(&pid) {
             known.image = image;
         }
+    }
+
+    /// These are in flight now.
+    pub fn note_in_flight(&self, operations: &[crate::event::Operation]) {
+        let mut in_flight = lock(&self.in_flight);
+        let was_empty = std::mem::replace(&mut *in_flight, operations.to_vec()).is_empty();
+        drop(in_flight);
+        if was_empty && !operations.is_empty() {
+            self.stirred.notify_all();
+        }
+    }
+
+    /// Sleeps for `pace`; and as long as nothing is in flight up to `longest`, since there is nothing to look at: a thread
+    /// that wakes for nothing costs as much as one that does something.
+    pub fn rest(&self, pace: Duration, longest: Duration) {
+        let begin = Instant::now();
+        if longest > pace {
+            let in_flight = lock(&self.in_flight);
+            let woken = self.stirred.wait_timeout_while(in_flight, longest, |all| all.is_empty());
+            drop(woken.unwrap_or_else(PoisonError::into_inner));
+        }
+        std::thread::sleep(pace.saturating_sub(begin.elapsed()));
     }
 
     /// Has the attaching thread look at a process again.
@@ -337,5 +361,46 @@ fn forward_log(outbox: Outbox, diagnostics: bool) {
     let most = if diagnostics { log::LevelFilter::Debug } else { log::LevelFilter::Warn };
     if log::set_boxed_logger(Box::new(Forward(outbox))).is_ok() {
         log::set_max_level(most);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::event::{Actor, Began, Kind, Operation, SeenBy};
+
+    fn unmount() -> Operation {
+        Operation {
+            kind: Kind::Unmount,
+            method: String::new(),
+            actor: Actor { pid: 5, tid: 5, g: None, goid: None },
+            begin: 1,
+            began: Began::Then,
+            object: 0,
+            container: None,
+            path: None,
+            device: None,
+            fs_type: None,
+            seen_by: SeenBy::Fentry,
+        }
+    }
+
+    #[test]
+    fn who_rests_wakes_when_something_is_in_flight_and_keeps_its_pace_then() {
+        const LONG: Duration = Duration::from_secs(60);
+        let shared = Arc::new(Shared::default());
+        let (resting, begin) = (Arc::clone(&shared), Instant::now());
+        let rests = std::thread::spawn(move || resting.rest(Duration::from_millis(1), LONG));
+        shared.note_in_flight(&[unmount()]);
+        rests.join().unwrap();
+        assert!(begin.elapsed() < LONG);
+        let pace = Duration::from_millis(20);
+        let begin = Instant::now();
+        shared.rest(pace, LONG);
+        assert!((pace..LONG).contains(&begin.elapsed()), "something is in flight");
+        shared.note_in_flight(&[]);
+        let begin = Instant::now();
+        shared.rest(pace, 2 * pace);
+        assert!(begin.elapsed() >= 2 * pace, "nothing is");
     }
 }

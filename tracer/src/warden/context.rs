@@ -25,8 +25,8 @@ use std::{
 
 /// How often blocked operations are looked at.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
-/// How often containers and disks are looked at, in looks.
-const SCAN_EVERY: u32 = 10;
+/// How often containers and disks are looked at.
+const SCAN_EVERY: Ns = SECOND;
 /// Threads that may hang with a read.
 const WORKERS: usize = 4;
 /// How long a read may take before its worker is given up.
@@ -41,7 +41,7 @@ const MOST_LOOKS: usize = 32;
 /// Tells until the process ends.
 pub fn run(outbox: &Outbox, shared: &Shared) {
     let mut teller = Teller { workers: Workers::new(WORKERS), ..Teller::default() };
-    let mut looks = 0u32;
+    let mut next_scan = clock::monotonic();
     while !shared.ending() {
         let mut events = Vec::new();
         let mut blocked = lock(&shared.in_flight).clone();
@@ -49,13 +49,14 @@ pub fn run(outbox: &Outbox, shared: &Shared) {
         teller.locks(&blocked, shared, &mut events);
         teller.sites(&blocked, shared, &mut events);
         teller.note_devices(&blocked);
-        if looks.is_multiple_of(SCAN_EVERY) {
+        let now = clock::monotonic();
+        if now >= next_scan {
+            next_scan = now + SCAN_EVERY;
             teller.containers(shared, &mut events);
             teller.disks(&mut events);
         }
-        looks = looks.wrapping_add(1);
         outbox.events(events);
-        std::thread::sleep(LOOK_EVERY);
+        shared.rest(LOOK_EVERY, Duration::from_nanos(next_scan.saturating_sub(clock::monotonic())));
     }
 }
 

@@ -33,6 +33,11 @@ const COST_EVERY: u32 = 10;
 
 /// What comes to the ring within this time is read together, ns.
 const GATHER: Ns = 25_000_000;
+/// While nothing is in flight that is told in this many polls once: an empty poll ends what was told before, says nothing
+/// new from then on, and each wakes three threads.
+const EMPTY_TOLD_EVERY: u32 = 5;
+/// Empty polls in a row that are told one by one: where records were lost, it takes three to end something.
+const EMPTY_TOLD: u32 = 5;
 
 /// Reads until the process ends.
 pub fn run(mut reader: Reader, outbox: &Outbox, shared: &Shared, fuse: Fuse, thresholds: &Thresholds) {
@@ -71,7 +76,7 @@ pub fn run(mut reader: Reader, outbox: &Outbox, shared: &Shared, fuse: Fuse, thr
             let polled = poller.poll(&mut reader, shared, now, &mut events);
             next_poll = next_read(&poller.operations, now, thresholds);
             match polled {
-                Ok(()) => *lock(&shared.in_flight) = poller.operations.clone(),
+                Ok(()) => shared.note_in_flight(&poller.operations),
                 Err(error) => {
                     outbox.log(Level::Error, format!("reading what is in flight failed: {error:#}"))
                 }
@@ -230,6 +235,11 @@ impl Rest {
     }
 }
 
+/// Whether a poll is told: one that found something, or the last of so many that found nothing if it says anything new.
+fn is_told(empty: u32) -> bool {
+    empty <= EMPTY_TOLD || empty.is_multiple_of(EMPTY_TOLD_EVERY)
+}
+
 /// Turns in-flight entries into events.
 #[derive(Default)]
 struct Poller {
@@ -240,6 +250,8 @@ struct Poller {
     ops: Vec<Op>,
     /// Above the floor, as of the last poll.
     operations: Vec<Operation>,
+    /// Polls in a row that found nothing.
+    empty: u32,
     /// Entries that are over but stay in the map until their thread unmounts again, as told already: key and begin.
     told: BTreeSet<(Key, Ns)>,
     /// The same as of the poll before, since a record may come after its entry was gone.
@@ -304,6 +316,10 @@ impl Poller {
         }
         self.told_before = std::mem::replace(&mut self.told, still_told);
         events.extend(self.operations.iter().map(|o| Event { at: now, body: Body::InFlight(o.clone()) }));
+        self.empty = if self.operations.is_empty() { self.empty.saturating_add(1) } else { 0 };
+        if !is_told(self.empty) {
+            return Ok(());
+        }
         let mut by_floor: BTreeMap<Ns, Vec<Kind>> = BTreeMap::new();
         for kind in Kind::RECORDED {
             by_floor.entry(floor(kind)).or_default().push(kind);
@@ -552,6 +568,15 @@ mod tests {
         assert_eq!(next(&[unmount(3)]), GATHER, "not too often");
         assert_eq!(next(&[unmount(0)]), POLL_EVERY, "it was read now");
         assert_eq!(next(&[at(Kind::Sync, before(thresholds.unmount, 60))]), POLL_EVERY, "is none by itself");
+    }
+
+    #[test]
+    fn empty_polls_are_told_until_they_have_ended_all_and_then_often_enough_to_be_believed() {
+        assert!((0..=3).all(is_told), "three end what lost records have left");
+        let told: Vec<u32> = (1..=100).filter(|empty| is_told(*empty)).collect();
+        let longest = told.windows(2).map(|two| u64::from(two[1] - two[0]) * POLL_EVERY).max().unwrap();
+        assert!(longest >= SECOND / 2, "it is what rest there is");
+        assert!(2 * longest <= crate::correlator::limits::POLL_STALE, "or it would be a blind spot");
     }
 
     #[test]

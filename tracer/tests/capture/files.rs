@@ -96,14 +96,14 @@ fn signalled(
         .args(["--json", "--speed", "1"])
         .stdout(Stdio::piped())
         .stderr(Stdio::null());
-    if outlives {
-        // SAFETY: one system call, which may be made between fork and exec.
-        unsafe {
-            command.pre_exec(|| {
-                libc::signal(libc::SIGHUP, libc::SIG_IGN);
-                Ok(())
-            });
-        }
+    // As under nohup, or as in a shell: whoever runs this test may be under nohup itself.
+    let hang_up = if outlives { libc::SIG_IGN } else { libc::SIG_DFL };
+    // SAFETY: one system call, which may be made between fork and exec.
+    unsafe {
+        command.pre_exec(move || {
+            libc::signal(libc::SIGHUP, hang_up);
+            Ok(())
+        });
     }
     let mut child = command.spawn().unwrap();
     let mut told = BufReader::new(child.stdout.take().unwrap());

@@ -19,7 +19,8 @@ const RELIST_PERIOD: u64 = 1_000_000_000;
 const NO_FILTER: &str = "State:nil,PodSandboxId:,LabelSelector:map[string]string{}";
 
 /// Collects calls from log lines. `relist` calls begin with their line and end one relist period before the next one
-/// begins; `ListContainers` is only the one that a relist makes; `UpdateContainerResources` are all.
+/// begins; `ListContainers` is only the one that a relist makes, which ends with an answer or, as others with its filter run
+/// into their timeouts beside it, when the relist says that it has failed; `UpdateContainerResources` are all.
 #[derive(Default)]
 pub struct Parser {
     calls: Vec<Call>,
@@ -40,7 +41,9 @@ impl Parser {
         let at = monotonic.saturating_sub((realtime % DAY + DAY - time) % DAY);
         if text == "GenericPLEG: Relisting" {
             if let Some(before) = self.relist {
-                self.calls[before].end = Some(at.saturating_sub(RELIST_PERIOD).max(self.calls[before].begin));
+                let end = at.saturating_sub(RELIST_PERIOD).max(self.calls[before].begin);
+                self.calls[before].end = Some(end);
+                self.list_ended(end, None); // It lasts no longer than its relist.
             }
             self.list = None;
             self.relist = Some(self.begin("relist", None, at));
@@ -51,8 +54,8 @@ impl Parser {
             .and_then(|rest| rest.split_once("\" from runtime service failed: "))
         {
             self.update_ended(id, at, Some(error.to_owned()));
-        } else if text.starts_with("ListContainers with filter ") && text.contains(NO_FILTER) {
-            self.list_ended(at, Some(text.to_owned()));
+        } else if let Some(error) = text.strip_prefix("GenericPLEG: Unable to retrieve pods: ") {
+            self.list_ended(at, Some(error.to_owned()));
         }
     }
 
@@ -175,6 +178,42 @@ mod tests {
             ]
         );
         assert_eq!(calls[2].error.as_deref(), Some("gone"));
+    }
+
+    #[test]
+    fn a_list_that_another_caller_gives_up_is_not_that_of_the_relist() {
+        let list = format!("[RemoteRuntimeService] ListContainers ({FILTER}, timeout=2m0s)");
+        let failed = "from runtime service failed: rpc error: code = DeadlineExceeded desc = context";
+        let gave_up = format!("ListContainers with {FILTER} {failed}").replace("filter=", "filter ");
+        let unable = "GenericPLEG: Unable to retrieve pods: rpc error: code = DeadlineExceeded";
+        let calls = parse(&[
+            line("23:50:01.000000", &list), // of the eviction manager
+            line("23:50:02.000000", "GenericPLEG: Relisting"),
+            line("23:50:02.000100", &list),
+            line("23:52:01.000000", &gave_up),
+            line("23:52:02.000200", &gave_up),
+            line("23:52:02.000300", unable),
+            line("23:52:03.000400", "GenericPLEG: Relisting"),
+        ]);
+        let begin = calls[1].begin;
+        assert_eq!(calls[1].method, "ListContainers");
+        assert_eq!(calls[1].end.map(|end| end - begin), Some(120_000_200_000));
+        assert_eq!(calls[1].error.as_deref(), Some("rpc error: code = DeadlineExceeded"));
+        assert_eq!(calls[0].end.map(|end| end - calls[0].begin), Some(120_000_400_000));
+    }
+
+    #[test]
+    fn a_list_ends_with_its_relist_at_the_latest() {
+        let calls = parse(&[
+            line("23:50:02.000000", "GenericPLEG: Relisting"),
+            line(
+                "23:50:02.000100",
+                &format!("[RemoteRuntimeService] ListContainers ({FILTER}, timeout=2m0s)"),
+            ),
+            line("23:50:05.000000", "GenericPLEG: Relisting"),
+        ]);
+        assert_eq!(calls[1].end, calls[0].end);
+        assert_eq!(calls[1].end.map(|end| end - calls[1].begin), Some(1_999_900_000));
     }
 
     #[test]

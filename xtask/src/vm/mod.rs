@@ -222,7 +222,6 @@ fn boot(
             qemu::Disk { file: &ext4, name: "ext4", rate: Some(RATE), throw_away: false },
             qemu::Disk { file: &xfs, name: "xfs", rate: Some(RATE), throw_away: false },
         ],
-        counts: false,
         // A blank would end the word.
         words: &only.map(|only| format!("plegscope.only={}", only.replace(' ', "_"))).unwrap_or_default(),
         console: &folder.join("console.log"),

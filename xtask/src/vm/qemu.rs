@@ -58,9 +58,6 @@ pub struct Machine<'a> {
     pub initramfs: &'a Path,
     /// Its disks, in order.
     pub disks: &'a [Disk<'a>],
-    /// Whether its clock counts the instructions of its processor, two nanoseconds each, while that is busy: then it is the same
-    /// processor however much else the host has to do. Its idle time, and its disks, go by the host's clock.
-    pub counts: bool,
     /// Words for its command line.
     pub words: &'a str,
     /// Where its console goes.
@@ -99,9 +96,9 @@ impl Machine<'_> {
             .args(["-append", &format!("console=ttyS0 panic=-1 oops=panic apparmor=0 {}", self.words)]);
         let socket = Socket::new();
         qemu.arg("-qmp").arg(format!("unix:{},server=on,wait=off", socket.path().display()));
-        if self.counts {
-            qemu.args(["-icount", "shift=1"]);
-        }
+        // Its clock counts the instructions of its processor, two nanoseconds each, while that is busy: it is the same processor
+        // however much else the host has to do. Its idle time, and its disks, go by the host's clock.
+        qemu.args(["-icount", "shift=1"]);
         for disk in self.disks {
             qemu.args(disk.arguments());
         }

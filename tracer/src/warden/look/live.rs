@@ -23,6 +23,8 @@ use std::{
 
 /// How often there may be something to do.
 const EVERY: Duration = Duration::from_millis(250);
+/// The same while nothing is in flight and nothing was found.
+const REST: Duration = Duration::from_secs(2);
 /// An operation of this age is looked at, and again whenever its age has doubled.
 const OLD: Ns = 2 * SECOND;
 /// The same for the handling of an exit, most of which no probe sees: an exit takes a tenth of a second.
@@ -32,6 +34,8 @@ const OLD_EXIT: Ns = SECOND * 2 / 5;
 const PATROL: Ns = 20 * SECOND;
 /// What a look has found in progress is looked at again after this time.
 const AGAIN: Ns = SECOND;
+/// Where probes follow all of that, a look tells only where it sits: after twice the time each time, up to this.
+const SELDOM: Ns = 4 * SECOND;
 /// When something that had lasted long is over, what waited for it is about to be: for this time after that it is looked at
 /// as often as something new.
 const RECOVERS: Ns = SECOND;
@@ -56,7 +60,7 @@ pub fn run(settings: &Settings, outbox: &Outbox, shared: &Shared) {
         outbox: outbox.clone(),
         looks: Looks::new(PATIENCE),
         found: look::Looks::default(),
-        looked: BTreeMap::new(),
+        turns: BTreeMap::new(),
         ages: Ages::default(),
         recovers_until: 0,
         noted: BTreeSet::new(),
@@ -71,7 +75,7 @@ pub fn run(settings: &Settings, outbox: &Outbox, shared: &Shared) {
     let all: Vec<u32> = known(shared).into_keys().collect();
     live.round(all, shared);
     loop {
-        std::thread::sleep(EVERY);
+        shared.rest(EVERY, if live.has_work() { EVERY } else { REST });
         let known = known(shared);
         live.forget(&known, shared);
         let mut blocked = lock(&shared.in_flight).clone();
@@ -100,8 +104,8 @@ struct Live {
     looks: Looks,
     /// What has been found so far.
     found: look::Looks,
-    /// When each process was looked at last.
-    looked: BTreeMap<u32, Ns>,
+    /// When each process was looked at last, and after what time it is again as long as something is in progress there.
+    turns: BTreeMap<u32, (Ns, Ns)>,
     ages: Ages,
     /// Until then what was found is looked at more often.
     recovers_until: Ns,
@@ -115,11 +119,17 @@ struct Live {
 }
 
 impl Live {
+    /// Whether something may be due that no operation in flight tells of.
+    fn has_work(&self) -> bool {
+        let found = self.turns.keys().any(|pid| self.found.has(*pid));
+        found || !self.queue.is_empty() || !self.ages.next.is_empty()
+    }
+
     /// Processes that have ended are forgotten; and all programs while there is nothing to look at: their tables are large,
     /// and what is touched of them stays in memory, which is locked.
     fn forget(&mut self, known: &BTreeMap<u32, Known>, shared: &Shared) {
         self.found.retain(|pid| known.contains_key(&pid));
-        self.looked.retain(|pid, _| known.contains_key(pid));
+        self.turns.retain(|pid, _| known.contains_key(pid));
         lock(&shared.found).retain(|pid, _| known.contains_key(pid));
         self.queue.retain(|pid| known.contains_key(pid));
         let running: BTreeSet<_> = known.values().map(|known| known.exe).collect();
@@ -139,6 +149,10 @@ impl Live {
             let shim = operation.container.as_ref().and_then(|id| lock(&shared.shims).get(id).copied());
             wanted.extend(shim);
         }
+        // What is found next may be followed by nobody.
+        for pid in &wanted {
+            self.turns.entry(*pid).and_modify(|(_, after)| *after = AGAIN);
+        }
         if self.ages.over {
             self.recovers_until = now + RECOVERS;
         }
@@ -147,14 +161,15 @@ impl Live {
             // Who waits for what is blocked waits in a daemon.
             let blocked = !wanted.is_empty();
             let due = |pid: &u32| {
-                blocked || self.looked.get(pid).is_none_or(|at| now.saturating_sub(*at) >= PATROL)
+                blocked || self.turns.get(pid).is_none_or(|(at, _)| now.saturating_sub(*at) >= PATROL)
             };
             wanted.extend(daemons.filter(due));
         }
+        let recovers = now < self.recovers_until;
         let late = |pid: &&u32| {
-            let soon = self.found.has_new(**pid) || now < self.recovers_until;
-            let after = if soon { CONFIRM } else { AGAIN };
-            self.found.has(**pid) && self.looked.get(pid).is_none_or(|at| now.saturating_sub(*at) >= after)
+            let due =
+                |(at, after): &(Ns, Ns)| now.saturating_sub(*at) >= if recovers { CONFIRM } else { *after };
+            self.found.has(**pid) && self.turns.get(pid).is_none_or(due)
         };
         wanted.extend(known.keys().filter(late));
         for pid in wanted {
@@ -191,19 +206,23 @@ impl Live {
             Some(Target { process: known.process, program })
         };
         let targets: Vec<Target> = processes.into_iter().filter_map(target).collect();
-        let (found, outbox, looked_at) = (&mut self.found, &self.outbox, &mut self.looked);
+        let (found, outbox, turns) = (&mut self.found, &self.outbox, &mut self.turns);
         let noted = &mut self.noted;
         let (patrol, mut called) = (self.patrol, Vec::new());
         let blocked = lock(&shared.in_flight).clone();
         self.looks.look(targets, end, |target, result| {
             let pid = target.process.pid;
-            looked_at.insert(pid, clock::monotonic());
+            let before = turns.get(&pid).map(|(_, after)| *after);
+            turns.insert(pid, (clock::monotonic(), AGAIN));
             match result {
                 // It may have ended meanwhile, and the correlator have been told.
                 Ok(looked)
                     if shared.get(pid).is_some_and(|k| k.process.started == looked.process.started) =>
                 {
                     let events: Vec<Event> = found.events(&looked);
+                    let followed = are_followed(&events, &blocked);
+                    let after = after(before, found.has_new(pid), followed);
+                    turns.insert(pid, (clock::monotonic(), after));
                     let waiting = |event: &Event| match &event.body {
                         Body::InFlight(op) if waits_for_disk(op.kind) => Some(op.clone()),
                         _ => None,
@@ -242,6 +261,35 @@ impl Live {
             }
         }
     }
+}
+
+/// After what time a process is looked at again in which something is in progress; `before` it was after that time, `new` is
+/// whether something was found that was not there, `followed` whether probes tell the end of all that was there before.
+fn after(before: Option<Ns>, new: bool, followed: bool) -> Ns {
+    match before {
+        // A busy program is found in the middle of something else each time.
+        Some(CONFIRM) if new && followed => AGAIN,
+        _ if new => CONFIRM,
+        Some(before) if followed => before.saturating_mul(2).clamp(AGAIN, SELDOM),
+        _ => AGAIN,
+    }
+}
+
+/// Whether a look has found operations again, and probes tell of all of these, too.
+fn are_followed(events: &[Event], in_flight: &[Operation]) -> bool {
+    let whose = |o: &Operation| {
+        let (actor, kind) = (o.actor, o.kind);
+        let (g, tid) =
+            (actor.g.map(|g| (false, g)), (actor.tid != 0).then_some((true, u64::from(actor.tid))));
+        g.into_iter().chain(tid).map(move |who| (actor.pid, kind, who))
+    };
+    let followed: BTreeSet<_> = in_flight.iter().flat_map(whose).collect();
+    let mut found = events.iter().filter_map(|event| match &event.body {
+        Body::InFlight(operation) => Some(operation),
+        _ => None,
+    });
+    let is_followed = |operation| whose(operation).any(|one| followed.contains(&one));
+    found.next().is_some_and(is_followed) && found.all(is_followed)
 }
 
 /// The age at which each operation is looked at next. Whether its holder and what it ends in are known is for the correlator
@@ -314,9 +362,8 @@ mod tests {
     use super::*;
     use crate::event::{Actor, Began, SeenBy};
 
-    #[test]
-    fn what_lasts_is_looked_at_once_it_is_old_and_then_ever_more_seldom() {
-        let operation = |kind, begin| Operation {
+    fn operation(kind: Kind, begin: Ns) -> Operation {
+        Operation {
             kind,
             method: String::new(),
             actor: Actor { pid: 7, tid: 8, g: None, goid: None },
@@ -328,7 +375,11 @@ mod tests {
             device: None,
             fs_type: None,
             seen_by: SeenBy::Uprobe,
-        };
+        }
+    }
+
+    #[test]
+    fn what_lasts_is_looked_at_once_it_is_old_and_then_ever_more_seldom() {
         let mut ages = Ages::default();
         let blocked = [operation(Kind::CriCall, 0), operation(Kind::Sync, 0)];
         let mut looked_at = Vec::new();
@@ -345,6 +396,46 @@ mod tests {
         assert_eq!(ages.due(&blocked, 20 * SECOND, |_| false).len(), 1);
         assert!(!ages.over, "it had not lasted");
         assert_eq!(ages.due(&blocked[1..], 40 * SECOND, |_| true).len(), 1, "ours");
+    }
+
+    #[test]
+    fn what_probes_follow_is_looked_at_ever_more_seldom_and_all_else_as_often_as_ever() {
+        let times = |followed, looks: &[bool]| {
+            let mut before = None;
+            let one = |new: &bool| {
+                before = Some(after(before, *new, followed));
+                before.unwrap()
+            };
+            looks.iter().map(one).collect::<Vec<Ns>>()
+        };
+        let still = [true, false, false, false, false];
+        assert_eq!(times(true, &still), [CONFIRM, AGAIN, 2 * AGAIN, 4 * AGAIN, 4 * AGAIN]);
+        assert_eq!(times(false, &still), [CONFIRM, AGAIN, AGAIN, AGAIN, AGAIN]);
+        let busy = [true; 4];
+        assert_eq!(times(true, &busy), [CONFIRM, AGAIN, CONFIRM, AGAIN]);
+        assert_eq!(times(false, &busy), [CONFIRM; 4]);
+        // Where threads sit is believed for this long.
+        const { assert!(SELDOM + SECOND / 2 < crate::correlator::limits::SITE_FRESH) };
+    }
+
+    #[test]
+    fn followed_is_only_what_the_same_actor_is_known_to_do() {
+        let operation = |kind, tid, g| {
+            let actor = Actor { pid: 7, tid, g, goid: None };
+            Operation { actor, ..operation(kind, 1) }
+        };
+        let found = |operation| [Event { at: 2, body: Body::InFlight(operation) }];
+        let known = [operation(Kind::LockWait, 8, Some(0xc1)), operation(Kind::Unmount, 9, None)];
+        assert!(are_followed(&found(operation(Kind::LockWait, 0, Some(0xc1))), &known));
+        assert!(are_followed(&found(operation(Kind::Unmount, 9, Some(0xc2))), &known), "its thread");
+        assert!(!are_followed(&found(operation(Kind::Unmount, 0, Some(0xc2))), &known));
+        assert!(!are_followed(&found(operation(Kind::CriCall, 8, Some(0xc1))), &known));
+        let both = [found(known[0].clone()), found(operation(Kind::CriCall, 8, None))].concat();
+        assert!(!are_followed(&both, &known));
+        assert!(
+            !are_followed(&[Event { at: 2, body: Body::Looked { pid: 7 } }], &known),
+            "nothing was found again"
+        );
     }
 
     #[test]

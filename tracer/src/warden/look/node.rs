@@ -61,7 +61,7 @@ pub fn once(wanted: &LookOnce, outbox: &Outbox, shared: &Arc<Shared>) {
         named: BTreeSet::new(),
     };
     let mut step = Steps { outbox, at: began };
-    if let Err(error) = node.processes.scan(&node.looks.readers) {
+    if let Err(error) = node.processes.scan(&node.looks.readers, false) {
         outbox.send(&Message::Fatal(format!("processes cannot be listed: {error}")));
         return;
     }
@@ -92,7 +92,7 @@ pub fn once(wanted: &LookOnce, outbox: &Outbox, shared: &Arc<Shared>) {
     step.done("looking again");
     if !before.is_empty() {
         // Processes that came meanwhile; without them one is called left over that is not.
-        let _ = node.processes.scan(&node.looks.readers);
+        let _ = node.processes.scan(&node.looks.readers, false);
     }
     // Names that are not there by the end do not come.
     let _ = context.recv_timeout(node.end.saturating_duration_since(Instant::now()));

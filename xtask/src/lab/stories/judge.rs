@@ -8,7 +8,7 @@ use super::record::{Interval, Record};
 use super::table::Row;
 use crate::lab::checks::Verdict;
 use crate::lab::kubelet_like::Call;
-use crate::lab::stories::checks::said::{consequences, list, now};
+use crate::lab::stories::checks::said::{consequences, kind, list, now};
 use crate::lab::sys::seconds;
 use crate::lab::verdict::{self, Seen, foreign, incidents_of, own_incidents, variant, words};
 use serde_json::Value;
@@ -335,18 +335,26 @@ impl Judge<'_> {
                     containers.insert(format!("{} is none of this lab's", short(id)));
                 }
             }
-            let at_end = links.clone().last().map(|link| match &link["subject"]["id"] {
-                Value::Null => &link["lock"]["subject"]["id"],
-                id => id,
-            });
+            let of = |link: &Value| match link["subject"]["id"].as_str() {
+                None => link["lock"]["subject"]["id"].as_str().map(str::to_owned),
+                id => id.map(str::to_owned),
+            };
+            // A sync need not be anybody's: then it is that of the last before it.
+            let at_end = match links.clone().last() {
+                Some(link) if kind(link) == "Stalled" => of(link),
+                _ => links.clone().filter_map(of).next_back(),
+            };
             // What is not visible is blamed on nobody.
             let end = variant(&diagnosis["ends_in"]).0;
             let writing = end == "StatusWrite" && self.daemon_writes(now(seen));
             writes += u64::from(writing);
             let at_end = at_end.filter(|_| end != "NotVisible" && !writing);
-            if let Some(id) = at_end.and_then(Value::as_str).filter(|id| !blame.iter().any(|one| one == id)) {
-                containers.insert(format!("{} at the end of {}", self.name_of(id), words(diagnosis)));
+            if let Some(id) = at_end.filter(|id| !blame.contains(id)) {
+                containers.insert(format!("{} at the end of {}", self.name_of(&id), words(diagnosis)));
             }
+            let listed = list(diagnosis, "containers")
+                .chain(list(diagnosis, "stuck_calls").map(|call| &call["subject"]));
+            names.extend(listed.filter_map(|subject| self.misnamed(subject)));
             let device = &variant(&diagnosis["ends_in"]).1["device"]["device"];
             let device = format!("{}:{}", device["major"], device["minor"]);
             if device != "null:null" && device != record.device {

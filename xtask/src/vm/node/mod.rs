@@ -194,7 +194,6 @@ impl Stock {
                 disk(&slow, SLOW, true),
                 disk(&result, inside::RESULT_DISK, false),
             ],
-            counts: true,
             words,
             console: &console,
             limit: PATIENCE.limit,

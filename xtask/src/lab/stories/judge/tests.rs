@@ -141,6 +141,18 @@ fn another_container_pod_device_or_writer_fails() {
     assert_eq!(wrong(first(other("id"))), ["chain", "wrong names", "who is blamed"]);
     assert_eq!(wrong(first(other("pod"))), ["wrong names"]);
     assert_eq!(wrong(first(other("namespace"))), ["wrong names"]);
+    // The last link is nobody's, and the one before it leads to another.
+    let before = first(|one| {
+        one["chain"]["links"][2]["subject"] = Value::Null;
+        one["chain"]["links"][1]["subject"]["id"] = json!("c-other");
+    });
+    assert_eq!(wrong(before), ["chain", "wrong names", "who is blamed"]);
+    let listed = first(|one| one["containers"][0]["pod"] = json!("other"));
+    assert_eq!(wrong(listed), ["wrong names"]);
+    let waits = first(|one| {
+        one["stuck_calls"] = json!([{"subject": {"id": "c-other", "namespace": "lab", "pod": "victim"}}]);
+    });
+    assert_eq!(wrong(waits), ["wrong names"]);
     let shim = first(|one| one["chain"]["links"][2]["who"]["pid"] = json!(8));
     assert_eq!(wrong(shim), ["chain"]);
     let device = first(|one| one["ends_in"]["UnmountSync"]["device"]["device"]["minor"] = json!(1));
