@@ -5,7 +5,7 @@ use super::facts::Facts;
 use super::frame::{Confidence, DeviceName, EndsIn, Pinner};
 use super::graph::{Graph, Next};
 use super::{limits, stalls, words};
-use crate::event::{Kind, Ns, Operation, Pin, SeenBy, ThreadSite};
+use crate::event::{Kind, Ns, Operation, Pin, Role, SeenBy, ThreadSite};
 use std::collections::BTreeMap;
 
 /// The end of a chain.
@@ -47,6 +47,9 @@ const SYNCS: [&str; 10] = [
     "sync_filesystem",
 ];
 
+/// Kernel functions of a thread that waits until what it wrote itself is on the disk.
+const WRITES: [&str; 4] = ["fsync", "jbd2", "xfs_log", "folio_wait"];
+
 /// The end of a chain whose last operation is `tip`; `path` is the whole chain.
 pub fn leaf_of(graph: &Graph<'_>, path: &[usize], facts: &Facts, failed: &FailedUnmounts, now: Ns) -> Leaf {
     let Some(&tip) = path.last() else {
@@ -82,7 +85,7 @@ pub fn leaf_of(graph: &Graph<'_>, path: &[usize], facts: &Facts, failed: &Failed
             if let Some(reason) = facts.blind_to("shim call") {
                 return not_visible(reason);
             }
-            let frame = site.and_then(|(s, _)| frame_of(s, &["fsync", "jbd2", "xfs_log", "folio_wait"]));
+            let frame = site.and_then(|(s, _)| frame_of(s, &WRITES));
             let evidence = match (frame, graph.doubt(tip)) {
                 (Some(frame), _) => format!("it makes no call to the shim, and its thread sits in {frame}"),
                 (None, Some(doubt)) => return not_visible(doubt.to_owned()),
@@ -104,7 +107,7 @@ pub fn leaf_of(graph: &Graph<'_>, path: &[usize], facts: &Facts, failed: &Failed
             }),
         },
         Kind::Stalled => stalls::leaf(op),
-        Kind::LockHold => not_visible("it holds the lock, what it does is not recorded".to_owned()),
+        Kind::LockHold => held_leaf(op, facts, site.map(|(s, _)| s)),
         Kind::CriCall | Kind::CriClient | Kind::Relist | Kind::ShimCall | Kind::LockWait => {
             if op.kind == Kind::CriCall
                 && let Some(leaf) = busy_leaf(op, facts, failed, now)
@@ -121,6 +124,19 @@ pub fn leaf_of(graph: &Graph<'_>, path: &[usize], facts: &Facts, failed: &Failed
             };
             not_visible(blind.unwrap_or_else(sits))
         }
+    }
+}
+
+/// What holds a lock without any operation of ours: containerd's own databases are written under locks of their own.
+fn held_leaf(op: &Operation, facts: &Facts, site: Option<&ThreadSite>) -> Leaf {
+    let containerd = facts.process_of(op.actor.pid).is_some_and(|process| process.role == Role::Containerd);
+    match site.filter(|_| containerd).and_then(|site| frame_of(site, &WRITES)) {
+        Some(frame) => Leaf {
+            ends_in: EndsIn::StatusWrite,
+            confidence: Confidence::Inferred,
+            evidence: format!("its thread sits in {frame} while it holds the lock"),
+        },
+        None => not_visible("it holds the lock, what it does is not recorded".to_owned()),
     }
 }
 

@@ -146,6 +146,9 @@ impl Case<'_> {
             "no unmount is in flight"
         };
         Some(match self.ends_in {
+            EndsIn::StatusWrite if op.kind == Kind::LockHold => {
+                format!("{none}: who holds the lock at the end of the chain writes containerd's own state")
+            }
             EndsIn::StatusWrite => {
                 format!("{none}: who holds the Status lock writes containerd's own state")
             }

@@ -35,6 +35,10 @@ const PATIENCE: Duration = Duration::from_millis(250);
 const SITE_AFTER: Ns = 500 * MILLISECOND;
 /// The same thread is looked at again after this time.
 const SITE_EVERY: Ns = SECOND;
+/// How often the thread of a goroutine that was in no system call is looked for.
+const SOUGHT_EVERY: Ns = 300 * MILLISECOND;
+/// Bytes of a `sync.RWMutex`, the largest lock.
+const RWMUTEX: u64 = 24;
 /// Blocked operations looked at in one round, the oldest first.
 const MOST_LOOKS: usize = 32;
 
@@ -78,6 +82,8 @@ struct Teller {
     named: BTreeSet<OperationId>,
     /// When each thread was looked at last.
     looked: BTreeMap<(u32, u32), Ns>,
+    /// When each goroutine is looked for next: process, address.
+    sought: BTreeMap<(u32, u64), Ns>,
     devices: BTreeSet<Device>,
 }
 
@@ -90,6 +96,7 @@ impl Default for Teller {
             pending: BTreeMap::new(),
             named: BTreeSet::new(),
             looked: BTreeMap::new(),
+            sought: BTreeMap::new(),
             devices: BTreeSet::new(),
         }
     }
@@ -129,12 +136,27 @@ impl Teller {
     fn sites(&mut self, blocked: &[Operation], shared: &Shared, events: &mut Vec<Event>) {
         let now = clock::monotonic();
         self.looked.retain(|_, at| now.saturating_sub(*at) < 10 * SITE_EVERY);
+        self.sought.retain(|_, at| *at > now);
+        let waits = blocked.iter().filter(|o| o.kind == Kind::LockWait);
+        let waited_for: BTreeSet<(u32, u64)> = waits.map(|o| (o.actor.pid, o.object)).collect();
+        // The semaphores of a lock are inside of it.
+        let is_waited_for = |o: &Operation| {
+            let lock = (o.actor.pid, o.object)..(o.actor.pid, o.object.saturating_add(RWMUTEX));
+            waited_for.range(lock).next().is_some()
+        };
         let worth = |o: &&Operation| {
             now.saturating_sub(o.begin) >= SITE_AFTER
-                && matches!(
-                    o.kind,
-                    Kind::Unmount | Kind::SuperShutdown | Kind::Sync | Kind::InitMethod | Kind::StatusUpdate
-                )
+                && match o.kind {
+                    Kind::LockHold => is_waited_for(o),
+                    kind => matches!(
+                        kind,
+                        Kind::Unmount
+                            | Kind::SuperShutdown
+                            | Kind::Sync
+                            | Kind::InitMethod
+                            | Kind::StatusUpdate
+                    ),
+                }
         };
         for operation in blocked.iter().filter(worth).take(MOST_LOOKS) {
             let (actor, known) = (operation.actor, shared.get(operation.actor.pid));
@@ -142,7 +164,9 @@ impl Teller {
             let due = |looked: &BTreeMap<(u32, u32), Ns>, tid| {
                 looked.get(&(actor.pid, tid)).is_none_or(|at| now.saturating_sub(*at) >= SITE_EVERY)
             };
-            if in_kernel && !due(&self.looked, actor.tid) {
+            let goroutine = actor.g.filter(|_| !in_kernel).map(|g| (actor.pid, g));
+            let sought = goroutine.is_some_and(|one| self.sought.contains_key(&one));
+            if sought || (in_kernel && !due(&self.looked, actor.tid)) {
                 continue;
             }
             let read = self.workers.run(PATIENCE, move || {
@@ -150,6 +174,9 @@ impl Teller {
                 let tid = if in_kernel { Some(actor.tid) } else { thread_of(actor.pid, actor.g?, &known?) };
                 tid.and_then(|tid| threads::look(actor.pid, tid).ok())
             });
+            let found = matches!(read, Ok(Some(_)));
+            self.sought
+                .extend(goroutine.map(|one| (one, now + if found { SITE_EVERY } else { SOUGHT_EVERY })));
             if let Ok(Some(site)) = read
                 && due(&self.looked, site.site.tid)
             {

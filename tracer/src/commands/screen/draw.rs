@@ -2,6 +2,7 @@
 
 use super::super::output::{Output, has_no_reader};
 use super::hands::Hands;
+use crate::correlator::{EndsIn, Frame};
 use crate::node::own;
 use crate::tui::message::{Own, TICKS};
 use crate::tui::paint::Painter;
@@ -14,8 +15,10 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-/// Time between two ticks, and between two pictures that nobody asked for.
+/// Time between two ticks, and before a picture of something new.
 const TICK: Duration = Duration::from_millis(1_000 / TICKS);
+/// Time between two pictures in which nothing but ages and counts is new: drawing is half of what the screen costs.
+const PACE: Duration = Duration::from_millis(500);
 /// Time between two pictures that follow keys or sizes.
 const QUICK: Duration = Duration::from_millis(25);
 /// Messages that are taken in before the next picture.
@@ -138,7 +141,7 @@ impl Thread {
                 if let Some(own) = self.costs.sample(now) {
                     self.take(Message::Own(own));
                 }
-                due.get_or_insert(now);
+                due.get_or_insert(drawn + PACE);
             }
             // A terminal that has not taken the last picture gets no other.
             if due.is_some_and(|due| now >= due) {
@@ -161,6 +164,8 @@ impl Thread {
             Message::Key(_) | Message::Resize(..) | Message::Told(_) => QUICK,
             // Only what somebody has asked for; that time goes on is seen at the next tick.
             Message::Position(next) if next.is_elsewhere(&self.model.position) => QUICK,
+            Message::Frame(frame) if !is_news(frame, self.model.latest.as_deref()) => PACE,
+            Message::Position(_) | Message::Passed(_) => PACE,
             _ => TICK,
         };
         for effect in update::update(&mut self.model, message) {
@@ -178,6 +183,15 @@ impl Thread {
         let picture = self.painter.paint(model.size, |area, buffer| view(model, palette, area, buffer));
         self.out.write(picture.unwrap_or_default());
     }
+}
+
+/// Whether a frame tells something else than that time has passed.
+fn is_news(frame: &Frame, before: Option<&Frame>) -> bool {
+    fn ends(frame: &Frame) -> impl Iterator<Item = &EndsIn> {
+        frame.diagnoses.iter().map(|diagnosis| &diagnosis.ends_in)
+    }
+    before.is_none_or(|before| !ends(frame).eq(ends(before)))
+        || frame.incidents.iter().any(|incident| incident.change.is_some())
 }
 
 /// What plegscope itself takes, from one sample to the next.
