@@ -7,6 +7,7 @@ pub use watch::{Completions, ConfigCommand, ConfigOptions, Incidents, Man, Statu
 use crate::{
     capture::{line::At, player::Speed},
     config::resolve,
+    event::SeenBy,
     warden::{Ladder, Settings},
 };
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -99,6 +100,10 @@ pub struct Probing {
     /// Take probes off a program that they cost more than this share of a core, in percent, for 3 s; 0 or none for no limit.
     #[arg(long, value_name = "PERCENT", value_parser = percent, default_value = "2")]
     pub max_target_cost: Limit,
+    /// Ways of seeing that are not used though the kernel offers them, with commas between: fentry, kprobe, tracepoint; uprobe, which
+    /// sees unmounts in programs where nothing else does. For a kernel where one does harm; `doctor` says what is left.
+    #[arg(long, value_name = "WAYS", value_parser = ways, default_value = "none")]
+    pub without: Without,
     /// Trace lock waits in this Go process too; may be given several times.
     #[arg(long, value_name = "PID")]
     pub also: Vec<u32>,
@@ -113,6 +118,14 @@ pub struct Probing {
 /// A share of a core, in millionths; `None` for no limit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limit(pub Option<u32>);
+
+/// Ways of seeing that are not to be used.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Without(pub Vec<SeenBy>);
+
+fn ways(text: &str) -> Result<Without, String> {
+    resolve::ways(text).map(Without)
+}
 
 fn percent(text: &str) -> Result<Limit, String> {
     resolve::share(text).map(Limit)
@@ -270,6 +283,9 @@ pub struct Doctor {
     /// What the disk under the containers writes, for instance 150MB/s, if you have measured it. Never measured here.
     #[arg(long, value_name = "RATE", value_parser = crate::exposure::parse_rate)]
     pub write_rate: Option<u64>,
+    /// What could be seen without these ways: see `live`.
+    #[arg(long, value_name = "WAYS", value_parser = ways, default_value = "none")]
+    pub without: Without,
 }
 
 /// Options of `report`.
@@ -347,6 +363,7 @@ impl Probing {
             also: self.also.clone(),
             max_target_cost: self.max_target_cost.0,
             diagnostics: self.verbose,
+            without: self.without.0.clone(),
             ..Settings::default()
         }
     }

@@ -242,24 +242,37 @@ fn no_other_kernels(run: &Run) -> Option<&'static str> {
 }
 
 /// Boots the oldest kernel and a new one in virtual machines, with what takes a few minutes where nothing is accelerated, and
-/// plays the incident on a whole node there: one pair of kernel and containerd, or all. All tests, on four kernels, are
-/// `cargo xtask vm`. What they say goes to a file.
+/// plays the incident on a whole node there: one pair of kernel and containerd, or all, and the other stories. All tests, on four
+/// kernels, are `cargo xtask vm`. What they say goes to a file.
 fn start_other_kernels(run: &Run) -> Option<JoinHandle<Result<()>>> {
-    const TESTS: &str = "features,plan,verifier,links,unmounts by fentry,unmounts by kprobe,unmounts by wrapper,lock log,lock phantoms";
+    const TESTS: &str = "features,plan,verifier,links,unmounts by fentry,unmounts by kprobe,unmounts by wrapper,lock log,lock phantoms,no ring buffers";
     if no_other_kernels(run).is_some() {
         return None;
     }
-    let mut node = vec!["vm", "--story", "slow-disk"];
-    node.extend(if run.all { vec!["--all"] } else { vec!["--kernel", "6.1", "--containerd", "1.6"] });
-    let commands = [vec!["vm", "--only", TESTS, "--kernel", "5.10", "--kernel", "6.12"], node];
+    // What a whole node plays.
+    const USUAL: &[&str] = &["--story slow-disk --kernel 6.1"];
+    const ALL: &[&str] = &[
+        "--story slow-disk --all",
+        "--story kubelet --story stopped-root --kernel 6.1",
+        "--story convoy --story namespace --story volatile --story xfs --kernel 6.12",
+        "--story slow-disk --kernel 6.1 --cgroup v1",
+        "--story slow-disk --kernel 6.1 --without fentry",
+        "--story slow-disk --kernel 6.1 --without fentry,kprobe",
+        "--story slow-disk --kernel 6.1 --without fentry,kprobe,uprobe",
+    ];
+    let mut commands = vec![vec!["vm", "--only", TESTS, "--kernel", "5.10", "--kernel", "6.12"]];
+    let nodes = if run.all { ALL } else { USUAL };
+    commands.extend(nodes.iter().map(|words| ["vm"].into_iter().chain(words.split(' ')).collect()));
     Some(std::thread::spawn(move || {
         let log = File::create(kernels_log()).context("creating a log")?;
+        let mut result = Ok(());
+        // One that fails keeps no other from being played.
         for words in commands {
             let mut vm = Command::new(format!("/proc/{}/exe", process::id()));
             vm.args(words).stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log.try_clone()?);
-            shell::run(&mut vm)?;
+            result = result.and(shell::run(&mut vm));
         }
-        Ok(())
+        result
     }))
 }
 

@@ -119,7 +119,7 @@ impl Features {
             ring_buffer: match sys::create_ring_buffer() {
                 Ok(_) => Answer::Yes,
                 Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
-                    Answer::No("this kernel has no BPF ring buffers; 5.8 or later is needed".into())
+                    Answer::No("this kernel has no BPF ring buffers; 5.8 or later is needed, or `plegscope now`, which needs no BPF".into())
                 }
                 Err(error) => match (refused("creating a ring buffer", &error), sys::memory_limit_hint()) {
                     (Answer::No(why), hint) if !hint.is_empty() => Answer::No(format!("{why}; {hint}")),

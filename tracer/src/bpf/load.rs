@@ -207,7 +207,7 @@ impl Kernel {
         let object = self.relocated(&globals(features, false))?;
         let vmlinux = std::fs::read("/sys/kernel/btf/vmlinux").unwrap_or_default();
         let btf = super::btf::Btf::parse(&vmlinux).ok();
-        let sights = super::plan::kernel(features);
+        let sights = super::plan::kernel(features, &[]);
         let ways = || sights.iter().flat_map(|sight| &sight.ways).flat_map(|way| way.programs);
         let cost = |name: &str, program: &aya_obj::Program| {
             let code = &object.functions.get(&program.function_key())?.instructions;

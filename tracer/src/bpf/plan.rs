@@ -192,13 +192,21 @@ const PROCESS_TRACEPOINT: Way = Way {
     weaker: "",
 };
 
-/// The kernel side of the plan.
-pub fn kernel(features: &Features) -> Vec<Sight> {
-    let sight = |what, loss, ways: &[(Way, Option<String>)]| Sight {
-        what,
-        loss,
-        ways: ways.iter().filter(|(_, no)| no.is_none()).map(|(way, _)| *way).collect(),
-        refused: ways.iter().filter_map(|(way, no)| Some((way.how, no.clone()?))).collect(),
+/// Why a way is not taken that the settings leave out.
+pub const LEFT_OUT: &str = "left out by the settings (--without)";
+
+/// The kernel side of the plan, without the ways that are not to be used although the kernel offers them.
+pub fn kernel(features: &Features, without: &[SeenBy]) -> Vec<Sight> {
+    let left_out = |way: &Way| without.contains(&way.how).then(|| LEFT_OUT.to_owned());
+    let sight = |what, loss, ways: &[(Way, Option<String>)]| {
+        let ways = ways.iter().map(|(way, no)| (*way, no.clone().or_else(|| left_out(way))));
+        let (offered, refused): (Vec<_>, Vec<_>) = ways.partition(|(_, no)| no.is_none());
+        Sight {
+            what,
+            loss,
+            ways: offered.into_iter().map(|(way, _)| way).collect(),
+            refused: refused.into_iter().filter_map(|(way, no)| Some((way.how, no?))).collect(),
+        }
     };
     let no = |answer: &super::features::Answer| answer.reason().map(str::to_owned);
     let needs = |globals: &[&str]| {
@@ -293,7 +301,7 @@ mod tests {
     }
 
     fn first(features: &Features, what: &str) -> Option<SeenBy> {
-        kernel(features).into_iter().find(|s| s.what == what)?.ways.first().map(|w| w.how)
+        kernel(features, &[]).into_iter().find(|s| s.what == what)?.ways.first().map(|w| w.how)
     }
 
     #[test]
@@ -304,7 +312,7 @@ mod tests {
         assert_eq!(first(&features, UNMOUNT), Some(SeenBy::Kprobe));
         features.kprobes = Answer::No("not built in".into());
         assert_eq!(first(&features, UNMOUNT), Some(SeenBy::Fentry));
-        let sync = kernel(&features).into_iter().find(|s| s.what == SYNC).unwrap();
+        let sync = kernel(&features, &[]).into_iter().find(|s| s.what == SYNC).unwrap();
         assert!(sync.planned("7.0.0").note.contains(MAY_BE_SKIPPED));
         features = all();
         features.trampolines = Answer::No("refused".into());
@@ -314,11 +322,34 @@ mod tests {
         assert_eq!(first(&features, UNMOUNT), Some(SeenBy::Tracepoint));
         assert_eq!(first(&features, SYNC), Some(SeenBy::Tracepoint));
         assert_eq!(first(&features, SUPER_SHUTDOWN), None);
-        let off = kernel(&features).into_iter().find(|s| s.what == SUPER_SHUTDOWN).unwrap();
+        let off = kernel(&features, &[]).into_iter().find(|s| s.what == SUPER_SHUTDOWN).unwrap();
         assert_eq!(
             off.refused,
             [(SeenBy::Fentry, "refused".into()), (SeenBy::Kprobe, "not built in".into())]
         );
+    }
+
+    #[test]
+    fn what_is_left_out_is_planned_as_if_the_kernel_refused_it() {
+        let (mut refusing, why) = (all(), || Answer::No("not built in".into()));
+        let mut without = Vec::new();
+        let ways = |sights: Vec<Sight>| sights.into_iter().map(|s| (s.what, s.ways)).collect::<Vec<_>>();
+        for how in [SeenBy::Fentry, SeenBy::Kprobe] {
+            without.push(how);
+            if how == SeenBy::Fentry {
+                refusing.trampolines = why()
+            } else {
+                refusing.kprobes = why()
+            }
+            assert_eq!(ways(kernel(&all(), &without)), ways(kernel(&refusing, &[])));
+        }
+        let sync = kernel(&all(), &without).into_iter().find(|s| s.what == SYNC).unwrap();
+        assert_eq!(sync.refused, [SeenBy::Fentry, SeenBy::Kprobe].map(|how| (how, LEFT_OUT.into())));
+        // What the kernel says comes first.
+        let sync = kernel(&refusing, &without).into_iter().find(|s| s.what == SYNC).unwrap();
+        assert_eq!(sync.refused[1], (SeenBy::Kprobe, "not built in".into()));
+        without.push(SeenBy::Tracepoint);
+        assert!(kernel(&all(), &without).iter().all(|sight| sight.ways.is_empty()));
     }
 
     #[test]
@@ -330,14 +361,14 @@ mod tests {
         assert_eq!(first(&features, UNMOUNT), Some(SeenBy::Tracepoint));
         assert_eq!(first(&features, SYNC), None);
         assert_eq!(first(&features, PROCESS), Some(SeenBy::Tracepoint));
-        let sync = kernel(&features).into_iter().find(|s| s.what == SYNC).unwrap();
+        let sync = kernel(&features, &[]).into_iter().find(|s| s.what == SYNC).unwrap();
         assert!(sync.refused.iter().all(|(_, why)| why == "no BTF"), "{:?}", sync.refused);
     }
 
     #[test]
     fn what_a_way_sees_less_is_said_before_it_is_used() {
         let note = |features: &Features, release: &str| {
-            kernel(features).into_iter().find(|s| s.what == SYNC).unwrap().planned(release).note
+            kernel(features, &[]).into_iter().find(|s| s.what == SYNC).unwrap().planned(release).note
         };
         let mut features = all();
         assert_eq!(note(&features, "6.12.0"), "");

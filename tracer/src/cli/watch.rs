@@ -69,6 +69,10 @@ pub struct ConfigOptions {
     /// [default: 2].
     #[arg(long, value_name = "PERCENT", value_parser = share)]
     max_target_cost: Option<String>,
+    /// Ways of seeing that are not used though the kernel offers them, with commas between: fentry, kprobe, tracepoint; uprobe, which
+    /// sees unmounts in programs where nothing else does [default: none].
+    #[arg(long, value_name = "WAYS", value_parser = ways)]
+    without: Option<String>,
     /// JSON objects instead of text on standard output, one per line.
     #[arg(long)]
     json: bool,
@@ -132,6 +136,10 @@ fn share(text: &str) -> Result<String, String> {
     resolve::share(text).map(|_| text.to_owned())
 }
 
+fn ways(text: &str) -> Result<String, String> {
+    resolve::ways(text).map(|_| text.to_owned())
+}
+
 impl ConfigOptions {
     /// What was typed.
     pub fn layer(&self) -> Layer {
@@ -146,6 +154,7 @@ impl ConfigOptions {
             ("hold-off", &self.hold_off),
             ("probes", &self.probes),
             ("max-target-cost", &self.max_target_cost),
+            ("without", &self.without),
             ("exec-limit", &self.exec_limit),
             ("exec-at-once", &self.exec_at_once),
             ("webhook", &self.webhook),
@@ -277,12 +286,13 @@ mod tests {
         let mut args: Vec<String> = Vec::new();
         for key in &keys::KEYS {
             use keys::Kind::{
-                Bytes, Duration, DurationOrNone, Number, Path, Place, Probes, Share, Switch, Url, Words,
+                Bytes, Duration, DurationOrNone, Number, Path, Place, Probes, Share, Switch, Url, Ways, Words,
             };
             let value = match key.kind {
                 Duration | DurationOrNone => "77s",
                 Share => "7",
                 Probes => "all",
+                Ways => "kprobe,fentry",
                 Number => "77",
                 Bytes => "77MiB",
                 Path | Place => "/x",

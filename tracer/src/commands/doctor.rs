@@ -26,7 +26,8 @@ const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Runs the verb.
 pub fn run(options: &Doctor) -> anyhow::Result<Exit> {
-    let socket = warden::fork(Settings { survey_only: true, ..Settings::default() })
+    let without = options.without.0.clone();
+    let socket = warden::fork(Settings { survey_only: true, without, ..Settings::default() })
         .context("starting the warden process")?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let heard = runtime.block_on(async {

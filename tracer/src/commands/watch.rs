@@ -79,6 +79,7 @@ pub fn run(options: &Watch) -> anyhow::Result<Exit> {
         patrol: watching.probes.1,
         also: options.also.clone(),
         max_target_cost: watching.max_target_cost,
+        without: watching.without.clone(),
         diagnostics: options.verbose,
         ..Settings::default()
     };

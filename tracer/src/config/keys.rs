@@ -12,6 +12,8 @@ pub enum Kind {
     Share,
     /// `none`, `kernel`, `auto` or `all`.
     Probes,
+    /// `none`, or some of `fentry`, `kprobe`, `tracepoint` and `uprobe` with commas between.
+    Ways,
     /// `true` or `false`.
     Switch,
     /// A whole number of at least 1.
@@ -44,7 +46,7 @@ const fn key(name: &'static str, kind: Kind, default: &'static str) -> Key {
 }
 
 /// All of them, in the order in which they are shown.
-pub const KEYS: [Key; 26] = [
+pub const KEYS: [Key; 27] = [
     key("umount-over", Kind::Duration, "5s"),
     key("lock-over", Kind::Duration, "5s"),
     key("cri-over", Kind::Duration, "5s"),
@@ -54,6 +56,7 @@ pub const KEYS: [Key; 26] = [
     key("hold-off", Kind::DurationOrNone, "1m"),
     key("probes", Kind::Probes, "auto"),
     key("max-target-cost", Kind::Share, "2"),
+    key("without", Kind::Ways, "none"),
     key("json", Kind::Switch, "false"),
     key("quiet", Kind::Switch, "false"),
     key("journal", Kind::Switch, "false"),

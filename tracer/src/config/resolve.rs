@@ -3,7 +3,8 @@
 use super::keys::{self, Kind};
 use super::{Config, Origin, Value};
 use crate::alert;
-use crate::event::Ns;
+use crate::bpf::load::word;
+use crate::event::{Ns, SeenBy};
 use crate::thresholds::Thresholds;
 use crate::warden::Ladder;
 use std::{path::PathBuf, time::Duration};
@@ -30,6 +31,8 @@ pub struct Watching {
     pub probes: (Ladder, bool),
     /// What probes may cost a program, in millionths of a core.
     pub max_target_cost: Option<u32>,
+    /// Ways of seeing that are not to be used.
+    pub without: Vec<SeenBy>,
     /// JSON on standard output instead of text.
     pub json: bool,
     /// Nothing on standard output.
@@ -96,6 +99,7 @@ impl Config {
                 _ => Err("none of none, kernel, auto, all".to_owned()),
             }),
             max_target_cost: r.one("max-target-cost", None, share),
+            without: r.one("without", Vec::new(), ways),
             json: r.switch("json"),
             quiet: r.switch("quiet"),
             journal: r.switch("journal"),
@@ -222,6 +226,19 @@ pub fn share(text: &str) -> Result<Option<u32>, String> {
         return Err("between 0.0001 and 100, or none".into());
     }
     Ok(Some((number * 10_000.0).round() as u32))
+}
+
+/// Ways of seeing by their names with commas between, or `none`.
+pub fn ways(text: &str) -> Result<Vec<SeenBy>, String> {
+    const WAYS: [SeenBy; 4] = [SeenBy::Fentry, SeenBy::Kprobe, SeenBy::Tracepoint, SeenBy::Uprobe];
+    if text == "none" {
+        return Ok(Vec::new());
+    }
+    let of = |name: &str| {
+        let way = WAYS.into_iter().find(|way| word(*way) == name.trim());
+        way.ok_or_else(|| format!("{name:?} is none of {}", WAYS.map(word).join(", ")))
+    };
+    text.split(',').map(of).collect()
 }
 
 /// `8MiB`, `500kB`, `1000000`; at least 64 KiB.

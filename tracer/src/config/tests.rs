@@ -88,7 +88,12 @@ fn all_that_is_wrong_is_told_at_once_with_where_it_is() {
     );
     assert!(file("umount-over = ").unwrap_err()[0].contains("line 1"));
     let layers = [
-        flags(&[("umount-over", "soon"), ("probes", "some"), ("webhook-ca", "/ca.pem")]),
+        flags(&[
+            ("umount-over", "soon"),
+            ("probes", "some"),
+            ("without", "kprobe,x"),
+            ("webhook-ca", "/ca.pem"),
+        ]),
         environment(&[("PLEGSCOPE_HOLD_OFF", "-1s"), ("PLEGSCOPE_EXEC_AT_ONCE", "0")]),
         file("state-file = 'here'\nwebhook-limit = '0s'\nstore-bytes = '1KiB'").unwrap(),
     ];
@@ -97,6 +102,7 @@ fn all_that_is_wrong_is_told_at_once_with_where_it_is() {
         "umount-over (--umount-over): \"soon\":",
         "hold-off ($PLEGSCOPE_HOLD_OFF): \"-1s\":",
         "probes (--probes): \"some\": none of none, kernel, auto, all",
+        "without (--without): \"kprobe,x\": \"x\" is none of fentry, kprobe, tracepoint, uprobe",
         "exec-at-once ($PLEGSCOPE_EXEC_AT_ONCE): \"0\":",
         "webhook-limit (/etc/x.toml): \"0s\": longer than nothing",
         "state-file (/etc/x.toml): \"here\": give an absolute path",
@@ -116,6 +122,9 @@ fn none_is_none_only_where_that_means_something() {
     assert_eq!(with("notready-within", "none").unwrap().thresholds.not_ready_within, 0);
     assert!(with("umount-over", "none").is_err());
     assert_eq!(with("max-target-cost", "none").unwrap().max_target_cost, None);
+    assert_eq!(with("without", "none").unwrap().without, []);
+    let without = with("without", "kprobe, uprobe").unwrap().without;
+    assert_eq!(without, [crate::event::SeenBy::Kprobe, crate::event::SeenBy::Uprobe]);
     assert_eq!(with("store", "none").unwrap().store, Place::None);
     assert_eq!(with("store-bytes", "1000000").unwrap().store_bytes, 1_000_000);
     assert_eq!(with("store-bytes", "2 MiB").unwrap().store_bytes, 2 << 20);

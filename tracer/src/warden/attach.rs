@@ -20,7 +20,7 @@ use crate::{
         features::{Answer, Features},
         known_bad,
         load::Kernel,
-        plan::{self, PROCESS_SIGHT, Probe, SYNC_SIGHT, SYNCFS_UNSEEN, UNMOUNT_SIGHT, Way},
+        plan::{self, PROCESS_SIGHT, Probe, SYNC_SIGHT, SYNCFS_UNSEEN, UNMOUNT_SIGHT},
         read::Reader,
     },
     event::{Body, Event, Kind, Ns, Process, Role, SeenBy},
@@ -147,17 +147,15 @@ impl Attacher {
     pub fn load(&mut self) -> anyhow::Result<Reader> {
         let mut features = Features::detect();
         if self.settings.one_by_one {
-            features.uprobe_multi = Answer::No(WITHOUT.into());
+            features.uprobe_multi = Answer::No(plan::LEFT_OUT.into());
         }
         let mut kernel = Kernel::load(&features, self.settings.diagnostics)?;
         kernel.set_floors(thresholds::floor)?;
-        let (reader, without) = (kernel.reader()?, &self.settings.without);
-        for sight in plan::kernel(&features) {
+        let reader = kernel.reader()?;
+        for sight in plan::kernel(&features, &self.settings.without) {
             let mut probe = kernel.attach_sight(&sight, |way| {
                 // The tracepoint of unmounts is attached last, and only if nothing else sees any.
-                if without.contains(&way.how) {
-                    Err(WITHOUT.into())
-                } else if sight.what == UNMOUNT_SIGHT && way.how == SeenBy::Tracepoint {
+                if sight.what == UNMOUNT_SIGHT && way.how == SeenBy::Tracepoint {
                     Err(TAXING.into())
                 } else {
                     Ok(())
@@ -253,8 +251,8 @@ impl Attacher {
     /// Looks once and tells, without attaching anything.
     pub fn survey(&mut self) {
         let features = Features::detect();
-        self.kernel_probes =
-            plan::kernel(&features).iter().map(|sight| sight.planned(&features.kernel)).collect();
+        let sights = plan::kernel(&features, &self.settings.without);
+        self.kernel_probes = sights.iter().map(|sight| sight.planned(&features.kernel)).collect();
         self.kernel_sees_unmounts = self
             .kernel_probes
             .iter()
@@ -570,12 +568,11 @@ impl Attacher {
         if on == wanted {
             return;
         }
-        let sight = plan::kernel(features).into_iter().find(|s| s.what == UNMOUNT_SIGHT);
+        let sights = plan::kernel(features, &self.settings.without);
+        let sight = sights.into_iter().find(|s| s.what == UNMOUNT_SIGHT);
         let Some(sight) = sight else { return };
         if wanted && self.kernel_probes[at].note.contains(TAXING) {
-            let without = &self.settings.without;
-            let may = |way: &Way| if without.contains(&way.how) { Err(WITHOUT.into()) } else { Ok(()) };
-            let mut probe = kernel.attach_sight(&sight, may);
+            let mut probe = kernel.attach_sight(&sight, |_| Ok(()));
             if probe.how.is_some() {
                 probe.note = format!("{}; taxes every system call of the node by about 50 ns", probe.note);
             }
@@ -667,8 +664,6 @@ impl Attacher {
     }
 }
 
-/// Why a way is not taken that the settings leave out.
-const WITHOUT: &str = "left out by the settings";
 /// Why the tracepoint of unmounts is not the first choice.
 const TAXING: &str = "would tax every system call of the node; unmounts of containerd and its shims are seen in their own code";
 

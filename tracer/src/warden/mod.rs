@@ -59,7 +59,8 @@ pub struct Settings {
     pub diagnostics: bool,
     /// Attach uprobes one by one also where the kernel takes many at once: how a test forces that.
     pub one_by_one: bool,
-    /// Ways that the kernel offers and that are not to be used: how a test forces each fallback.
+    /// Ways that the kernel offers and that are not to be used; uprobes only where they stand in for the kernel's own probes: as
+    /// what sees the unmounts of Go programs.
     pub without: Vec<crate::event::SeenBy>,
 }
 

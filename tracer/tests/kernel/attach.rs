@@ -60,7 +60,7 @@ pub fn every_probe_attaches_as_planned() -> Result<()> {
     let shim = Program::of(SHIM)?;
     let said = doctor(&mut plain())?.0;
     let said: Vec<Probe> = serde_json::from_value(said["survey"]["probes"].clone())?;
-    let planned = plan::kernel(&Features::detect());
+    let planned = plan::kernel(&Features::detect(), &[]);
     let watch = Watch::start(Settings { also: vec![shim.pid()], ..Settings::default() })?;
     let survey = watch.wait("a survey", 20, |told| told.survey.clone())?;
     for sight in &planned {

@@ -10,6 +10,7 @@ mod defects;
 mod hostile;
 mod locks;
 mod machine;
+mod older;
 mod restarts;
 mod unmounts;
 mod watch;
@@ -50,6 +51,7 @@ const TESTS: &[Test] = &[
     ("no BTF", 120, hostile::no_btf),
     ("kptr_restrict, perf_event_paranoid", 120, hostile::restrictive_sysctls),
     ("few capabilities", 120, hostile::few_capabilities),
+    ("no ring buffers", 120, older::no_ring_buffers),
     ("restarts", 600, restarts::twenty_times),
     // The last one: there is no way back.
     ("lockdown", 120, hostile::lockdown),

@@ -13,6 +13,9 @@ use std::path::Path;
 pub struct Attached {
     /// The kernel's release.
     pub kernel: String,
+    /// Version of the node's control groups: `v1`, `v2`; both together are v1, where the controllers are.
+    #[serde(default)]
+    pub cgroup: String,
     /// What `plegscope doctor` promised, before anything was attached.
     pub planned: Vec<Planned>,
     /// Descriptors of plegscope's processes for what is attached, by their kind in `/proc/PID/fdinfo`: `tracing`,
@@ -40,11 +43,12 @@ pub struct Planned {
 }
 
 impl Attached {
-    /// Asks for the plan.
-    pub fn plan(binary: &Path) -> Result<Attached> {
+    /// Asks for the plan; `without` are arguments that leave ways out.
+    pub fn plan(binary: &Path, without: &[&str]) -> Result<Attached> {
         // Its exit code says whether anything cannot be seen, which is no error here.
         let output = std::process::Command::new(binary)
             .args(["doctor", "--json"])
+            .args(without)
             .output()
             .context("starting plegscope doctor")?;
         let said: serde_json::Value =
@@ -52,7 +56,9 @@ impl Attached {
         let planned =
             serde_json::from_value(said["survey"]["probes"].clone()).context("the probes of doctor")?;
         let kernel = fs::read_to_string("/proc/sys/kernel/osrelease").context("reading the release")?;
-        Ok(Attached { kernel: kernel.trim().to_owned(), planned, ..Attached::default() })
+        let unified = Path::new("/sys/fs/cgroup/cgroup.controllers").is_file();
+        let cgroup = if unified { "v2" } else { "v1" }.to_owned();
+        Ok(Attached { kernel: kernel.trim().to_owned(), cgroup, planned, ..Attached::default() })
     }
 
     /// Looks at what a plegscope has attached.

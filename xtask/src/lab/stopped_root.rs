@@ -27,7 +27,7 @@ const RATE: u64 = 2_000_000;
 /// How long the root disk is looked at while it is stopped.
 const STOPPED: Duration = Duration::from_secs(20);
 /// Longest pause between two frames while something is stuck, ns.
-const PAUSE: u64 = 10_000_000_000;
+const PAUSE: u64 = 5_000_000_000;
 /// How long `now` may take, its start included.
 const NOW: Duration = Duration::from_secs(40);
 /// How long a process may live after `kill -9`, ns.

@@ -5,7 +5,7 @@ use super::kubelet::Kubelet as RealKubelet;
 use super::kubelet_like::{Call, KubeletLike};
 use super::pods::Pod;
 use super::strace::{Strace, Traced};
-use super::unmounts::{Stay, Watch};
+use super::unmounts::{self, Stay, Watch};
 use super::{Lab, sys};
 use anyhow::{Result, ensure};
 use serde::Serialize;
@@ -140,15 +140,9 @@ impl Truth {
         traced.chain(stays).find(|(begin, end)| *begin <= now && now <= *end).map(|(begin, _)| begin)
     }
 
-    /// From the first begin to the last end of the shim's long unmounts (10 ms and more), with nothing but Go code
-    /// between them: what blocks the chain.
+    /// The shim's unmount that blocks the chain, from begin to end.
     pub fn blocked_unmount(&self) -> Option<(u64, u64)> {
-        let long: Vec<&Stay> = self
-            .unmounts
-            .iter()
-            .filter(|stay| stay.end.is_some_and(|end| end - stay.begin >= 10_000_000))
-            .collect();
-        Some((long.iter().map(|stay| stay.begin).min()?, long.iter().filter_map(|stay| stay.end).max()?))
+        unmounts::blocked(&self.unmounts)
     }
 }
 

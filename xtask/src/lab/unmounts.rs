@@ -44,6 +44,31 @@ pub struct Stay {
     pub queued: Option<(u64, u64)>,
 }
 
+/// A shorter stay blocks nobody, ns.
+pub const BLOCKS: u64 = 10_000_000;
+/// Longest time that Go code takes between two unmounts of one call of containerd's `UnmountAll`, ns.
+const BETWEEN: u64 = 500_000_000;
+
+/// What blocks those that wait for a shim: its longest stay in an unmount, and the others of 10 ms and more with nothing but Go
+/// code between them and it. One that comes later, when an exit is handled once more, is not of it.
+pub fn blocked(stays: &[Stay]) -> Option<(u64, u64)> {
+    let mut long: Vec<(u64, u64)> = stays.iter().filter_map(|stay| Some((stay.begin, stay.end?))).collect();
+    long.retain(|(begin, end)| end - begin >= BLOCKS);
+    let (mut begin, mut end) = long.iter().copied().max_by_key(|(begin, end)| end - begin)?;
+    long.sort_unstable();
+    for (from, to) in &long {
+        if *from <= end + BETWEEN {
+            end = end.max(*to);
+        }
+    }
+    for (from, to) in long.iter().rev() {
+        if *to + BETWEEN >= begin {
+            begin = begin.min(*from);
+        }
+    }
+    Some((begin, end))
+}
+
 /// Watches one process until dropped.
 pub struct Watch {
     stays: Arc<Mutex<Vec<Stay>>>,
@@ -207,7 +232,25 @@ fn number_in(line: &str) -> Option<libc::c_long> {
 
 #[cfg(test)]
 mod tests {
-    use super::{function_in, number_in, queues};
+    use super::{Stay, blocked, function_in, number_in, queues};
+
+    #[test]
+    fn an_unmount_that_comes_later_is_another_one() {
+        let stay = |begin: u64, end: Option<u64>| Stay {
+            begin: begin * 1_000_000,
+            end: end.map(|end| end * 1_000_000),
+            ..Stay::default()
+        };
+        // What `UnmountAll` calls at once is one, as long as it takes; an attempt a second and a half after it is not.
+        let all = [
+            stay(100, Some(120)),
+            stay(358, Some(9_000)),
+            stay(9_001, Some(16_648)),
+            stay(18_164, Some(18_179)),
+        ];
+        assert_eq!(blocked(&all), Some((100_000_000, 16_648_000_000)));
+        assert_eq!(blocked(&[stay(1, Some(3)), stay(5, None)]), None);
+    }
 
     #[test]
     fn a_queue_is_known_by_who_wants_the_mutex() {

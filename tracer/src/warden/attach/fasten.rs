@@ -3,7 +3,10 @@
 
 use super::{Attacher, Ours, probe};
 use crate::{
-    bpf::load::{Attached, SITE_BYTES, SiteRequest},
+    bpf::{
+        load::{Attached, SITE_BYTES, SiteRequest},
+        plan::LEFT_OUT,
+    },
     event::{Kind, SeenBy},
     node::{
         procs::{Exe, FileId},
@@ -143,6 +146,12 @@ impl Attacher {
         }
         if target.kind == Kind::Unmount && self.kernel_sees_unmounts {
             return Err("not needed: a kernel probe sees every unmount".into());
+        }
+        if target.kind == Kind::Unmount && self.settings.without.contains(&SeenBy::Uprobe) {
+            let tracepoint = self.features.as_ref().is_some_and(|f| f.syscall_tracepoints.yes())
+                && !self.settings.without.contains(&SeenBy::Tracepoint);
+            let seen = "not needed: a tracepoint sees every unmount, and this is ";
+            return Err(format!("{}{LEFT_OUT}", if tracepoint { seen } else { "" }));
         }
         if let Some(why) = ours.blown.get(&target.kind) {
             return Err(why.clone());

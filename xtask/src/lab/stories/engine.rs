@@ -54,6 +54,8 @@ struct Stage<'a> {
     story: &'a Story,
     /// plegscope, when it is to be held against the truth.
     binary: Option<&'a Path>,
+    /// Arguments that leave ways of seeing out.
+    without: Vec<&'a str>,
     lab: Lab<'a>,
     say: Box<dyn FnMut(&str) + 'a>,
     client: Option<KubeletLike>,
@@ -89,11 +91,13 @@ pub struct With<'a> {
     pub keep: Option<&'a Path>,
     /// Whether what is attached to the kernel is written down.
     pub attached: bool,
+    /// Ways of seeing that plegscope is not to use.
+    pub without: Option<&'a str>,
 }
 
 /// Plays it; `say` gets a line for each step. Whatever comes, the ledger takes all away again.
 pub async fn play(ledger: &Ledger, story: &Story, with: With<'_>, say: impl FnMut(&str)) -> Result<Record> {
-    let With { programs, kubelet, binary, keep, attached } = with;
+    let With { programs, kubelet, binary, keep, attached, without } = with;
     let mut say: Box<dyn FnMut(&str) + '_> = Box::new(say);
     let node = &story.node;
     let settings = Settings {
@@ -110,6 +114,7 @@ pub async fn play(ledger: &Ledger, story: &Story, with: With<'_>, say: impl FnMu
         ledger,
         story,
         binary,
+        without: without.map_or(Vec::new(), |ways| vec!["--without", ways]),
         lab,
         say,
         client: None,
@@ -164,7 +169,7 @@ impl Stage<'_> {
         self.record.version = self.lab.containerd.version().unwrap_or_default();
         self.set_up(kubelet).await?;
         if let Some(binary) = self.binary.filter(|_| attached) {
-            self.record.attached = Some(Attached::plan(binary)?);
+            self.record.attached = Some(Attached::plan(binary, &self.without)?);
         }
         if self.story.begins_with_plegscope() {
             self.start_plegscope().await?;
@@ -455,7 +460,8 @@ impl Stage<'_> {
 
     async fn start_plegscope(&mut self) -> Result<()> {
         let Some(binary) = self.binary else { return Ok(()) };
-        let mut tracer = Tracer::start(self.ledger, binary, &["live", "--json"], |_, _| {})?;
+        let args = [&["live", "--json"], self.without.as_slice()].concat();
+        let mut tracer = Tracer::start(self.ledger, binary, &args, |_, _| {})?;
         let ready = tracer.ready().await?;
         self.say(&format!("plegscope after {}: {}", sys::seconds(ready.at - tracer.started), ready.text));
         self.scope = Some(Scope { tracer, ready: ready.at });

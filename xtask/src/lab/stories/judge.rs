@@ -325,7 +325,7 @@ impl Judge<'_> {
         let blame: Vec<String> = expect.blame.iter().flat_map(|pod| self.ids(pod)).collect();
         let own = |id: &str| record.own.iter().any(|one| one == id);
         let (mut names, mut containers, mut sums) = (BTreeSet::new(), BTreeSet::new(), 0u64);
-        let mut writes = 0u64;
+        let (mut writes, mut slow) = (0u64, 0u64);
         let mut wrote: BTreeSet<String> = BTreeSet::new();
         for (seen, diagnosis) in self.own().filter(|(_, one)| !one["ends_in"]["LeakedShims"].is_object()) {
             let links = list(&diagnosis["chain"], "links");
@@ -349,7 +349,9 @@ impl Judge<'_> {
             let writing = end == "StatusWrite" && self.daemon_writes(now(seen));
             writes += u64::from(writing);
             let at_end = at_end.filter(|_| end != "NotVisible" && !writing);
-            if let Some(id) = at_end.filter(|id| !blame.contains(id)) {
+            let alone = at_end.as_deref().is_some_and(|id| self.slow_alone(id, diagnosis, now(seen)));
+            slow += u64::from(alone);
+            if let Some(id) = at_end.filter(|id| !alone && !blame.contains(id)) {
                 containers.insert(format!("{} at the end of {}", self.name_of(&id), words(diagnosis)));
             }
             let listed = list(diagnosis, "containers")
@@ -373,6 +375,10 @@ impl Judge<'_> {
         if writes > 0 {
             let told = format!("{writes} diagnoses end there");
             self.said.note("writes of the daemon that a thread of it was in", "the lab saw them too", told);
+        }
+        if slow > 0 {
+            let told = format!("{slow} diagnoses end there");
+            self.said.note("updates that were slow by themselves", "by their caller's clock, too", told);
         }
         // Where a process does not run, those that wait for it are named, and none is to blame.
         let about_one = |one: &&Value| !["Frozen", "Starved"].contains(&variant(&one["ends_in"]).0);
@@ -413,6 +419,21 @@ impl Judge<'_> {
             format!("not in {sums} diagnoses"),
             sums == 0,
         );
+    }
+
+    /// Whether a chain is one update's own and nobody else's, and whoever called it has seen it last, too: that of a container that
+    /// does well takes long on a slow machine, and says so.
+    fn slow_alone(&self, id: &str, diagnosis: &Value, at: u64) -> bool {
+        let subjects =
+            list(&diagnosis["chain"], "links").flat_map(|link| [&link["subject"], &link["lock"]["subject"]]);
+        let mut ids = subjects.filter_map(|subject| subject["id"].as_str());
+        let is = |call: &Call| {
+            call.method == "UpdateContainerResources"
+                && call.container.as_deref() == Some(id)
+                && call.begin <= at + SLACK
+                && call.end.is_none_or(|end| at <= end.saturating_add(LATE) && end - call.begin >= BRIEF.0)
+        };
+        diagnosis["head"] == "CriCall" && ids.all(|one| one == id) && self.record.calls.iter().any(is)
     }
 
     /// Whether the lab has seen a thread of the daemon in a long call that writes at that time: whoever's update that is, waits.

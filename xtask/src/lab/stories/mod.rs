@@ -79,6 +79,9 @@ pub struct Args {
     /// Demand also what only a kernel with all of its own probes shows: the sync, its device, and each probe as planned
     #[arg(long, conflicts_with = "without_plegscope")]
     whole_chain: bool,
+    /// Ways of seeing that plegscope is not to use, as its own --without has them
+    #[arg(long, value_name = "WAYS", conflicts_with_all = ["without_plegscope", "record"])]
+    without: Option<String>,
 }
 
 impl Args {
@@ -95,6 +98,7 @@ impl Args {
             record_kept: false,
             without_plegscope: false,
             whole_chain: false,
+            without: None,
         }
     }
 }
@@ -110,6 +114,7 @@ struct Stock {
     binary: Option<PathBuf>,
     keep: PathBuf,
     whole_chain: bool,
+    without: Option<String>,
 }
 
 /// Runs the command; an error names the stories that failed, their tables are printed before.
@@ -145,6 +150,7 @@ pub fn run(args: Args) -> Result<()> {
         binary: if args.without_plegscope { None } else { Some(tracer::binary()?) },
         keep,
         whole_chain: args.whole_chain,
+        without: args.without,
     };
     let mut results = Results::default();
     for story in &stories {
@@ -296,6 +302,7 @@ impl Stock {
                 binary: self.binary.as_deref(),
                 keep: Some(keep),
                 attached: self.whole_chain,
+                without: self.without.as_deref(),
             };
             engine::play(ledger, story, with, say).await
         })?;

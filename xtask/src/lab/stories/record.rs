@@ -9,11 +9,8 @@ use crate::lab::states::States;
 use crate::lab::story::Kubelet;
 use crate::lab::strace::Traced;
 use crate::lab::tracer::Line;
-use crate::lab::unmounts::Stay;
+use crate::lab::unmounts::{self, BLOCKS, Stay};
 use serde::Serialize;
-
-/// An unmount that lasts as long as this blocks somebody, ns.
-const BLOCKS: u64 = 10_000_000;
 
 /// A step that was done.
 #[derive(Clone, Debug, Serialize)]
@@ -245,16 +242,8 @@ impl Record {
         self.runs.iter().any(|run| run.ready <= begin && end <= run.ended)
     }
 
-    /// From the first begin to the last end of a pod's long unmounts.
+    /// A pod's unmount that others wait for.
     pub fn blocked_unmount(&self, pod: &Pod) -> Option<Interval> {
-        let long: Vec<&Stay> = pod
-            .unmounts
-            .iter()
-            .filter(|stay| stay.end.is_some_and(|end| end - stay.begin >= BLOCKS))
-            .collect();
-        Some(Interval {
-            begin: long.iter().map(|stay| stay.begin).min()?,
-            end: long.iter().filter_map(|stay| stay.end).max()?,
-        })
+        unmounts::blocked(&pod.unmounts).map(|(begin, end)| Interval { begin, end })
     }
 }

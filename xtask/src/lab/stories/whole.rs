@@ -13,8 +13,11 @@ use std::collections::{BTreeMap, BTreeSet};
 
 /// The first frames of an unmount may come before its sync has lasted as long as it must to be told, ns.
 const AT_FIRST: u64 = 1_500_000_000;
-/// Sights of the kernel, as operations are called in frames.
-const KERNEL: [&str; 3] = ["Unmount", "SuperShutdown", "Sync"];
+/// Sights of the kernel, as operations are called in frames, and as the plan calls what sees them.
+const KERNEL: [(&str, &str); 3] =
+    [("Unmount", "unmount"), ("SuperShutdown", "super-block shutdown"), ("Sync", "sync with device")];
+/// What sees an unmount where nothing in the kernel does: a probe in the program.
+const IN_PROGRAMS: &str = "Uprobe";
 /// What a thread does in a sync, by its kernel stack.
 const SYNC: &str = "sync_filesystem";
 
@@ -184,6 +187,18 @@ impl Whole<'_> {
             format!("{tracepoint} tracepoints, {kprobe} kprobes and {uprobe} uprobes planned"),
             right,
         );
+        for (kind, sight) in KERNEL {
+            let Some(seen_by) = attached.seen_by.get(kind) else { continue };
+            let planned = attached.planned.iter().find(|probe| probe.what == sight);
+            let planned =
+                planned.and_then(|probe| probe.how.as_deref()).or((kind == "Unmount").then_some(IN_PROGRAMS));
+            verdict.check(
+                &format!("{kind} seen by"),
+                "what was planned",
+                format!("{}, {} planned", seen_by.join(", "), planned.unwrap_or("nothing")),
+                seen_by.iter().all(|how| Some(how.as_str()) == planned),
+            );
+        }
         for probe in attached.planned.iter().filter(|probe| probe.how.is_none()) {
             verdict.note(&probe.what, "", format!("cannot be had: {}", probe.note));
         }
@@ -192,7 +207,9 @@ impl Whole<'_> {
     /// When the kernel had a shim's thread in a sync of its unmount: pods' long unmounts with that on their stacks.
     fn intervals(&self) -> Vec<(u32, Interval)> {
         let of = |pod: &Pod| {
-            let synced = pod.unmounts.iter().any(|stay| stay.waits_in.iter().any(|one| one == SYNC));
+            // Of a function that the compiler has split the kernel names the part: `sync_filesystem.part.0`.
+            let is = |function: &String| function.split('.').next() == Some(SYNC);
+            let synced = pod.unmounts.iter().any(|stay| stay.waits_in.iter().any(is));
             let all = self.record.blocked_unmount(pod)?;
             synced.then_some((pod.shim, all))
         };
@@ -264,7 +281,7 @@ impl Whole<'_> {
 fn seen_by(frames: &[Seen]) -> BTreeMap<String, Vec<String>> {
     let mut all: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
     let operations = frames.iter().flat_map(|seen| list(&seen.frame, "diagnoses")).flat_map(links);
-    for link in operations.filter(|link| KERNEL.contains(&kind(link))) {
+    for link in operations.filter(|link| KERNEL.iter().any(|(one, _)| *one == kind(link))) {
         let how = link["operation"]["seen_by"].as_str().or(link["operation"]["seen_by"]["how"].as_str());
         if let Some(how) = how {
             all.entry(kind(link).to_owned()).or_default().insert(how.to_owned());

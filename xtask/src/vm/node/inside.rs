@@ -101,6 +101,9 @@ fn play() -> Result<String> {
     let title = match (word("plegscope.story"), word("plegscope.containerd"), word("plegscope.demo")) {
         (Some(story), Some(containerd), _) => {
             command.args(["story", &story, "--containerd", &containerd, "--whole-chain", "--keep", RESULT]);
+            if let Some(ways) = word("plegscope.without").filter(|ways| ways != super::NOTHING) {
+                command.args(["--without", &ways]);
+            }
             format!("{story} {containerd}")
         }
         (_, _, Some(seconds)) => {

@@ -27,6 +27,9 @@ const PATIENCE: Patience = Patience { limit: Duration::from_secs(1500), silence:
 /// Each kernel with the containerd of its time.
 pub const DIAGONAL: [(&str, &str); 4] = [("5.10", "1.4"), ("6.1", "1.6"), ("6.12", "1.7"), ("newest", "2.1")];
 
+/// Word for no way left out.
+pub const NOTHING: &str = "none";
+
 /// Size of the disks, MB.
 const SLOW_MB: u64 = 600;
 const RESULT_MB: u64 = 512;
@@ -49,6 +52,10 @@ pub struct Wanted {
     /// Which control groups the node has: v1 or v2.
     #[arg(long, value_name = "VERSION", default_value = "v2", value_parser = ["v1", "v2"])]
     pub cgroup: String,
+    /// Ways of seeing that plegscope is not to use though the kernel offers them, as its own --without has them: how its
+    /// fallbacks are played.
+    #[arg(long, value_name = "WAYS", default_value = NOTHING)]
+    pub without: String,
 }
 
 impl Wanted {
@@ -124,7 +131,7 @@ pub fn run(args: &Wanted, kernels: &[String], record: bool) -> Result<()> {
                 continue;
             }
             let begin = Instant::now();
-            let played = stock.play(kernel, &containerd, story, &args.cgroup);
+            let played = stock.play(kernel, &containerd, story, args);
             let took = begin.elapsed().as_secs();
             match played {
                 Ok(one) => {
@@ -157,16 +164,20 @@ impl Stock {
     }
 
     /// Boots a machine for one story; an error when it gave no verdict.
-    fn play(&self, kernel: &Kernel, containerd: &str, story: &Story, cgroup: &str) -> Result<Seen> {
-        let name = format!("{}-{containerd}-{}-{cgroup}", kernel.line, story.name);
+    fn play(&self, kernel: &Kernel, containerd: &str, story: &Story, args: &Wanted) -> Result<Seen> {
+        let (cgroup, without) = (&args.cgroup, &args.without);
+        // A comma would end a file's name for QEMU.
+        let left_out =
+            if without == NOTHING { String::new() } else { format!("-without-{without}").replace(',', "-") };
+        let name = format!("{}-{containerd}-{}-{cgroup}{left_out}", kernel.line, story.name);
         let folder = fresh_folder(&self.folder.join(name))?;
         println!("vm {}: booting {} with containerd {containerd}", story.name, kernel.version);
         let words = format!(
-            "plegscope.story={} plegscope.containerd={containerd} plegscope.cgroup={cgroup}",
+            "plegscope.story={} plegscope.containerd={containerd} plegscope.cgroup={cgroup} plegscope.without={without}",
             story.name
         );
         let said = self.boot(kernel, story.node.file_system, &words, &folder, |line| println!("{line}"))?;
-        Seen::read(&folder, kernel, containerd, story, cgroup, said.failed)
+        Seen::read(&folder, kernel, containerd, story, args, said.failed)
     }
 
     /// Boots a machine with these words for its first process; what it hands out lies in `folder` afterwards.

@@ -1,5 +1,6 @@
 //! What was seen on a node: read from what it handed out, and kept in a table.
 
+use super::{NOTHING, Wanted};
 use crate::lab::attached::Attached;
 use crate::lab::stories::language::Story;
 use crate::lab::stories::table::{Row, apart};
@@ -22,6 +23,9 @@ that QEMU slows down. The story is the same as in [truth.md](truth.md), played b
 clocks; here the kernel has all of its own probes. `cargo xtask vm --story NAME --kernel LINE --containerd VERSION` plays one,
 `--diagonal` each kernel with the containerd of its time, `--all` every pair. This file is written by `--record`.
 
+Control groups are v2 where a line does not say v1. *without* names what plegscope was told not to use (`--without`), though the
+kernel offers it: how the fallbacks are played.
+
 * *attached*: what the kernel's own lists have, when plegscope says that it is ready; it must be what `plegscope doctor` had
   promised before.
 * *kernel's links seen by*: what saw the unmount, the shutdown of the super block and the sync in the frames of the story.
@@ -30,7 +34,8 @@ clocks; here the kernel has all of its own probes. `cargo xtask vm --story NAME 
 * *worst duration*: the age of a link or a relist that was furthest from its clock, in any frame.
 
 Kernels before 5.10 are not here: the mirror has no Debian before bullseye any more. Without ring buffers (before 5.8) plegscope
-refuses to attach and says so; `plegscope now` needs none.
+refuses to attach, says so and names `plegscope now`, which needs none: the test *no ring buffers* of `cargo xtask vm` answers as
+such a kernel does.
 
 The clock of these machines counts the instructions of their one emulated processor while that is busy, so how much else the
 host has to do does not show.
@@ -43,7 +48,8 @@ host has to do does not show.
 pub struct Seen {
     line: String,
     version: String,
-    cgroup: String,
+    /// What is not as usual: control groups, ways that plegscope was not to use.
+    but: String,
     row: Row,
     attached: Option<Attached>,
     /// What is not as it should be.
@@ -57,7 +63,7 @@ impl Seen {
         kernel: &Kernel,
         containerd: &str,
         story: &Story,
-        cgroup: &str,
+        args: &Wanted,
         failed: Vec<String>,
     ) -> Result<Seen> {
         let kept = folder.join(format!("{}-{containerd}", story.name));
@@ -69,13 +75,18 @@ impl Seen {
             Err(_) if !failed.is_empty() => Row { failed: 1, ..Row::new(&story.name, containerd) },
             Err(error) => return Err(error),
         };
+        let attached: Option<Attached> = json(&kept.join("attached.json")).ok();
+        let mut wrong = failed;
+        if let Some(seen) = attached.as_ref().map(|one| &one.cgroup).filter(|seen| **seen != args.cgroup) {
+            wrong.push(format!("it had control groups {seen}, {} were asked for", args.cgroup));
+        }
         Ok(Seen {
             line: kernel.line.to_owned(),
             version: kernel.version.clone(),
-            cgroup: cgroup.to_owned(),
+            but: but(args),
             row,
-            attached: json(&kept.join("attached.json")).ok(),
-            wrong: failed,
+            attached,
+            wrong,
         })
     }
 
@@ -98,13 +109,24 @@ impl Seen {
             self.version,
             row.version,
             row.story,
-            if self.cgroup == "v1" { ", cgroup v1" } else { "" },
+            self.but,
             row.links.0,
             row.links.1,
             row.to_device.map_or("-".to_owned(), |(frames, of)| format!("{frames} of {of} frames")),
-            if row.failed == 0 { "agrees" } else { "DIFFERS" },
+            if row.failed == 0 && self.wrong.is_empty() { "agrees" } else { "DIFFERS" },
         )
     }
+}
+
+/// What is not as usual, in words that come after the name of the story.
+fn but(args: &Wanted) -> String {
+    let groups = if args.cgroup == "v1" { ", cgroup v1" } else { "" };
+    let without = if args.without == NOTHING {
+        String::new()
+    } else {
+        format!(", without {}", args.without.replace(',', ", "))
+    };
+    format!("{groups}{without}")
 }
 
 fn json<T: DeserializeOwned>(file: &Path) -> Result<T> {

@@ -90,6 +90,12 @@ fn wrong_beside(daemon: Vec<Stay>, change: impl Fn(&mut Value)) -> Vec<String> {
         end: Some(30 * SECOND),
         error: None,
     };
+    let update = Call {
+        container: Some("c-other".to_owned()),
+        begin: 20 * SECOND,
+        end: Some(22 * SECOND),
+        ..call("UpdateContainerResources")
+    };
     let lines = (10..33).map(|at| {
         let mut frame = frame(at);
         change(&mut frame);
@@ -109,7 +115,7 @@ fn wrong_beside(daemon: Vec<Stay>, change: impl Fn(&mut Value)) -> Vec<String> {
         device: "7:0".to_owned(),
         pods: vec![pod("victim", 7), pod("other", 8)],
         own: ["victim", "other"].iter().flat_map(|name| [format!("c-{name}"), format!("s-{name}")]).collect(),
-        calls: vec![call("relist"), call("ListContainers")],
+        calls: vec![call("relist"), call("ListContainers"), update],
         runs: vec![run],
         daemon,
         ..Record::default()
@@ -182,6 +188,44 @@ fn a_write_of_the_daemon_is_nobodys_fault_if_the_lab_has_seen_it() {
     assert!(wrong_beside(stay(libc::SYS_fsync, 11, 13), writes).is_empty());
     assert_eq!(wrong_beside(stay(libc::SYS_fsync, 6, 8), writes), ["who is blamed"], "before");
     assert_eq!(wrong_beside(stay(libc::SYS_umount2, 11, 13), writes), ["who is blamed"], "no write");
+}
+
+#[test]
+fn an_update_that_is_slow_alone_is_nobodys_fault_while_its_caller_sees_it_last() {
+    let told = |at: u64, change: fn(&mut Value)| {
+        move |frame: &mut Value| {
+            if frame["now"] != json!(at * SECOND) {
+                return;
+            }
+            let subject = json!({"id": "c-other", "namespace": "lab", "pod": "other", "container": "worker"});
+            let link = json!({
+                "operation": {"kind": "CriCall", "method": "UpdateContainerResources"}, "subject": subject,
+                "who": {"pid": 8}, "age": SECOND, "critical": SECOND,
+            });
+            let mut one = json!({
+                "head": "CriCall", "chain": {"links": [link], "age": SECOND}, "containers": [subject],
+                "ends_in": "CgroupOrDbus", "dirtied_by": [],
+            });
+            change(&mut one);
+            if let Some(all) = frame["diagnoses"].as_array_mut() {
+                all.push(one);
+            }
+        }
+    };
+    let nothing: fn(&mut Value) = |_| {};
+    assert!(wrong(told(21, nothing)).is_empty(), "{:?}", wrong(told(21, nothing)));
+    assert_eq!(wrong(told(15, nothing)), ["who is blamed"], "before");
+    assert_eq!(wrong(told(26, nothing)), ["who is blamed"], "long after");
+    assert_eq!(wrong(told(21, |one| one["head"] = json!("Relist"))), ["who is blamed"], "others wait for it");
+    let others: fn(&mut Value) = |one| {
+        let mut lock = one["chain"]["links"][0].clone();
+        (lock["lock"], lock["subject"]) = (json!({"subject": {"id": "c-victim"}}), Value::Null);
+        (lock["age"], lock["critical"]) = (json!(0), json!(0));
+        if let Some(links) = one["chain"]["links"].as_array_mut() {
+            links.insert(0, lock);
+        }
+    };
+    assert_eq!(wrong(told(21, others)), ["who is blamed"], "another one's lock is in it");
 }
 
 #[test]
