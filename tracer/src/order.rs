@@ -109,6 +109,13 @@ impl<K: Ord, T> Orderer<K, T> {
 
     /// The next item that nothing in time can come before.
     pub fn pop(&mut self) -> Option<Released<T>> {
+        if self.ready.is_empty() && self.overtaken.is_empty() {
+            // All came in order, as nearly always: then what is first needs no comparing but with the next.
+            let at = self.held.front().map(|(at, _, _)| *at).filter(|at| *at < self.watermark)?;
+            if self.held.get(1).is_none_or(|(next, _, _)| *next != at) {
+                return self.take_held().map(|(at, item)| Released::InOrder(at, item));
+            }
+        }
         let at = if self.ready.is_empty() { self.first_at()? } else { self.ready_at };
         if at >= self.watermark {
             return None;
@@ -147,17 +154,19 @@ impl<K: Ord, T> Orderer<K, T> {
         let overtaken = self.overtaken.first_key_value().map(|(key, _)| *key);
         match (self.held.front().map(|(at, arrival, _)| (*at, *arrival)), overtaken) {
             (Some(held), Some(overtaken)) if overtaken < held => {}
-            (Some(_), _) => {
-                let first = self.held.pop_front();
-                // What a storm has taken is given back.
-                if self.held.capacity() > ROOM && self.held.len() < self.held.capacity() / 8 {
-                    self.held.shrink_to(self.held.capacity() / 4);
-                }
-                return first.map(|(at, _, item)| (at, item));
-            }
+            (Some(_), _) => return self.take_held(),
             (None, _) => {}
         }
         self.overtaken.pop_first().map(|((at, _), item)| (at, item))
+    }
+
+    /// The first of what came in order.
+    fn take_held(&mut self) -> Option<(Ns, T)> {
+        // What a storm has taken is given back.
+        if self.held.capacity() > ROOM && self.held.len() < self.held.capacity() / 8 {
+            self.held.shrink_to(self.held.capacity() / 4);
+        }
+        self.held.pop_front().map(|(at, _, item)| (at, item))
     }
 
     /// Everything that is still held, in order: there will be no more.

@@ -49,12 +49,51 @@ pub const STEPS_FROM: [Ns; 24] = {
 struct Series {
     /// In microseconds; two significant digits.
     histogram: Histogram<u32>,
+    /// Those that are shown: [`SHOWN`].
+    quantiles: [Quantile; SHOWN.len()],
     /// How many in each of [`STEPS_FROM`].
     steps: [u64; STEPS_FROM.len()],
     at_least: Ns,
     max: Ns,
     /// What it comes to, until there is more: few change from one frame to the next.
     shown: Option<Distribution>,
+}
+
+/// The quantiles that are shown.
+const SHOWN: [f64; 3] = [0.5, 0.9, 0.99];
+
+/// A quantile, found from where it was before: from one frame to the next it moves little, and to count from the shortest
+/// each time would be a good part of what a quiet second costs.
+#[derive(Clone, Copy, Debug, Default)]
+struct Quantile {
+    /// The shortest of the durations that are told apart from it no more.
+    at: u64,
+    /// How many are shorter than that.
+    shorter: u64,
+}
+
+impl Quantile {
+    /// One more of this length.
+    fn note(&mut self, length: u64) {
+        self.shorter = self.shorter.saturating_add(u64::from(length < self.at));
+    }
+
+    /// The same as [`Histogram::value_at_quantile`].
+    fn find(&mut self, share: f64, all: &Histogram<u32>) -> u64 {
+        let wanted = ((share * all.len() as f64).ceil() as u64).max(1);
+        while self.shorter >= wanted && self.at > 0 {
+            self.at = all.lowest_equivalent(self.at - 1);
+            self.shorter = self.shorter.saturating_sub(u64::from(all.count_at(self.at)));
+        }
+        loop {
+            let here = self.shorter.saturating_add(u64::from(all.count_at(self.at)));
+            let longest = all.highest_equivalent(self.at);
+            if here >= wanted || longest >= all.max() {
+                return longest;
+            }
+            (self.at, self.shorter) = (longest + 1, here);
+        }
+    }
 }
 
 impl Stats {
@@ -108,11 +147,14 @@ impl Series {
     /// Without anything; `None` if the library does not accept the bounds, which are constants.
     fn new(at_least: Ns) -> Option<Series> {
         let histogram = Histogram::new_with_bounds(1, LONGEST_US, 2).ok()?;
-        Some(Series { histogram, steps: [0; STEPS_FROM.len()], at_least, max: 0, shown: None })
+        let quantiles = [Quantile::default(); SHOWN.len()];
+        Some(Series { histogram, quantiles, steps: [0; STEPS_FROM.len()], at_least, max: 0, shown: None })
     }
 
     fn add(&mut self, took: Ns) {
-        self.histogram.saturating_record((took / 1_000).max(1));
+        let length = (took / 1_000).clamp(1, LONGEST_US);
+        self.histogram.saturating_record(length);
+        self.quantiles.iter_mut().for_each(|quantile| quantile.note(length));
         let step = STEPS_FROM.partition_point(|from| *from <= took).saturating_sub(1);
         if let Some(count) = self.steps.get_mut(step) {
             *count = count.saturating_add(1);
@@ -126,16 +168,20 @@ impl Series {
         self.shown.insert(shown).clone()
     }
 
-    fn distribution(&self, name: &str) -> Distribution {
-        let at = |q: f64| self.histogram.value_at_quantile(q).saturating_mul(1_000).min(self.max);
+    fn distribution(&mut self, name: &str) -> Distribution {
+        let mut found = [0; SHOWN.len()];
+        for ((found, quantile), share) in found.iter_mut().zip(&mut self.quantiles).zip(SHOWN) {
+            *found = quantile.find(share, &self.histogram).saturating_mul(1_000).min(self.max);
+        }
+        let [p50, p90, p99] = found;
         let steps = STEPS_FROM.into_iter().zip(self.steps);
         Distribution {
             of: name.to_owned(),
             at_least: self.at_least,
             count: self.histogram.len(),
-            p50: at(0.5),
-            p90: at(0.9),
-            p99: at(0.99),
+            p50,
+            p90,
+            p99,
             max: self.max,
             counts: steps.filter(|(_, count)| *count > 0).collect(),
         }
@@ -147,6 +193,7 @@ mod tests {
     use super::*;
     use crate::event::{Actor, Began, SeenBy};
     use crate::thresholds::SECOND;
+    use proptest::prelude::*;
 
     fn op(kind: Kind, method: &str) -> Operation {
         Operation {
@@ -185,6 +232,26 @@ mod tests {
         let told: Vec<(Ns, u64)> = d.counts.clone();
         assert_eq!(told.iter().map(|(_, count)| count).sum::<u64>(), d.count);
         assert_eq!(told, expected);
+    }
+
+    proptest! {
+        /// From wherever it was, a quantile is found where counting from the shortest would find it.
+        #[test]
+        fn quantiles_are_those_of_the_histogram(
+            steps in proptest::collection::vec((0u32..40, 1u64..1_000, any::<bool>()), 1..80),
+        ) {
+            let mut series = Series::new(0).unwrap();
+            for (power, part, ask) in steps {
+                series.add((part << power).saturating_mul(1_000));
+                if ask {
+                    let shown = series.distribution("");
+                    let expected = SHOWN.map(|share| {
+                        series.histogram.value_at_quantile(share).saturating_mul(1_000).min(series.max)
+                    });
+                    prop_assert_eq!([shown.p50, shown.p90, shown.p99], expected);
+                }
+            }
+        }
     }
 
     #[test]

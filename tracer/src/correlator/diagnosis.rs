@@ -432,6 +432,8 @@ impl Inputs<'_> {
         let mut concerned: BTreeMap<String, bool> = BTreeMap::new();
         let lists = |walk: &&Walk| self.graph.nodes[walk.path[0]].container.is_none();
         let (others, of_one): (Vec<&Walk>, Vec<&Walk>) = walks.iter().skip(1).partition(lists);
+        // Most walks share most of their way: nothing comes of a node a second time.
+        let mut taken = vec![false; self.graph.nodes.len()];
         for walk in walks.iter().take(1).chain(of_one).chain(others) {
             let first = &self.graph.nodes[walk.path[0]];
             if walk.head == Head::LateExit && members.len() < limits::INCIDENT_MEMBERS {
@@ -441,6 +443,9 @@ impl Inputs<'_> {
             for &n in walk.path.iter().rev() {
                 if members.len() >= limits::INCIDENT_MEMBERS {
                     break;
+                }
+                if std::mem::replace(&mut taken[n], true) {
+                    continue;
                 }
                 let node = &self.graph.nodes[n];
                 members.insert(node.flight.op.id());
@@ -523,9 +528,11 @@ impl Inputs<'_> {
     fn containers(&self, walks: &[Walk]) -> Vec<Subject> {
         let mut seen = BTreeSet::new();
         let mut out = Vec::new();
+        let mut taken = vec![false; self.graph.nodes.len()];
         for walk in walks {
             for &n in walk.path.iter().rev() {
-                if let Some(id) = self.graph.nodes[n].container.as_deref()
+                if !std::mem::replace(&mut taken[n], true)
+                    && let Some(id) = self.graph.nodes[n].container.as_deref()
                     && out.len() < limits::SUBJECTS_SHOWN
                     && seen.insert(id)
                 {
@@ -580,8 +587,13 @@ impl Inputs<'_> {
                 worst = Some(Crossing { what, age, threshold });
             }
         };
+        let mut taken = vec![false; self.graph.nodes.len()];
         for walk in walks {
             for (i, &n) in walk.path.iter().enumerate() {
+                // A list call counts for a relist only where a way begins.
+                if i > 0 && std::mem::replace(&mut taken[n], true) {
+                    continue;
+                }
                 let age = self.age(n);
                 match self.graph.nodes[n].flight.op.kind {
                     Kind::Unmount => consider("unmount", age, t.unmount),

@@ -17,6 +17,7 @@ use super::limits;
 use super::operations::{Finished, Flight, is_found};
 use crate::event::{Actor, Kind, Ns, Operation, OperationId, Outcome, Process};
 use crate::thresholds::{MILLISECOND, SECOND};
+use compact_str::CompactString;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -136,7 +137,7 @@ pub fn identity(pid: u32, first: Ns) -> OperationId {
         pid,
         actor: u64::from(pid),
         kind: Kind::ExitHandling,
-        method: String::new(),
+        method: CompactString::const_new(""),
         object: 0,
         begin: first,
     }

@@ -132,11 +132,11 @@ impl Correlator {
             }
             Body::Ended(op, outcome) => {
                 if !operations::lasts_by_design(&op) {
-                    for f in self.operations.end(op, outcome, at).into_iter().flatten() {
-                        self.finished(&f);
-                        let counts = !f.was_seen && incident::passed(&f, &self.thresholds).is_some();
+                    for f in self.operations.end(op, outcome, at).iter().flatten() {
+                        self.finished(f);
+                        let counts = !f.was_seen && incident::passed(f, &self.thresholds).is_some();
                         if counts && self.unseen.len() < limits::SUBJECTS_SHOWN {
-                            self.unseen.push(f);
+                            self.unseen.push(f.clone());
                         }
                     }
                 }
@@ -271,7 +271,7 @@ impl Correlator {
         let (open, _) = self.incidents.len();
         let exits = self.exits.sizes()[0].0;
         // Lock waits that have ended may wait for a tick, as long as there is room for more.
-        let settling = self.operations.sizes()[3].saturating_sub(limits::SETTLING / 2);
+        let settling = self.operations.sizes()[2].saturating_sub(limits::SETTLING / 2);
         self.operations.len() + settling + open + exits + self.failed.len() + self.unseen.len() == 0
     }
 
@@ -458,12 +458,11 @@ impl Correlator {
     /// Sizes of all bounded collections beside their bounds, for tests.
     #[doc(hidden)]
     pub fn sizes(&self) -> Vec<(usize, usize)> {
-        let [flights, past, order, settling] = self.operations.sizes();
+        let [flights, past, settling] = self.operations.sizes();
         let (open, over) = self.incidents.len();
         let mut all = vec![
             (flights, limits::OPERATIONS),
             (past, limits::ENDED),
-            (order, limits::ENDED),
             (settling, limits::SETTLING),
             (self.failed.len(), limits::FAILED_UNMOUNTS),
             (open, limits::INCIDENTS),

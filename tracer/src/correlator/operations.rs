@@ -12,12 +12,15 @@
 //! did not mention it.
 
 mod found;
+mod past;
 
 pub use found::{is_found, may_follow, outermost_first};
 
 use super::limits;
 use crate::event::{Actor, Began, Kind, Ns, Operation, OperationId, Outcome};
-use std::collections::{BTreeMap, btree_map::Entry};
+use compact_str::CompactString;
+use past::{Ended, Past};
+use std::collections::BTreeMap;
 
 /// Offset of `mu` in the shim's `process.Init` (the same in containerd 1.4 to 2.1).
 pub const INIT_MU: u64 = 0x20;
@@ -91,17 +94,6 @@ pub enum EndedBy {
     MovedOn,
 }
 
-/// An operation that is over, remembered for a while.
-#[derive(Clone, Debug)]
-struct Past {
-    by: EndedBy,
-    at: Ns,
-    /// Key of the entry in `Operations::past_order`.
-    order: (Ns, u64),
-    /// What was known of it, if it may come back.
-    flight: Option<Box<Flight>>,
-}
-
 /// An operation whose end was reported.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Finished {
@@ -132,11 +124,10 @@ pub struct Settling {
 #[derive(Clone, Debug, Default)]
 pub struct Operations {
     flights: BTreeMap<OperationId, Flight>,
-    past: BTreeMap<OperationId, Past>,
-    past_order: BTreeMap<(Ns, u64), OperationId>,
+    past: Ended,
     settling: BTreeMap<(u32, u64), Settling>,
-    /// Per kind: number and time of the last complete poll.
-    polls: BTreeMap<Kind, (u64, Ns)>,
+    /// Per kind: number and time of the last complete poll, if there was one.
+    polls: [Option<(u64, Ns)>; Kind::ALL.len()],
     /// Per process: number of the last event that its memory was looked at.
     looks: BTreeMap<u32, u64>,
     /// Per process and semaphore: who released it last, and when.
@@ -218,7 +209,7 @@ fn excludes(newer: &Operation, older: &Operation) -> bool {
 
 /// First possible identity of an actor's operations.
 fn first_of(pid: u32, actor: u64) -> OperationId {
-    OperationId { pid, actor, kind: Kind::Relist, method: String::new(), object: 0, begin: 0 }
+    OperationId { pid, actor, kind: Kind::Relist, method: CompactString::const_new(""), object: 0, begin: 0 }
 }
 
 fn actor_key(actor: &Actor) -> (u32, u64) {
@@ -253,12 +244,9 @@ impl Operations {
 
     /// Whether an operation of this kind and method that began at `begun` or later has ended since `since`.
     pub fn has_ended(&self, kind: Kind, method: &str, begun: Ns, since: Ns) -> bool {
-        self.past_order.range((since, 0)..).any(|(_, id)| {
-            id.kind == kind
-                && id.method == method
-                && id.begin >= begun
-                && self.past.get(id).is_some_and(|past| past.at >= since)
-        })
+        self.past
+            .heard_since(since)
+            .any(|(id, past)| id.kind == kind && id.method == method && id.begin >= begun && past.at >= since)
     }
 
     /// Lock waits that have ended lately, by process and actor.
@@ -273,19 +261,19 @@ impl Operations {
 
     /// Kinds whose in-flight state was last read completely before `than`, oldest first.
     pub fn polls_older(&self, than: Ns) -> Option<Ns> {
-        self.polls.values().map(|&(_, at)| at).filter(|&at| at < than).min()
+        self.polls.iter().flatten().map(|&(_, at)| at).filter(|&at| at < than).min()
     }
 
     /// Sizes of the bounded collections, for tests.
-    pub fn sizes(&self) -> [usize; 4] {
-        [self.flights.len(), self.past.len(), self.past_order.len(), self.settling.len()]
+    pub fn sizes(&self) -> [usize; 3] {
+        [self.flights.len(), self.past.len(), self.settling.len()]
     }
 
     /// Ids of an actor's operations in flight.
     fn ids_of(&self, pid: u32, actor: u64) -> impl Iterator<Item = (&OperationId, &Flight)> {
-        self.flights
-            .range(first_of(pid, actor)..)
-            .take_while(move |(id, _)| id.pid == pid && id.actor == actor)
+        // Mostly nothing is in flight, and to look for the place where it would begin is a good part of what an end costs.
+        let any = (!self.flights.is_empty()).then(|| self.flights.range(first_of(pid, actor)..));
+        any.into_iter().flatten().take_while(move |(id, _)| id.pid == pid && id.actor == actor)
     }
 
     /// A poll, or the ring, says that this operation is in flight at `at`. Returns lock waits that have thereby settled.
@@ -302,19 +290,13 @@ impl Operations {
             return None;
         }
         let mut revived = None;
-        if let Some(past) = self.past.get_mut(&id) {
+        if let Some(past) = self.past.get(&id) {
             if past.by != EndedBy::Absent || at <= past.at {
                 // Stale: the kernel half still has it in its map, or the report was on its way. Remember for longer.
-                let order = (at.max(past.order.0), self.sequence);
-                self.past_order.remove(&past.order);
-                past.order = order;
-                self.past_order.insert(order, id);
+                self.past.heard(&id, at);
                 return None;
             }
-            revived = past.flight.take();
-            let order = past.order;
-            self.past_order.remove(&order);
-            self.past.remove(&id);
+            revived = self.past.remove(&id).and_then(|past| past.flight);
             self.uncertain_ends = self.uncertain_ends.saturating_sub(1);
         }
         let (pid, actor) = actor_key(&op.actor);
@@ -379,16 +361,15 @@ impl Operations {
 
     /// The end of this operation was reported. Returns what ended, unless it was known already; a lock wait is returned
     /// only once it has settled, see [`Operations::settle`].
-    pub fn end(&mut self, op: Operation, outcome: Outcome, at: Ns) -> [Option<Finished>; 2] {
+    pub fn end(&mut self, mut op: Operation, outcome: Outcome, at: Ns) -> [Option<Finished>; 2] {
         let id = op.id();
         let (kind, begin, object, reported) = (op.kind, op.begin, op.object, op.actor);
         let mut since = begin;
-        let mut whole = op;
         let mut was_seen = true;
         if let Some(flight) = self.flights.remove(&id) {
             since = flight.since;
-            let told = std::mem::replace(&mut whole, flight.op);
-            fill(&mut whole, &told);
+            let told = std::mem::replace(&mut op, flight.op);
+            fill(&mut op, &told);
         } else if let Some(past) = self.past.get(&id) {
             if past.by == EndedBy::Returned {
                 return [None, None];
@@ -401,7 +382,7 @@ impl Operations {
             was_seen = false;
         }
         self.remember(id, EndedBy::Returned, at, None);
-        self.end_nested(&whole, at);
+        self.end_nested(&op, at);
         let (pid, actor) = actor_key(&reported);
         let around: Vec<OperationId> =
             self.ids_of(pid, actor).filter(|(_, f)| f.op.begin <= begin).map(|(id, _)| id.clone()).collect();
@@ -411,7 +392,7 @@ impl Operations {
             }
         }
         if kind != Kind::LockWait {
-            return [Some(Finished { op: whole, at, outcome, was_seen }), None];
+            return [Some(Finished { op, at, outcome, was_seen }), None];
         }
         let mut finished = [None, None];
         if let Some(&before) = self.settling.get(&(pid, actor)) {
@@ -451,12 +432,7 @@ impl Operations {
                 finished.push(settled_wait(&actor, &wait));
             }
         }
-        while let Some(oldest) = self.past_order.first_entry() {
-            if oldest.key().0.saturating_add(limits::ENDED_MEMORY) >= now {
-                break;
-            }
-            self.past.remove(&oldest.remove());
-        }
+        self.past.forget(now.saturating_sub(limits::ENDED_MEMORY));
         finished
     }
 
@@ -485,30 +461,34 @@ impl Operations {
 
     /// A poll of `kinds` is complete.
     pub fn complete(&mut self, kinds: &[Kind], older_than: Ns, at: Ns) {
+        // Per kind: number of the poll before, and whether records were lost since.
+        let mut before = [None; Kind::ALL.len()];
         for &kind in kinds {
-            let (previous, previous_at) = self.polls.get(&kind).copied().unwrap_or((0, 0));
+            let (Some(poll), Some(before)) =
+                (self.polls.get_mut(kind as usize), before.get_mut(kind as usize))
+            else {
+                continue;
+            };
+            let (previous, previous_at) = poll.unwrap_or((0, 0));
             if previous != 0 && at <= previous_at {
                 continue; // The same poll again, or an older one that came late: says nothing new.
             }
-            self.polls.insert(kind, (self.sequence, at));
-            let lossy = self.last_loss.is_some_and(|(sequence, _)| sequence > previous);
-            let mut absent = Vec::new();
-            for (id, flight) in self.flights.iter_mut() {
-                if id.kind == kind
-                    && !is_found(&flight.op)
-                    && id.begin < older_than
-                    && flight.reported <= previous
-                {
-                    flight.missed = flight.missed.saturating_add(1);
-                    // When records were lost, one absence proves nothing; three do.
-                    if !lossy || flight.missed >= 3 {
-                        absent.push(id.clone());
-                    }
+            *poll = Some((self.sequence, at));
+            *before = Some((previous, self.last_loss.is_some_and(|(sequence, _)| sequence > previous)));
+        }
+        let mut absent = Vec::new();
+        for (id, flight) in &mut self.flights {
+            let Some((previous, lossy)) = before.get(id.kind as usize).copied().flatten() else { continue };
+            if !is_found(&flight.op) && id.begin < older_than && flight.reported <= previous {
+                flight.missed = flight.missed.saturating_add(1);
+                // When records were lost, one absence proves nothing; three do.
+                if !lossy || flight.missed >= 3 {
+                    absent.push(id.clone());
                 }
             }
-            for id in absent {
-                self.drop_flight(&id, EndedBy::Absent, at);
-            }
+        }
+        for id in absent {
+            self.drop_flight(&id, EndedBy::Absent, at);
         }
     }
 
@@ -585,33 +565,8 @@ impl Operations {
     }
 
     fn remember(&mut self, id: OperationId, by: EndedBy, at: Ns, flight: Option<Box<Flight>>) {
-        // Several ends may be recorded during one event: the number must still be unique.
-        let mut order = (at, self.sequence);
-        let order = loop {
-            match self.past_order.entry(order) {
-                Entry::Vacant(free) => {
-                    free.insert(id.clone());
-                    break order;
-                }
-                Entry::Occupied(_) => order.1 = order.1.wrapping_add(1 << 40),
-            }
-        };
-        let past = Past { by, at, order, flight };
-        match self.past.entry(id) {
-            Entry::Occupied(mut known) => {
-                let old = known.insert(past);
-                self.past_order.remove(&old.order);
-            }
-            Entry::Vacant(free) => {
-                free.insert(past);
-                if self.past.len() > limits::ENDED
-                    && let Some((_, oldest)) = self.past_order.pop_first()
-                {
-                    self.past.remove(&oldest);
-                    self.forgotten = self.forgotten.saturating_add(1);
-                }
-            }
-        }
+        let forgotten = self.past.insert(id, Past { by, at, flight });
+        self.forgotten = self.forgotten.saturating_add(u64::from(forgotten));
     }
 }
 

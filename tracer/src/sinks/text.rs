@@ -321,7 +321,7 @@ pub fn also_stuck(d: &Diagnosis) -> Option<String> {
                 Kind::Sync => "a sync".to_owned(),
                 other => format!("{other:?}"),
             },
-            _ => c.id.method.clone(),
+            _ => c.id.method.to_string(),
         };
         let of = c.subject.as_ref().map(|s| format!(" of {}", words::pod(s))).unwrap_or_default();
         let what = what + &of;

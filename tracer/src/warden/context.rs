@@ -137,8 +137,10 @@ impl Teller {
         let now = clock::monotonic();
         self.looked.retain(|_, at| now.saturating_sub(*at) < 10 * SITE_EVERY);
         self.sought.retain(|_, at| *at > now);
-        let waits = blocked.iter().filter(|o| o.kind == Kind::LockWait);
-        let waited_for: BTreeSet<(u32, u64)> = waits.map(|o| (o.actor.pid, o.object)).collect();
+        let waits = || blocked.iter().filter(|o| o.kind == Kind::LockWait);
+        let waited_for: BTreeSet<(u32, u64)> = waits().map(|o| (o.actor.pid, o.object)).collect();
+        // Who waits for a lock is in no system call.
+        let waiting: BTreeSet<(u32, u64)> = waits().filter_map(|o| Some((o.actor.pid, o.actor.g?))).collect();
         // The semaphores of a lock are inside of it.
         let is_waited_for = |o: &Operation| {
             let lock = (o.actor.pid, o.object)..(o.actor.pid, o.object.saturating_add(RWMUTEX));
@@ -165,8 +167,8 @@ impl Teller {
                 looked.get(&(actor.pid, tid)).is_none_or(|at| now.saturating_sub(*at) >= SITE_EVERY)
             };
             let goroutine = actor.g.filter(|_| !in_kernel).map(|g| (actor.pid, g));
-            let sought = goroutine.is_some_and(|one| self.sought.contains_key(&one));
-            if sought || (in_kernel && !due(&self.looked, actor.tid)) {
+            let idle = goroutine.is_some_and(|one| waiting.contains(&one) || self.sought.contains_key(&one));
+            if idle || (in_kernel && !due(&self.looked, actor.tid)) {
                 continue;
             }
             let read = self.workers.run(PATIENCE, move || {

@@ -483,16 +483,24 @@ fn over(op: &Op, now: Ns, has_skipped: bool) -> Option<Ns> {
     if !ask {
         return None;
     }
-    match threads::look(op.key.tgid, op.tid) {
-        // While it runs it cannot be told where, and its stack is that of its last sleep: asked again at the next poll.
+    let (pid, tid) = (op.key.tgid, op.tid);
+    if !block {
+        return match threads::call(pid, tid) {
+            // While it runs it cannot be told where: asked again at the next poll. It may have begun to run since its state
+            // was read, too: only another system call shows that it is back.
+            Ok(('R', _)) => None,
+            Ok((_, call)) => call.filter(|number| *number != SYS_UMOUNT2).map(|_| now),
+            Err(_) => Some(now),
+        };
+    }
+    match threads::look(pid, tid) {
+        // Its stack would be that of its last sleep.
         Ok(site) if site.site.state == 'R' => None,
-        Ok(site) if block => {
+        Ok(site) => {
             let function =
                 if kind == Some(Kind::Sync) { "sync_filesystem" } else { "generic_shutdown_super" };
             has_left(&site.site.kernel_stack, function).then_some(now)
         }
-        // It may have begun to run since its state was read: only another system call shows that it is back.
-        Ok(site) => site.site.syscall.filter(|number| *number != SYS_UMOUNT2).map(|_| now),
         Err(_) => Some(now),
     }
 }

@@ -3,6 +3,7 @@
 use crate::make::{SMALL, capture, header, later, lines, report_of, scenario, scenarios, written};
 use std::collections::BTreeSet;
 use tracer::capture::{Header, Line, Loss, Reader, replay::Replay, replay::Told as Heard};
+use tracer::correlator::words::duration;
 use tracer::correlator::{Change, Frame, Harm};
 use tracer::event::{Body, Kind};
 use tracer::report::{Comparison, Quantity, Report};
@@ -209,6 +210,14 @@ fn what_is_missing_is_not_counted_as_captured() {
     assert_eq!(report.captured.covered + missing, whole.captured.covered);
     assert!(text(told(&report)).contains("the disk did not keep up"));
     assert_eq!(report.blind.lines_lost, 7);
+    // What was stalled was so in the gap, too: only of a capture without one it is told what share that is.
+    let first_line = |r: &Report| text(told(r)).lines().next().unwrap().to_owned();
+    let stalled = duration(report.totals.stalled);
+    assert!(first_line(&whole).contains(&format!("stalled for {stalled} of ")), "{}", first_line(&whole));
+    assert!(first_line(&report).contains(&format!("stalled for {stalled}")), "{}", first_line(&report));
+    assert!(!first_line(&report).contains(" %)"), "{}", first_line(&report));
+    let parts = [report.captured.covered, whole.captured.covered].map(duration);
+    assert!(html(told(&report)).contains(&format!("{} of {} captured", parts[0], parts[1])));
 }
 
 #[test]

@@ -79,10 +79,10 @@ impl Operations {
     /// Whether this actor was seen to come back from such an operation since it was found to be in it.
     fn has_returned_since(&self, op: &Operation) -> bool {
         let (pid, actor) = actor_key(&op.actor);
-        let of_actor = self.past.range(super::first_of(pid, actor)..);
-        of_actor.take_while(|(id, _)| id.pid == pid && id.actor == actor).any(|(id, past)| {
+        self.past.of_actor(pid, actor).any(|(id, past)| {
             past.by == EndedBy::Returned
-                && (id.kind, &id.method) == (op.kind, &op.method)
+                && id.kind == op.kind
+                && id.method == op.method
                 && past.at >= op.begin
         })
     }

@@ -61,8 +61,11 @@ impl Folded {
             return;
         }
         let of = call.subject.as_ref().map(|s| format!(" of {}", words::pod(s))).unwrap_or_default();
-        let what =
-            if call.id.method.is_empty() { format!("{:?}", call.id.kind) } else { call.id.method.clone() };
+        let what = if call.id.method.is_empty() {
+            format!("{:?}", call.id.kind)
+        } else {
+            call.id.method.to_string()
+        };
         stack.push(clean(&(what + &of)));
         let links = call.joins.and_then(|at| d.chain.links.get(at..)).unwrap_or_default();
         for (i, link) in links.iter().enumerate() {

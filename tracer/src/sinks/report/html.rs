@@ -34,7 +34,7 @@ pub fn html(told: Told<'_>) -> String {
         out,
         "<p class=\"when\">{from} to {} · {} captured · boot {}</p>",
         escape(&r.captured.to.time),
-        duration(r.captured.covered),
+        say::covered(&r.captured),
         escape(&r.node.boot_id)
     );
     let _ = writeln!(out, "<p class=\"headline\">{}</p>\n{}</header>", escape(&say::headline(r)), tiles(r));

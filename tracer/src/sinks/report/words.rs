@@ -41,7 +41,13 @@ fn captured(c: &Captured) -> String {
         Some(reason) => format!("ended: {reason}"),
         None => "no end: it was cut off, or is still being written".to_owned(),
     };
-    format!("{} to {} ({}; {} events; {how})", c.from.time, c.to.time, duration(c.covered), c.events)
+    format!("{} to {} ({}; {} events; {how})", c.from.time, c.to.time, covered(c), c.events)
+}
+
+/// How long a capture is: `22s`, and where something is missing, `17s of 22s`.
+pub fn covered(c: &Captured) -> String {
+    let whole = duration(c.to.at.saturating_sub(c.from.at));
+    if c.gaps_total == 0 { duration(c.covered) } else { format!("{} of {whole}", duration(c.covered)) }
 }
 
 /// The capture in one line.
@@ -56,11 +62,10 @@ pub fn headline(r: &Report) -> String {
     }
     let whose = if r.relists.stand_in { "list calls" } else { "relists" };
     if t.stalled > 0 {
-        parts.push(format!(
-            "{whose} stalled for {}{}",
-            duration(t.stalled),
-            share(t.stalled, r.captured.covered)
-        ));
+        // A call that goes on over a gap was stalled in it, too: that is no share of what was captured.
+        let share =
+            if r.captured.gaps_total == 0 { share(t.stalled, r.captured.covered) } else { String::new() };
+        parts.push(format!("{whose} stalled for {}{share}", duration(t.stalled)));
     } else {
         parts.push(format!("no slow {}", whose.trim_end_matches('s')));
     }
