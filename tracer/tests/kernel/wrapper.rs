@@ -4,7 +4,7 @@ use super::{
     locks::Program,
     machine::{Overlay, umount},
     restarts::SHIM,
-    unmounts::close,
+    unmounts::{SLOW, close},
     watch::{Watch, of_kernel},
 };
 use anyhow::{Context, Result, ensure};
@@ -33,7 +33,7 @@ pub fn unmounts() -> Result<()> {
         overlay.dirty(3_000_000)?;
         shim.tell(&overlay.at)?;
         let (begin, end) = clock(&shim.until("deleted")?)?;
-        ensure!(end - begin > 800_000_000, "the disk is not slow: {} ms", (end - begin) / 1_000_000);
+        ensure!(end - begin > SLOW, "the disk is not slow: {} ms", (end - begin) / 1_000_000);
         let (told, outcome, at) = watch.ended("the unmount", |o| {
             o.kind == Kind::Unmount && o.actor.pid == pid && (begin..=end).contains(&o.begin)
         })?;

@@ -43,7 +43,7 @@ pub struct Args {
 }
 
 /// Bytes per second that each disk may write.
-const RATE: u32 = 2_000_000;
+const RATE: u32 = 1_500_000;
 
 /// How long a machine may live and be silent.
 #[derive(Clone, Copy)]
