@@ -127,10 +127,12 @@ pub fn leaf_of(graph: &Graph<'_>, path: &[usize], facts: &Facts, failed: &Failed
     }
 }
 
-/// What holds a lock without any operation of ours: containerd's own databases are written under locks of their own.
+/// What holds a lock without any operation of ours: containerd's own databases are written under locks of their own. Only the
+/// thread on which it took the lock counts: that another one is the only one to wait for the disk says nothing of the holder.
 fn held_leaf(op: &Operation, facts: &Facts, site: Option<&ThreadSite>) -> Leaf {
     let containerd = facts.process_of(op.actor.pid).is_some_and(|process| process.role == Role::Containerd);
-    match site.filter(|_| containerd).and_then(|site| frame_of(site, &WRITES)) {
+    let own = site.filter(|site| containerd && site.tid == op.actor.tid);
+    match own.and_then(|site| frame_of(site, &WRITES)) {
         Some(frame) => Leaf {
             ends_in: EndsIn::StatusWrite,
             confidence: Confidence::Inferred,

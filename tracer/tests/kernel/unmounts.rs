@@ -72,9 +72,8 @@ pub fn close(told: u64, did: u64) -> bool {
     told.abs_diff(did) <= (did / 20).max(30_000_000)
 }
 
-/// What waits for a slow disk waits longer than this. Where the host has a lot to do the guest's clock goes more slowly than the
-/// disk, which goes by the host's.
-pub const SLOW: u64 = 600_000_000;
+/// What waits for a slow disk waits longer than this.
+pub const SLOW: u64 = 800_000_000;
 
 /// An end that is found by polling is told so much late at most.
 const POLLED: u64 = 600_000_000;
