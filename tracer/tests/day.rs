@@ -145,7 +145,7 @@ fn play(all: &[Made], hours: u64, hold_off: Ns, mut store: Option<&mut Store>) -
                     of.push((notice.event, frame.now, notice.incident.level));
                 }
                 if let Some(store) = store.as_deref_mut() {
-                    store.deliver(&alert).unwrap();
+                    store.deliver(&alert, &|_| {}).unwrap();
                 }
             }
             told.most = told.most.max(alerts.open().0);

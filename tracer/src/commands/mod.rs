@@ -3,6 +3,7 @@
 
 mod capture;
 mod captures;
+mod complaint;
 mod config;
 mod costs;
 mod doctor;

@@ -3,6 +3,7 @@
 
 use super::{
     captures::Captures,
+    complaint::Complaint,
     config,
     follow::{self, Follower, Moment, Why},
     output::Streams,
@@ -27,7 +28,6 @@ use crate::{
         sanitise,
     },
     source::{self, Source},
-    thresholds::SECOND,
     warden::{Settings, protocol::Survey},
 };
 use anyhow::Context;
@@ -39,8 +39,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// That a way does not work is told again after this time.
-const COMPLAIN_EVERY: Ns = 60 * SECOND;
 /// What is on its way when it ends may take this long: the prompt must be back soon. The courier takes longer by itself.
 const LAST: Duration = Duration::from_millis(150);
 
@@ -156,8 +154,8 @@ struct Teller {
     told: u64,
     state_at: Ns,
     health: Option<state::Health>,
-    /// What was said of each way: failures and drops, and when.
-    complaints: BTreeMap<String, (u64, Ns)>,
+    /// What was said of each way.
+    complaints: BTreeMap<String, Complaint>,
     notes: Vec<String>,
     captures: Option<Captures>,
 }
@@ -202,12 +200,8 @@ impl Teller {
     /// What does not get away is said on standard error, now and then.
     fn complain(&mut self, counts: &[Count], now: Ns, streams: &Streams) {
         for count in counts {
-            let lost = count.failed + count.dropped;
-            let said = self.complaints.entry(count.name.clone()).or_insert((0, 0));
-            if lost > said.0 && (said.1 == 0 || now.saturating_sub(said.1) >= COMPLAIN_EVERY) {
-                let new = lost - said.0;
-                *said = (lost, now);
-                let line = format!("{}: {new} not delivered: {}", count.name, count.error);
+            let said = self.complaints.entry(count.name.clone()).or_default();
+            if let Some(line) = said.of(count, now) {
                 streams.messages.line(format_args!("plegscope: {}", sanitise(&line)));
             }
         }

@@ -4,7 +4,7 @@
 
 mod messages;
 
-use crate::sinks::deliver::{Alert, Count, Delivery, Queue, exec::Exec, store::Store, webhook};
+use crate::sinks::deliver::{Again, Alert, Count, Delivery, Queue, exec::Exec, store::Store, webhook};
 use crate::{node, warden};
 use messages::{ALERT_BYTES, Link};
 use rustix::thread::CapabilitySet;
@@ -67,7 +67,7 @@ impl Ways {
 struct Broken(String);
 
 impl Delivery for Broken {
-    fn deliver(&mut self, _: &Alert) -> Result<(), String> {
+    fn deliver(&mut self, _: &Alert, _: Again<'_>) -> Result<(), String> {
         Err(self.0.clone())
     }
 }
@@ -88,12 +88,12 @@ impl Late {
 }
 
 impl Delivery for Late {
-    fn deliver(&mut self, alert: &Alert) -> Result<(), String> {
+    fn deliver(&mut self, alert: &Alert, again: Again<'_>) -> Result<(), String> {
         let store = match &mut self.store {
             Some(store) => store,
             None => self.store.insert(Store::open(&self.folder, self.incidents, self.bytes)?),
         };
-        store.deliver(alert)
+        store.deliver(alert, again)
     }
 
     fn wants_held(&self) -> bool {

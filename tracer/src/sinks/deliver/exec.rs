@@ -1,7 +1,7 @@
 //! Runs a program for each alert: no shell, the alert as JSON on its standard input, so many at once and no longer than
 //! its time. A program that cannot be killed (its disk is stuck) keeps its place until it goes; no other takes that.
 
-use super::{Alert, Delivery};
+use super::{Again, Alert, Delivery};
 use std::{
     fs::File,
     io::{Seek, Write},
@@ -57,7 +57,7 @@ fn input(json: &[u8]) -> std::io::Result<File> {
 }
 
 impl Delivery for Exec {
-    fn deliver(&mut self, alert: &Alert) -> Result<(), String> {
+    fn deliver(&mut self, alert: &Alert, _: Again<'_>) -> Result<(), String> {
         let mut child = self.spawn(alert)?;
         let result = match wait(&mut child, self.limit) {
             Ok(Some(status)) => return judge(status),
@@ -126,7 +126,7 @@ mod tests {
             Duration::from_secs(60),
         );
         let one = alert(7, Event::Grew, "unmount-5;`id`");
-        exec.deliver(&one).unwrap();
+        exec.deliver(&one, &|_| {}).unwrap();
         let text = std::fs::read_to_string(&file).unwrap();
         let expected = format!("{}\ngrew unmount-5;`id`", String::from_utf8(one.json).unwrap());
         assert_eq!(text, expected);
@@ -137,7 +137,7 @@ mod tests {
     #[test]
     fn how_it_went_is_told() {
         let run = |words: &[&str]| {
-            Exec::new(argv(words), Duration::from_secs(60)).deliver(&alert(1, Event::Crossed, "a"))
+            Exec::new(argv(words), Duration::from_secs(60)).deliver(&alert(1, Event::Crossed, "a"), &|_| {})
         };
         assert_eq!(run(&["/bin/true"]), Ok(()), "a program need not read its input");
         assert_eq!(run(&["/bin/sh", "-c", "exit 3"]), Err("it exited with 3".into()));
@@ -153,7 +153,7 @@ mod tests {
         let file = folder.join("pid");
         let script = format!("sleep 600 & echo $! > {}; wait", file.display());
         let mut exec = Exec::new(argv(&["/bin/sh", "-c", &script]), Duration::from_millis(700));
-        let error = exec.deliver(&alert(1, Event::Crossed, "a")).unwrap_err();
+        let error = exec.deliver(&alert(1, Event::Crossed, "a"), &|_| {}).unwrap_err();
         assert!(error.contains("longer than 700ms"), "{error}");
         let pid: i32 = std::fs::read_to_string(&file).unwrap().trim().parse().unwrap();
         let end = Instant::now() + Duration::from_secs(30);

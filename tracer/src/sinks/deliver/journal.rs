@@ -1,7 +1,7 @@
 //! Tells the system's log: journald by its own protocol, with the whole alert as a field; where there is none, syslog with
 //! the line alone. Both are datagrams that are sent or refused, never waited for.
 
-use super::{Alert, Delivery};
+use super::{Again, Alert, Delivery};
 use crate::alert::Event;
 use std::{io, os::unix::net::UnixDatagram, path::PathBuf};
 
@@ -37,7 +37,7 @@ impl Journal {
 }
 
 impl Delivery for Journal {
-    fn deliver(&mut self, alert: &Alert) -> Result<(), String> {
+    fn deliver(&mut self, alert: &Alert, _: Again<'_>) -> Result<(), String> {
         let journald = match self.socket.send_to(&native(alert), &self.journald) {
             Ok(_) => return Ok(()),
             Err(error) => error,
@@ -106,7 +106,7 @@ mod tests {
         let mut one = alert(1, Event::Crossed, "a");
         // As large as an alert can be: journald takes it in one datagram.
         one.json = vec![b'x'; super::super::MOST];
-        journal.deliver(&one).unwrap();
+        journal.deliver(&one, &|_| {}).unwrap();
         let text = heard(&journald);
         let fields: Vec<(&str, &str)> = text.lines().map(|line| line.split_once('=').unwrap()).collect();
         let value = |name: &str| fields.iter().find(|(n, _)| *n == name).unwrap().1;
@@ -123,10 +123,10 @@ mod tests {
         let folder = folder("syslog");
         let mut journal = Journal::at(folder.join("journald"), folder.join("log")).unwrap();
         let one = Alert { urgent: true, ..alert(1, Event::Grew, "a") };
-        let error = journal.deliver(&one).unwrap_err();
+        let error = journal.deliver(&one, &|_| {}).unwrap_err();
         assert!(error.contains("journald") && error.contains("log"), "{error}");
         let syslog = UnixDatagram::bind(folder.join("log")).unwrap();
-        journal.deliver(&one).unwrap();
+        journal.deliver(&one, &|_| {}).unwrap();
         assert_eq!(heard(&syslog), format!("<26>plegscope[{}]: grew a", std::process::id()));
         std::fs::remove_dir_all(folder).unwrap();
     }
@@ -140,7 +140,7 @@ mod tests {
         let mut one = alert(1, Event::Crossed, "a");
         one.json = vec![b'x'; 8 << 10];
         // The kernel keeps a bounded number for a reader.
-        let refused = (0..100_000).find_map(|_| journal.deliver(&one).err());
+        let refused = (0..100_000).find_map(|_| journal.deliver(&one, &|_| {}).err());
         assert!(refused.is_some_and(|why| !why.contains("log:")), "it was waited for, or told twice");
         std::fs::remove_dir_all(folder).unwrap();
     }

@@ -106,10 +106,13 @@ fn line(notice: &Notice, now: Ns) -> String {
     sanitise(&words::clip(&line, text::WIDTH)).into_owned()
 }
 
+/// Takes in words why an attempt has failed that is made again.
+pub type Again<'a> = &'a dyn Fn(&str);
+
 /// A way on which alerts leave. Called on a thread of its own, which it may keep for as long as it has a bound for.
 pub trait Delivery: Send {
-    /// Brings an alert away, or says in words why it could not.
-    fn deliver(&mut self, alert: &Alert) -> Result<(), String>;
+    /// Brings an alert away, or says in words why it could not; and before that, of each attempt that it makes again.
+    fn deliver(&mut self, alert: &Alert, _: Again<'_>) -> Result<(), String>;
 
     /// Whether it also wants what is only kept.
     fn wants_held(&self) -> bool {

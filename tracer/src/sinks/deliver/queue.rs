@@ -30,7 +30,10 @@ pub struct Count {
     pub failed: u64,
     /// Alerts that found no room, or made room for others.
     pub dropped: u64,
-    /// Why the last one failed or was dropped; empty when none was.
+    /// Attempts that failed and were made again, or are going to be.
+    #[serde(default)]
+    pub again: u64,
+    /// Why the last one failed, was dropped, or is tried again; empty when none was.
     pub error: String,
 }
 
@@ -192,7 +195,12 @@ impl Shared {
             let hangs = delivery.limit().map(|limit| Instant::now() + limit);
             waiting.busy.push(Busy { seq: alert.seq, incident: alert.id.clone(), hangs });
             drop(waiting);
-            let result = delivery.deliver(&alert);
+            let again = |why: &str| {
+                let mut counts = locked(&self.counts);
+                counts.again += 1;
+                why.clone_into(&mut counts.error);
+            };
+            let result = delivery.deliver(&alert, &again);
             {
                 let mut counts = locked(&self.counts);
                 match result {
@@ -213,7 +221,7 @@ impl Shared {
 mod tests {
     use super::*;
     use crate::alert::Event;
-    use crate::sinks::deliver::tests::alert;
+    use crate::sinks::deliver::{Again, tests::alert};
     use std::sync::mpsc::{Receiver, Sender, channel};
 
     /// Delivers when it is told to.
@@ -224,7 +232,7 @@ mod tests {
     }
 
     impl Delivery for Gate {
-        fn deliver(&mut self, alert: &Alert) -> Result<(), String> {
+        fn deliver(&mut self, alert: &Alert, _: Again<'_>) -> Result<(), String> {
             let result = self.go.recv().unwrap_or(Err("nobody is left".into()));
             let _ = self.done.send(alert.seq);
             result
@@ -282,8 +290,14 @@ mod tests {
         let counts = queue.counts();
         assert!(queue.finish(Duration::from_secs(60)));
         assert_eq!(delivered.iter().collect::<Vec<_>>(), [1, 2, 3]);
-        let expected =
-            Count { name: "gate".into(), taken: 3, delivered: 2, failed: 1, dropped: 0, error: "no".into() };
+        let expected = Count {
+            name: "gate".into(),
+            taken: 3,
+            delivered: 2,
+            failed: 1,
+            error: "no".into(),
+            ..Count::default()
+        };
         assert_eq!(counts(), expected);
     }
 
@@ -305,7 +319,7 @@ mod tests {
     }
 
     impl Delivery for Slow {
-        fn deliver(&mut self, alert: &Alert) -> Result<(), String> {
+        fn deliver(&mut self, alert: &Alert, _: Again<'_>) -> Result<(), String> {
             let _ = self.told.send((alert.seq, false));
             if alert.seq == 1 {
                 let _ = locked(&self.go).recv();

@@ -2,7 +2,7 @@
 //! bytes, the oldest go first; each file is there as a whole or not at all, so that they can be read meanwhile, and what
 //! an earlier run has kept is still there.
 
-use super::{Alert, Delivery};
+use super::{Again, Alert, Delivery};
 use rustix::fs::{Mode, OFlags};
 use std::{
     collections::VecDeque,
@@ -103,7 +103,7 @@ fn parts(name: &str) -> Option<(i64, &str)> {
 }
 
 impl Delivery for Store {
-    fn deliver(&mut self, alert: &Alert) -> Result<(), String> {
+    fn deliver(&mut self, alert: &Alert, _: Again<'_>) -> Result<(), String> {
         let id = file_name(&alert.id);
         let known = self.kept.iter().position(|kept| parts(&kept.name).is_some_and(|(_, of)| of == id));
         let name = match known.and_then(|at| self.kept.remove(at)) {
@@ -214,7 +214,7 @@ mod tests {
         let open = || Store::open(&folder.0, INCIDENTS, BYTES).unwrap();
         let mut store = open();
         for one in [numbered(1, Event::Crossed), numbered(2, Event::Crossed), numbered(1, Event::Ended)] {
-            store.deliver(&one).unwrap();
+            store.deliver(&one, &|_| {}).unwrap();
         }
         drop(store);
         fs::write(folder.0.join("new-1"), "half").unwrap();
@@ -222,7 +222,7 @@ mod tests {
         let mut store = open();
         // The clock was set meanwhile: it is the same incident all the same.
         let later = Alert { opened: 1_800_000_000_000, ..numbered(2, Event::Ended) };
-        store.deliver(&later).unwrap();
+        store.deliver(&later, &|_| {}).unwrap();
         assert_eq!(ids(&folder), ["ended unmount-1-a-1", "ended unmount-2-a-2"]);
         assert!(!folder.0.join("new-1").exists() && folder.0.join("foreign").exists());
         let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
@@ -237,7 +237,7 @@ mod tests {
     fn the_oldest_make_room_by_number_and_by_bytes() {
         let folder = Folder::new("bounds");
         let mut store = Store::open(&folder.0, 3, BYTES).unwrap();
-        (1..=10).for_each(|n| store.deliver(&numbered(n, Event::Crossed)).unwrap());
+        (1..=10).for_each(|n| store.deliver(&numbered(n, Event::Crossed), &|_| {}).unwrap());
         assert_eq!(
             ids(&folder),
             ["crossed unmount-8-a-8", "crossed unmount-9-a-9", "crossed unmount-10-a-10"]
@@ -246,7 +246,7 @@ mod tests {
         drop(store);
         let mut store = Store::open(&folder.0, 100, 2 * size + size / 2).unwrap();
         assert_eq!(ids(&folder).len(), 2, "it is smaller now");
-        store.deliver(&numbered(11, Event::Crossed)).unwrap();
+        store.deliver(&numbered(11, Event::Crossed), &|_| {}).unwrap();
         assert_eq!(ids(&folder), ["crossed unmount-10-a-10", "crossed unmount-11-a-11"]);
         let bytes: u64 = fs::read_dir(&folder.0).unwrap().map(|e| e.unwrap().metadata().unwrap().len()).sum();
         assert!(bytes <= 2 * size + size / 2, "{bytes}");
@@ -269,7 +269,9 @@ mod tests {
         let mut n = 0;
         while !reader.is_finished() {
             n += 1;
-            store.deliver(&numbered(n % 8, if n % 2 == 0 { Event::Crossed } else { Event::Ended })).unwrap();
+            store
+                .deliver(&numbered(n % 8, if n % 2 == 0 { Event::Crossed } else { Event::Ended }), &|_| {})
+                .unwrap();
         }
         reader.join().unwrap();
     }
@@ -290,10 +292,10 @@ mod tests {
     fn a_full_disk_costs_the_newest_and_no_other() {
         let folder = Folder::new("full");
         let mut store = Store::open(&folder.0, 3, BYTES).unwrap();
-        store.deliver(&numbered(1, Event::Crossed)).unwrap();
+        store.deliver(&numbered(1, Event::Crossed), &|_| {}).unwrap();
         // Something that cannot be written over stands in the way, also for root.
         fs::create_dir(folder.0.join(format!("new-{}", std::process::id()))).unwrap();
-        let error = store.deliver(&numbered(1, Event::Ended)).unwrap_err();
+        let error = store.deliver(&numbered(1, Event::Ended), &|_| {}).unwrap_err();
         assert!(error.contains("directory"), "{error}");
         assert_eq!(ids(&folder), ["crossed unmount-1-a-1"]);
         assert_eq!(store.kept.len(), 1);

@@ -3,7 +3,7 @@
 //! read from a disk while the disk is stuck.
 
 use super::retry::{self, Next};
-use super::{Alert, Delivery};
+use super::{Again, Alert, Delivery};
 use std::{
     collections::hash_map::RandomState,
     hash::{BuildHasher, Hasher},
@@ -109,7 +109,7 @@ pub fn certificates(pem: &[u8]) -> Result<Vec<Certificate<'static>>, String> {
 }
 
 impl Delivery for Webhook {
-    fn deliver(&mut self, alert: &Alert) -> Result<(), String> {
+    fn deliver(&mut self, alert: &Alert, again: Again<'_>) -> Result<(), String> {
         let begin = Instant::now();
         let mut attempts = 0;
         loop {
@@ -123,6 +123,7 @@ impl Delivery for Webhook {
                     if begin.elapsed() + pause > self.give_up {
                         return Err(format!("{}: {how}, given up after {attempts} attempts", self.place));
                     }
+                    again(&format!("{}: {how}", self.place));
                     thread::sleep(pause);
                 }
             }
@@ -134,8 +135,9 @@ impl Delivery for Webhook {
 mod tests {
     use super::*;
     use crate::alert::Event;
-    use crate::sinks::deliver::{Queue, tests::alert};
+    use crate::sinks::deliver::{Count, Queue, tests::alert};
     use std::{
+        cell::RefCell,
         io::{BufRead, BufReader, Read, Write},
         net::{TcpListener, TcpStream},
         sync::mpsc::{Receiver, channel},
@@ -224,7 +226,7 @@ mod tests {
     fn an_alert_is_posted_as_it_is() {
         let (url, told) = receiver(vec![OK]);
         let one = alert(3, Event::Crossed, "a");
-        assert_eq!(quick(settings(&url)).deliver(&one), Ok(()));
+        assert_eq!(quick(settings(&url)).deliver(&one, &|_| {}), Ok(()));
         let (head, body) = told.recv().unwrap();
         assert_eq!(body, one.json);
         for line in ["post /alerts http/1.1", "content-type: application/json", "idempotency-key: run-3"] {
@@ -236,14 +238,21 @@ mod tests {
     #[test]
     fn a_receiver_that_is_busy_is_tried_again_and_one_that_refuses_is_not() {
         let (url, told) = receiver(vec![BUSY, BUSY, OK]);
-        assert_eq!(quick(settings(&url)).deliver(&alert(1, Event::Crossed, "a")), Ok(()));
+        let failed = RefCell::new(Vec::new());
+        let again = |why: &str| failed.borrow_mut().push(why.to_owned());
+        assert_eq!(quick(settings(&url)).deliver(&alert(1, Event::Crossed, "a"), &again), Ok(()));
         assert_eq!(told.iter().take(3).count(), 3);
+        let failed = failed.into_inner();
+        assert!(
+            failed.len() == 2 && failed.iter().all(|why| why.contains("503")),
+            "each is told: {failed:?}"
+        );
 
         let refuses = "HTTP/1.1 401 Unauthorized\r\ncontent-length: 0\r\nconnection: close\r\n\r\n";
         let elsewhere = "HTTP/1.1 302 Found\r\nlocation: http://127.0.0.1:9/\r\ncontent-length: 0\r\nconnection: close\r\n\r\n";
         for (answer, status) in [(refuses, "401"), (elsewhere, "302")] {
             let (url, told) = receiver(vec![Some(answer), OK]);
-            let error = quick(settings(&url)).deliver(&alert(1, Event::Crossed, "a")).unwrap_err();
+            let error = quick(settings(&url)).deliver(&alert(1, Event::Crossed, "a"), &|_| {}).unwrap_err();
             let place = url.strip_suffix("/alerts").unwrap();
             assert!(error.contains(status) && error.contains(place) && !error.contains("alerts"), "{error}");
             told.recv().unwrap();
@@ -265,9 +274,10 @@ mod tests {
         assert!(queue.finish(Duration::from_secs(60)));
         let bodies: Vec<String> =
             told.iter().take(3).map(|(_, body)| String::from_utf8(body).unwrap()).collect();
+        let Count { delivered, again, error, .. } = counts();
+        assert!((delivered, again) == (2, 1) && error.contains("timeout"), "{error}");
         let seq = |n: usize| bodies[n].contains("\"seq\":1");
         assert!(seq(0) && seq(1) && !seq(2), "in their order: {bodies:?}");
-        assert_eq!(counts().delivered, 2);
     }
 
     #[test]
@@ -279,7 +289,7 @@ mod tests {
         };
         let mut webhook = quick(settings(&url));
         webhook.give_up = Duration::from_millis(100);
-        let error = webhook.deliver(&alert(1, Event::Crossed, "a")).unwrap_err();
+        let error = webhook.deliver(&alert(1, Event::Crossed, "a"), &|_| {}).unwrap_err();
         assert!(error.contains("given up after"), "{error}");
     }
 
@@ -339,9 +349,9 @@ mod tests {
         let one = alert(1, Event::NotReady, "a");
         let mut stranger = quick(with(None));
         stranger.give_up = Duration::ZERO;
-        let error = stranger.deliver(&one).unwrap_err();
+        let error = stranger.deliver(&one, &|_| {}).unwrap_err();
         assert!(error.to_lowercase().contains("cert"), "{error}");
-        assert_eq!(quick(with(Some(&pem))).deliver(&one), Ok(()));
+        assert_eq!(quick(with(Some(&pem))).deliver(&one, &|_| {}), Ok(()));
         let (head, body) = told.recv().unwrap();
         assert!(head.contains("authorization: bearer secret"), "{head}");
         assert_eq!(body, one.json);
