@@ -186,19 +186,21 @@ impl Facts {
             merge(known, container);
             return;
         }
-        if self.containers.len() >= limits::CONTAINERS {
+        let is_gone = |c: &Container| c.shim.is_some_and(|pid| self.gone.contains_key(&pid));
+        let gone = self.containers.values().filter(|(_, c)| is_gone(c)).count();
+        let full = self.containers.len() >= limits::CONTAINERS;
+        if full || gone >= limits::GONE_CONTAINERS {
             // The shim of a removed pod is gone: those go first, the longest known first.
             let victim = self
                 .containers
                 .iter()
-                .min_by_key(|(id, (sequence, c))| {
-                    let lives = c.shim.is_some_and(|pid| !self.gone.contains_key(&pid));
-                    (lives, *sequence, (*id).clone())
-                })
+                .min_by_key(|(id, (sequence, c))| (!is_gone(c), *sequence, id.as_str()))
                 .map(|(id, _)| id.clone());
             if let Some(victim) = victim {
                 self.containers.remove(&victim);
             }
+        }
+        if full {
             self.drop_one("containers", limits::CONTAINERS);
         }
         self.containers.insert(container.id.clone(), (self.sequence, container.clone()));
@@ -599,6 +601,33 @@ pub fn container_of_path(path: &str) -> Option<&str> {
 mod tests {
     use super::*;
     use crate::thresholds::SECOND;
+
+    #[test]
+    fn of_containers_that_are_gone_so_many_are_remembered_and_none_counts_as_left_out() {
+        let container = |id: String, shim| Container {
+            id,
+            runtime_namespace: "k8s.io".into(),
+            pod: None,
+            namespace: None,
+            name: None,
+            sandbox: false,
+            shim: Some(shim),
+            upper: None,
+            volatile: None,
+        };
+        let mut facts = Facts::default();
+        let lives = 1_000_000;
+        facts.container(&container("lives".into(), lives));
+        let all = u32::try_from(limits::GONE_CONTAINERS).unwrap() + 100;
+        for shim in 0..all {
+            facts.container(&container(format!("c{shim}"), shim));
+            facts.process_gone(shim, Ns::from(shim));
+        }
+        assert_eq!(facts.containers.len(), limits::GONE_CONTAINERS + 1);
+        assert!(facts.container_of("lives").is_some() && facts.container_of("c0").is_none());
+        assert!(facts.container_of(&format!("c{}", all - limits::GONE_CONTAINERS as u32)).is_some());
+        assert!(facts.dropped.is_empty(), "{:?}", facts.dropped);
+    }
 
     #[test]
     fn a_device_that_writes_in_bursts_has_its_mean_rate() {

@@ -13,6 +13,9 @@ pub const PROCESSES: usize = 4_096;
 pub const GONE: usize = 4_096;
 /// Containers. Those whose shim is gone make room first.
 pub const CONTAINERS: usize = 4_096;
+/// Containers whose shim is gone and of which the name is remembered, for what is told of them late. As many as the warden
+/// remembers; on a node whose pods come and go, 4,096 of them would be megabytes.
+pub const GONE_CONTAINERS: usize = 512;
 /// Locks whose owner is known.
 pub const LOCKS: usize = 4_096;
 /// Threads whose kernel site is known.
