@@ -38,7 +38,7 @@ const AGAIN: Ns = SECOND;
 const SELDOM: Ns = 4 * SECOND;
 /// When something that had lasted long is over, what waited for it is about to be: for this time after that it is looked at
 /// as often as something new.
-const RECOVERS: Ns = SECOND;
+const RECOVERS: Ns = 2 * SECOND;
 /// Something new that a look has found is told once another has found it, after this time.
 const CONFIRM: Ns = SECOND / 5;
 /// Processes looked at in one second at most.
@@ -144,10 +144,12 @@ impl Live {
         // Of what the kernel does itself, the memory of a Go program tells nothing; but where programs have no probes, nothing
         // else tells that one of their threads does it.
         let ours = |operation: &Operation| self.patrol && known.contains_key(&operation.actor.pid);
-        for operation in self.ages.due(blocked, now, ours) {
-            wanted.push(operation.actor.pid);
+        let mut latest = None;
+        for (operation, since) in self.ages.due(blocked, now, ours) {
             let shim = operation.container.as_ref().and_then(|id| lock(&shared.shims).get(id).copied());
-            wanted.extend(shim);
+            let pids = [Some(operation.actor.pid), shim].into_iter().flatten();
+            wanted.extend(pids.filter(|pid| !self.was_looked_at(*pid, since)));
+            latest = latest.max(Some(since));
         }
         // What is found next may be followed by nobody.
         for pid in &wanted {
@@ -159,11 +161,8 @@ impl Live {
         if self.patrol {
             let daemons = known.iter().filter(|(_, k)| k.process.role != Role::Shim).map(|(pid, _)| *pid);
             // Who waits for what is blocked waits in a daemon.
-            let blocked = !wanted.is_empty();
-            let due = |pid: &u32| {
-                blocked || self.turns.get(pid).is_none_or(|(at, _)| now.saturating_sub(*at) >= PATROL)
-            };
-            wanted.extend(daemons.filter(due));
+            let since = latest.unwrap_or_default().max(now.saturating_sub(PATROL));
+            wanted.extend(daemons.filter(|pid| !self.was_looked_at(*pid, since)));
         }
         let recovers = now < self.recovers_until;
         let late = |pid: &&u32| {
@@ -177,6 +176,10 @@ impl Live {
                 self.queue.push_back(pid);
             }
         }
+    }
+
+    fn was_looked_at(&self, pid: u32, since: Ns) -> bool {
+        self.turns.get(&pid).is_some_and(|(at, _)| *at >= since)
     }
 
     /// Looks at these processes, and tells what follows.
@@ -302,13 +305,15 @@ struct Ages {
 }
 
 impl Ages {
-    /// Those of all operations in flight that are to be looked at now; what the kernel does itself only if it is `ours`.
+    /// Those of all operations in flight that are to be looked at now, each unless that was done since the time beside it, which
+    /// is of half its age: so what begins each second does not have a daemon looked at each second for each of them. What the
+    /// kernel does itself is there only if it is `ours`.
     fn due<'o>(
         &mut self,
         in_flight: &'o [Operation],
         now: Ns,
         ours: impl Fn(&Operation) -> bool,
-    ) -> Vec<&'o Operation> {
+    ) -> Vec<(&'o Operation, Ns)> {
         let ids: BTreeSet<OperationId> = in_flight.iter().map(Operation::id).collect();
         let mut over = false;
         self.next.retain(|id, due| {
@@ -319,17 +324,17 @@ impl Ages {
         self.over = over;
         let by_kernel = |o: &Operation| matches!(o.kind, Kind::Sync | Kind::SuperShutdown);
         let told = |o: &&Operation| o.kind != Kind::Stalled && (!by_kernel(o) || ours(o));
-        let mut is_due = |operation: &&Operation| {
+        let mut if_due = |operation: &'o Operation| {
             let age = now.saturating_sub(operation.begin);
             let old = if operation.kind == Kind::ExitHandling { OLD_EXIT } else { OLD };
             let due = self.next.entry(operation.id()).or_insert(old);
-            let is_due = age >= *due;
-            if is_due {
-                *due = age.saturating_mul(2);
+            if age < *due {
+                return None;
             }
-            is_due
+            *due = age.saturating_mul(2);
+            Some((operation, now.saturating_sub(age / 2)))
         };
-        in_flight.iter().filter(told).filter(|operation| is_due(operation)).collect()
+        in_flight.iter().filter(told).filter_map(&mut if_due).collect()
     }
 }
 
@@ -385,7 +390,7 @@ mod tests {
         let mut looked_at = Vec::new();
         for at in (0..40).map(|half| half * SECOND / 2) {
             let due = ages.due(&blocked, at, |_| false);
-            assert!(due.iter().all(|operation| operation.kind == Kind::CriCall));
+            assert!(due.iter().all(|(operation, since)| operation.kind == Kind::CriCall && *since == at / 2));
             looked_at.extend(due.iter().map(|_| at));
         }
         assert_eq!(looked_at, [2, 4, 8, 16].map(|second| second * SECOND));
