@@ -30,6 +30,12 @@ pub enum Released<T> {
 
 impl<T> Released<T> {
     /// The item, whichever way it came.
+    pub fn item(&self) -> &T {
+        let (Released::InOrder(_, item) | Released::Late(_, item)) = self;
+        item
+    }
+
+    /// The same.
     pub fn into_item(self) -> T {
         match self {
             Released::InOrder(_, item) | Released::Late(_, item) => item,

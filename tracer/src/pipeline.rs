@@ -18,7 +18,7 @@ use crate::{
     correlator::{Correlator, Frame, TieBreak},
     event::{Body, Event, LossPoint, Ns},
     order::{Grid, Orderer, Released},
-    thresholds::{LATENESS, SECOND, TICK_EVERY, Thresholds},
+    thresholds::{LATENESS, SECOND, STEADY_EVERY, TICK_EVERY, Thresholds},
 };
 
 /// Events held back at most; at its bound the oldest goes early, which the orderer counts.
@@ -33,6 +33,10 @@ pub struct Pipeline {
     /// Whether anything has happened since the last frame that is not just told again and again, or the last frame told
     /// of something that lasts.
     stirred: bool,
+    /// Whether something has happened since the last frame but that what lasts has grown older, and was looked at again.
+    changed: bool,
+    /// The last tick of the grid, if it was left out because nothing had changed.
+    left_out: Option<Ns>,
     thresholds: Thresholds,
     /// The latest time that was judged, by a tick of the grid or ahead of it; 0 before the first.
     judged: Ns,
@@ -40,6 +44,8 @@ pub struct Pipeline {
     crossed: Ns,
     /// Time of the latest that came and is more than a sample.
     heard: Ns,
+    /// Time of the latest that came and is more than a sample, or another look at what is known to last.
+    begun: Ns,
     /// The last tick of the grid; 0 before the first.
     ticked: Ns,
 }
@@ -53,19 +59,27 @@ impl Pipeline {
             correlator: Correlator::new(thresholds.clone()),
             grid: Grid::new(TICK_EVERY),
             stirred: true,
+            changed: true,
+            left_out: None,
             thresholds,
             judged: 0,
             crossed: 0,
             heard: 0,
+            begun: 0,
             ticked: 0,
         }
     }
 
-    /// Until when nothing will follow from the passing of time alone, if there is such a time: nothing lasts, nothing that
-    /// has come waits for its tick, and the next frame is that of the next whole second.
+    /// Until when nothing will follow from the passing of time alone, if there is such a time: nothing that has come waits
+    /// for its tick; and either nothing lasts, and the next frame is that of the next whole second, or only ages change.
     pub fn rests_until(&self) -> Option<Ns> {
-        let rests = self.ticked > self.heard && !self.stirred && self.correlator.is_quiet();
-        rests.then(|| (self.ticked - self.ticked % SECOND).saturating_add(SECOND + LATENESS))
+        let next = |every: Ns| (self.ticked - self.ticked % every).saturating_add(every);
+        if self.correlator.is_quiet() {
+            let rests = self.ticked > self.heard && !self.stirred;
+            return rests.then(|| next(SECOND).saturating_add(LATENESS));
+        }
+        let rests = self.ticked > self.begun && !self.changed && self.correlator.is_steady(self.ticked);
+        rests.then(|| next(STEADY_EVERY).min(self.correlator.grows_at()).saturating_add(LATENESS))
     }
 
     /// Takes events in any order.
@@ -80,6 +94,9 @@ impl Pipeline {
         self.note_crossing(&event);
         if !is_sample(&event.body) {
             self.heard = self.heard.max(event.at);
+            if !is_closer_look(&event.body) || self.would_change(&event) {
+                self.begun = self.begun.max(event.at);
+            }
         }
         if let Some(released) = self.order.push(event.at, event) {
             self.apply(released);
@@ -102,7 +119,7 @@ impl Pipeline {
 
     /// Takes something that was known before: it is no news, so it need not come in order.
     pub fn known(&mut self, event: &Event) {
-        self.stirred = true;
+        (self.stirred, self.changed) = (true, true);
         self.correlator.apply(event);
     }
 
@@ -118,13 +135,26 @@ impl Pipeline {
     fn apply(&mut self, released: Released<Event>) {
         if let Released::Late(at, _) = &released {
             self.correlator.apply(&Event { at: *at, body: Body::Lost { at: LossPoint::Late, count: 1 } });
-            self.stirred = true;
+            (self.stirred, self.changed) = (true, true);
         }
         let event = released.into_item();
         // What ends was in the last frame, or it has not lasted: its share in the latencies can wait for the next second.
         let usual = matches!(event.body, Body::Ended(..) | Body::Woken { .. });
         self.stirred |= !usual && !is_sample(&event.body);
+        self.changed |= !usual && !is_sample(&event.body) && !is_closer_look(&event.body);
+        let before = self.correlator.changes();
         self.correlator.take(event);
+        self.changed |= self.correlator.changes() != before;
+    }
+
+    /// Whether this begins or ends something that lasts, as far as that can be told before it is applied.
+    fn would_change(&self, event: &Event) -> bool {
+        match &event.body {
+            Body::InFlight(op) => !self.correlator.knows(&op.id()),
+            Body::Ended(op, _) => self.correlator.knows(&op.id()),
+            Body::Woken { .. } | Body::ProcessGone { .. } => true,
+            _ => false,
+        }
     }
 
     /// It is `now`: applies what can no longer be overtaken, and gives the frame of each grid point passed, oldest
@@ -140,15 +170,30 @@ impl Pipeline {
             // Everything before `tick` is applied before it, nothing from it on.
             self.order.advance(tick.saturating_add(LATENESS));
             while let Some(released) = self.order.pop() {
+                // How long it was as it was is accounted for until now, not until the last frame.
+                if let Some(before) = self.left_out
+                    && self.would_change(released.item())
+                {
+                    self.left_out = None;
+                    each(self.correlator.tick(before));
+                }
                 self.apply(released);
             }
             let busy = !self.correlator.is_quiet();
-            if busy || self.stirred || tick.is_multiple_of(SECOND) {
+            let due = if busy && !self.changed && self.correlator.is_steady(tick) {
+                tick.is_multiple_of(STEADY_EVERY)
+            } else {
+                busy || self.stirred || tick.is_multiple_of(SECOND)
+            };
+            self.left_out = (busy && !due).then_some(tick);
+            if due {
                 // What was there may be gone at the next tick without a word: that it is gone is news.
-                self.stirred = busy;
+                (self.stirred, self.changed) = (busy, false);
                 each(self.correlator.tick(tick));
             }
-            self.judged = self.judged.max(tick);
+            if self.left_out.is_none() {
+                self.judged = self.judged.max(tick);
+            }
             self.ticked = tick;
         }
         self.ahead()
@@ -167,6 +212,20 @@ impl Pipeline {
         frame.incidents.retain(|incident| opened.contains(&incident.id));
         (!frame.incidents.is_empty()).then_some(frame)
     }
+}
+
+/// Whether this says again, or more exactly, what something in flight is doing. It may wait for a frame, but not for one of
+/// a node at rest.
+fn is_closer_look(body: &Body) -> bool {
+    matches!(
+        body,
+        Body::InFlight(_)
+            | Body::Looked { .. }
+            | Body::GoroutineSite(_)
+            | Body::ThreadSite(_)
+            | Body::Writers(_)
+            | Body::Pins(_)
+    )
 }
 
 /// Whether this is told again and again whatever happens: no news by itself.
@@ -291,6 +350,43 @@ mod tests {
         let quiet: Vec<Ns> = frames[lasting.len()..].iter().map(|(at, _)| *at).collect();
         let at_once = 10_800 * MILLISECOND;
         assert_eq!(quiet, [at_once, 11 * SECOND, 12 * SECOND, 13 * SECOND, 14 * SECOND]);
+    }
+
+    #[test]
+    fn what_lasts_gives_two_frames_a_second_and_each_change_one_before_it_and_one_after() {
+        let mut pipeline = Pipeline::new(Thresholds::default());
+        let begin = 10 * SECOND + 250 * MILLISECOND;
+        let (second, over) = (15 * SECOND + 730 * MILLISECOND, 20 * SECOND + 330 * MILLISECOND);
+        let other = Operation { actor: Actor { pid: 6, tid: 6, g: None, goid: None }, ..unmount(second) };
+        let (mut times, mut ahead) = (Vec::new(), Vec::new());
+        for tick in 101..=230 {
+            let at = tick * TICK_EVERY + 50 * MILLISECOND;
+            let lasts = |op: &Operation, end: Ns| (op.begin..end).contains(&at);
+            let both = [(unmount(begin), Ns::MAX), (other.clone(), over)];
+            let seen = both.iter().filter(|(op, end)| lasts(op, *end));
+            let mut events: Vec<Event> =
+                seen.map(|(op, _)| Event { at, body: Body::InFlight(op.clone()) }).collect();
+            events.push(poll(at));
+            if (at - TICK_EVERY..at).contains(&over) {
+                events.push(Event { at: over, body: Body::Ended(other.clone(), Outcome::Done) });
+            }
+            pipeline.push(events);
+            let opened = pipeline.advance(at, |frame| times.push((frame.now, frame.in_flight_total)));
+            ahead.extend(opened.map(|frame| frame.now));
+        }
+        let within = |from: Ns, to: Ns| {
+            let of = times.iter().filter(|(at, _)| (from..to).contains(at));
+            of.map(|(at, n)| (at / MILLISECOND, *n)).collect::<Vec<_>>()
+        };
+        assert_eq!(within(12_300 * MILLISECOND, 14 * SECOND), [(12_500, 1), (13_000, 1), (13_500, 1)]);
+        // It is told that it crosses its threshold at 15.25 s, and the ticks up to the one that opens the incident are made.
+        let crosses = [(15_000, 1), (15_100, 1), (15_200, 1), (15_300, 1), (15_500, 1)];
+        assert_eq!(within(15 * SECOND, 15_600 * MILLISECOND), crosses);
+        assert_eq!(ahead, [begin + Thresholds::DEFAULT.unmount]);
+        let begins = [(15_700, 1), (15_800, 2), (15_900, 2)];
+        assert_eq!(within(15_600 * MILLISECOND, 16 * SECOND), begins, "before, after, and young: each tick");
+        let ends = [(19_500, 2), (20_000, 2), (20_200, 2), (20_300, 1), (20_500, 1)];
+        assert_eq!(within(19_500 * MILLISECOND, 21 * SECOND), ends);
     }
 
     #[test]

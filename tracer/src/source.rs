@@ -21,8 +21,8 @@ use thiserror::Error;
 use tokio::io::AsyncReadExt;
 use tokio::time::{Instant, sleep, sleep_until};
 
-/// While something lasts the warden tells of it ten times a second; after this time without a word the clock goes on
-/// without it.
+/// While something begins or is young the warden tells of it ten times a second; after this time without a word the clock
+/// goes on without it.
 const SILENCE: Duration = Duration::from_nanos(TICK_EVERY + TICK_EVERY / 2);
 /// How often the clocks are compared: one that was set, or a suspend, is no matter of milliseconds.
 const CLOCKS_EVERY: Ns = 10 * SECOND;

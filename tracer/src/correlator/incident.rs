@@ -21,6 +21,8 @@ pub struct Incidents {
     announced: BTreeMap<String, Open>,
     /// Incidents that are over and may still have consequences, the oldest first.
     over: VecDeque<Over>,
+    /// When one of them grows to its next doubling, as the last tick saw it.
+    grows_at: Ns,
     /// Crossings that opened no incident because [`limits::INCIDENTS`] were open.
     pub refused: u64,
 }
@@ -73,6 +75,8 @@ impl Incidents {
         let aftermaths = self.aftermaths(news, scene);
         let mut out: BTreeMap<String, Incident> = BTreeMap::new();
         let quiet = self.open.is_empty();
+        self.grows_at =
+            found.iter().filter_map(|f| f.worst.as_ref()).map(|c| grows_at(c, now)).min().unwrap_or(Ns::MAX);
         let mut claimed: BTreeMap<String, usize> = BTreeMap::new();
         let mut of_found: Vec<Option<String>> = vec![None; found.len()];
         for (i, f) in found.iter().enumerate() {
@@ -237,6 +241,16 @@ impl Incidents {
         !self.open.is_empty() || !self.over.is_empty()
     }
 
+    /// When the first of them grows to its next doubling, if nothing changes.
+    pub fn grows_at(&self) -> Ns {
+        self.grows_at
+    }
+
+    /// How many are announced and wait for the tick that opens them.
+    pub fn announced(&self) -> usize {
+        self.announced.len()
+    }
+
     /// How many are open or announced, and how many are over and may still have consequences.
     pub fn len(&self) -> (usize, usize) {
         (self.open.len() + self.announced.len(), self.over.len())
@@ -393,6 +407,12 @@ fn exits_of(f: &Found) -> impl Iterator<Item = &OperationId> {
 /// How often the age has doubled beyond the threshold.
 fn level(crossing: &Crossing) -> u32 {
     (crossing.age / crossing.threshold.max(1)).checked_ilog2().unwrap_or(0)
+}
+
+/// When its age will have doubled once more.
+fn grows_at(crossing: &Crossing, now: Ns) -> Ns {
+    let next = crossing.threshold.max(1).saturating_mul(2_u64.saturating_pow(level(crossing) + 1));
+    now.saturating_add(next.saturating_sub(crossing.age))
 }
 
 /// The id of an incident whose root is the unmount of a container: there is one by that process, so it is the same for a

@@ -275,6 +275,30 @@ impl Correlator {
         self.operations.len() + settling + open + exits + self.failed.len() + self.unseen.len() == 0
     }
 
+    /// Whether at `now` only ages differ from what the last tick said, as long as [`Correlator::changes`] stays the same: all
+    /// that is in flight has lasted for long, and nothing waits for a tick.
+    pub fn is_steady(&self, now: Ns) -> bool {
+        let old = |since: Ns| now.saturating_sub(since) >= crate::thresholds::STEADY_AGE;
+        let pending = self.operations.sizes()[2] + self.failed.len() + self.unseen.len();
+        let told = self.incidents.announced() == 0 && now < self.incidents.grows_at();
+        told && pending == 0 && self.operations.iter().all(|f| old(f.since))
+    }
+
+    /// When an incident grows to its next doubling, if nothing changes.
+    pub fn grows_at(&self) -> Ns {
+        self.incidents.grows_at()
+    }
+
+    /// How often what is in flight has changed, beyond being reported again.
+    pub fn changes(&self) -> u64 {
+        self.operations.changes()
+    }
+
+    /// Whether this operation is in flight.
+    pub fn knows(&self, id: &OperationId) -> bool {
+        self.operations.contains(id)
+    }
+
     /// Says what is known at `now`.
     pub fn tick(&mut self, now: Ns) -> Frame {
         for f in self.operations.settle(now) {

@@ -134,6 +134,8 @@ pub struct Operations {
     released: BTreeMap<(u32, u64), (Actor, Ns)>,
     /// Number of the current event.
     sequence: u64,
+    /// How often what is in flight, or who waits for whom there, has changed.
+    changes: u64,
     /// Number and time of the last loss that may hide an operation.
     last_loss: Option<(u64, Ns)>,
     /// Ends that were inferred, not reported.
@@ -230,6 +232,11 @@ impl Operations {
     /// How many are in flight.
     pub fn len(&self) -> usize {
         self.flights.len()
+    }
+
+    /// How often what is in flight has changed, beyond being reported again.
+    pub fn changes(&self) -> u64 {
+        self.changes
     }
 
     /// Whether this operation is in flight.
@@ -356,6 +363,7 @@ impl Operations {
             }
         }
         self.flights.insert(id, flight);
+        self.changes += 1;
         settled
     }
 
@@ -367,6 +375,7 @@ impl Operations {
         let mut since = begin;
         let mut was_seen = true;
         if let Some(flight) = self.flights.remove(&id) {
+            self.changes += 1;
             since = flight.since;
             let told = std::mem::replace(&mut op, flight.op);
             fill(&mut op, &told);
@@ -389,6 +398,7 @@ impl Operations {
         for outer in around {
             if let Some(flight) = self.flights.get_mut(&outer) {
                 flight.idle_since = flight.idle_since.max(Some(at));
+                self.changes += 1;
             }
         }
         if kind != Kind::LockWait {
@@ -447,6 +457,7 @@ impl Operations {
                 && flight.op.begin <= at
             {
                 flight.woken = Some(at);
+                self.changes += 1;
             }
         }
         let (pid, actor) = actor_key(by);
@@ -455,6 +466,7 @@ impl Operations {
                 && h.op.begin <= at
             {
                 h.released_at = Some(at);
+                self.changes += 1;
             }
         }
     }
@@ -511,6 +523,7 @@ impl Operations {
             .collect();
         for id in ids {
             self.flights.remove(&id);
+            self.changes += 1;
         }
         let waits: Vec<(u32, u64)> = self
             .settling
@@ -558,6 +571,7 @@ impl Operations {
 
     fn drop_flight(&mut self, id: &OperationId, by: EndedBy, at: Ns) {
         if let Some(flight) = self.flights.remove(id) {
+            self.changes += 1;
             self.uncertain_ends = self.uncertain_ends.saturating_add(1);
             let keep = (by == EndedBy::Absent).then(|| Box::new(flight));
             self.remember(id.clone(), by, at, keep);

@@ -14,7 +14,7 @@ use crate::{
     decode,
     event::{Actor, Body, Event, Kind, LossPoint, Ns, Operation, OperationId, Outcome},
     node::{alive, clock, threads},
-    thresholds::{POLL_EVERY, Thresholds, floor},
+    thresholds::{POLL_EVERY, STEADY_AGE, Thresholds, floor},
 };
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -63,6 +63,7 @@ pub fn run(mut reader: Reader, outbox: &Outbox, shared: &Shared, fuse: Fuse, thr
         }
         let mut events = Vec::new();
         reader.records(|record| {
+            poller.rest.stir();
             match &record {
                 Record::ProcessGone(gone) => poller.replaced.push((gone.tgid, gone.header.at)),
                 // Once is enough.
@@ -75,6 +76,9 @@ pub fn run(mut reader: Reader, outbox: &Outbox, shared: &Shared, fuse: Fuse, thr
         if now >= next_poll {
             let polled = poller.poll(&mut reader, shared, now, &mut events);
             next_poll = next_read(&poller.operations, now, thresholds);
+            if next_poll < now + POLL_EVERY {
+                poller.rest.stir(); // That something is there then is what is to be told.
+            }
             match polled {
                 Ok(()) => shared.note_in_flight(&poller.operations),
                 Err(error) => {
@@ -207,32 +211,66 @@ fn from_record(record: &Record, shared: &Shared, events: &mut Vec<Event>) {
     events.extend(body.map(|body| Event { at, body }));
 }
 
-/// Reading two empty maps costs a walk over all their buckets (0.8 ms in our test machine). While nothing begins, empty
-/// maps stay empty and need not be read.
+/// What a read of the maps has found.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Found {
+    /// Nothing.
+    Empty,
+    /// Only what had lasted for [`STEADY_AGE`].
+    Old,
+    /// Also what has begun since.
+    #[default]
+    Young,
+}
+
+/// Reading two empty maps costs a walk over all their buckets (0.8 ms in our test machine), and telling what was found has
+/// two processes work through it. While nothing begins, empty maps stay empty and need not be read; and while nothing ends
+/// either, of which there would be a record, what is in them is only older.
 #[derive(Debug, Default)]
 struct Rest {
     begun: u64,
-    /// Reads since something has begun that found both maps empty.
-    empty: u32,
+    found: Found,
+    /// Reads since something has begun or ended that found the same.
+    same: u32,
     skipped: u32,
 }
 
 impl Rest {
-    /// Whether both maps are known to be empty; `begun` counts all begins so far. A begin is counted a moment before it
-    /// is in its map, so one empty read is not enough; and once a second the maps are read whatever was counted.
+    /// Whether it is known what is in both maps; `begun` counts all begins so far. A begin is counted a moment before it
+    /// is in its map, so one read is not enough; and once a second the maps are read whatever was counted, and twice while
+    /// there is something in them.
     fn may_skip(&mut self, begun: u64) -> bool {
         if std::mem::replace(&mut self.begun, begun) != begun {
-            self.empty = 0;
+            self.stir();
         }
         self.skipped += 1;
-        self.empty >= 2 && self.skipped < 10
+        let reads_left_out = match self.found {
+            Found::Empty => 10,
+            Found::Old => 5,
+            Found::Young => 0,
+        };
+        self.same >= 2 && self.skipped < reads_left_out
+    }
+
+    /// Something has ended, or may have: what was found is no more.
+    fn stir(&mut self) {
+        self.same = 0;
     }
 
     /// They were read.
-    fn read(&mut self, empty: bool) {
-        self.empty = if empty { self.empty.saturating_add(1) } else { 0 };
+    fn read(&mut self, found: Found) {
+        let same = std::mem::replace(&mut self.found, found) == found;
+        self.same = if same { self.same.saturating_add(1) } else { 1 };
         self.skipped = 0;
     }
+}
+
+/// What entries with these begins are; a begin of 0 is one that is being filled in.
+fn found(begins: impl Iterator<Item = Ns>, now: Ns) -> Found {
+    let of = |begin: Ns| {
+        if begin != 0 && now.saturating_sub(begin) >= STEADY_AGE { Found::Old } else { Found::Young }
+    };
+    begins.map(of).fold(Found::Empty, |all, one| if all == Found::Young { all } else { one })
 }
 
 /// Whether a poll is told: one that found something, or the last of so many that found nothing if it says anything new.
@@ -272,12 +310,21 @@ impl Poller {
     ) -> anyhow::Result<()> {
         // Taken before the maps are read: what is there still was not left after the look either.
         let unreturned = take(&shared.unreturned);
+        let has_skipped = self.lost.get(&LossPoint::Skipped).is_some_and(|count| *count > 0);
+        // Of what ended in a program that was skipped there is no record.
+        if has_skipped || !unreturned.is_empty() {
+            self.rest.stir();
+        }
         if self.rest.may_skip(reader.begun(Kind::RECORDED.into_iter().map(decode::number_of))) {
+            if self.rest.found == Found::Old {
+                return Ok(());
+            }
             self.waits.clear();
             self.ops.clear();
         } else {
             reader.in_flight(&mut self.waits, &mut self.ops)?;
-            self.rest.read(self.waits.is_empty() && self.ops.is_empty());
+            let begins = self.waits.iter().map(|wait| wait.begin).chain(self.ops.iter().map(|op| op.begin));
+            self.rest.read(found(begins, now));
         }
         self.forget_the_replaced(reader, shared, events)?;
         self.forget_the_dead(reader, shared, now, events)?;
@@ -293,7 +340,6 @@ impl Poller {
             }
         }
         let mut still_told = BTreeSet::new();
-        let has_skipped = self.lost.get(&LossPoint::Skipped).is_some_and(|count| *count > 0);
         for op in &self.ops {
             let kind = decode::kind_of(&op.key);
             if !old(kind, op.begin) || kind.is_some_and(|kind| short(op, floor(kind))) {
@@ -591,20 +637,43 @@ mod tests {
     fn maps_are_read_while_something_begins_or_is_in_flight_and_once_a_second() {
         let mut rest = Rest::default();
         assert!(!rest.may_skip(7), "the first time");
-        rest.read(true);
+        rest.read(Found::Empty);
         assert!(!rest.may_skip(7), "what was counted may come a moment later");
-        rest.read(true);
+        rest.read(Found::Empty);
         for _ in 0..9 {
             assert!(rest.may_skip(7));
         }
         assert!(!rest.may_skip(7), "once a second");
-        rest.read(true);
+        rest.read(Found::Empty);
         assert!(rest.may_skip(7));
         assert!(!rest.may_skip(8), "something has begun");
-        rest.read(false);
+        rest.read(Found::Young);
         for _ in 0..20 {
             assert!(!rest.may_skip(8), "something is in flight");
-            rest.read(false);
+            rest.read(Found::Young);
         }
+    }
+
+    #[test]
+    fn what_lasts_is_read_twice_a_second_until_something_begins_or_ends() {
+        let mut rest = Rest { begun: 7, ..Rest::default() };
+        rest.read(Found::Old);
+        assert!(!rest.may_skip(7), "what was counted may come a moment later");
+        rest.read(Found::Old);
+        for _ in 0..4 {
+            assert!(rest.may_skip(7));
+        }
+        assert!(!rest.may_skip(7), "twice a second");
+        rest.read(Found::Old);
+        assert!(rest.may_skip(7));
+        rest.stir();
+        assert!(!rest.may_skip(7), "something has ended");
+        rest.read(Found::Empty);
+        assert!(!rest.may_skip(7), "that is another finding");
+        let second = SECOND;
+        assert_eq!(found([].into_iter(), second), Found::Empty);
+        assert_eq!(found([second, 2 * second].into_iter(), 4 * second), Found::Old);
+        assert_eq!(found([3 * second, second].into_iter(), 4 * second), Found::Young);
+        assert_eq!(found([second, 0].into_iter(), 4 * second), Found::Young, "it is being filled in");
     }
 }
