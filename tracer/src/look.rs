@@ -197,6 +197,8 @@ struct Seen {
     operations: BTreeMap<Key, Ns>,
     /// Whether one of them was not there before: another look must find it again.
     new: bool,
+    /// Whether one of them was there before.
+    told: bool,
 }
 
 /// What earlier looks have seen.
@@ -246,7 +248,8 @@ impl Looks {
             }
         }
         let new = now.keys().any(|key| !before.contains_key(key));
-        self.seen.insert(pid, Seen { started: looked.process.started, operations: now, new });
+        let told = now.keys().any(|key| before.contains_key(key));
+        self.seen.insert(pid, Seen { started: looked.process.started, operations: now, new, told });
         bodies.push(Body::Looked { pid });
         bodies.into_iter().map(|body| Event { at, body }).collect()
     }
@@ -259,6 +262,11 @@ impl Looks {
     /// Whether something is in progress there that only the last look has seen.
     pub fn has_new(&self, pid: u32) -> bool {
         self.seen.get(&pid).is_some_and(|seen| seen.new)
+    }
+
+    /// Whether something is in progress there that was told, since two looks have seen it.
+    pub fn has_told(&self, pid: u32) -> bool {
+        self.seen.get(&pid).is_some_and(|seen| seen.told)
     }
 
     /// Forgets all processes but these.
@@ -406,7 +414,7 @@ mod tests {
         let first = looks.events(&looked(10 * SECOND, 1, vec![delete(), passing]));
         assert_eq!(first.len(), 1, "{first:?}");
         assert_eq!(first[0].body, Body::Looked { pid: 300 });
-        assert!(looks.has_new(300));
+        assert!(looks.has_new(300) && !looks.has_told(300));
         let second = in_flight(&looks.events(&looked(11 * SECOND, 1, vec![delete()])));
         let told: Vec<_> = second.iter().map(|o| (o.kind, o.begin, o.began)).collect();
         let before = Began::ThenOrBefore;
@@ -414,7 +422,7 @@ mod tests {
             told,
             [(Kind::ShimServe, 10 * SECOND - 1, before), (Kind::InitMethod, 10 * SECOND, before)]
         );
-        assert!(!looks.has_new(300) && looks.has(300));
+        assert!(!looks.has_new(300) && looks.has_told(300) && looks.has(300));
         let third = in_flight(&looks.events(&looked(12 * SECOND, 1, vec![delete()])));
         assert_eq!(third, second, "the same identities");
         let other = in_flight(&looks.events(&looked(13 * SECOND, 2, vec![delete()])));

@@ -36,8 +36,8 @@ const PATROL: Ns = 20 * SECOND;
 const AGAIN: Ns = SECOND;
 /// Where probes follow all of that, a look tells only where it sits: after twice the time each time, up to this.
 const SELDOM: Ns = 4 * SECOND;
-/// When something that had lasted long is over, what waited for it is about to be: for this time after that it is looked at
-/// as often as something new.
+/// When something that had lasted long is over, what waited for it is about to be: for this time after that, what was told is
+/// looked at as often as something new.
 const RECOVERS: Ns = 2 * SECOND;
 /// Something new that a look has found is told once another has found it, after this time.
 const CONFIRM: Ns = SECOND / 5;
@@ -166,8 +166,8 @@ impl Live {
         }
         let recovers = now < self.recovers_until;
         let late = |pid: &&u32| {
-            let due =
-                |(at, after): &(Ns, Ns)| now.saturating_sub(*at) >= if recovers { CONFIRM } else { *after };
+            let soon = recovers && self.found.has_told(**pid);
+            let due = |(at, after): &(Ns, Ns)| now.saturating_sub(*at) >= if soon { CONFIRM } else { *after };
             self.found.has(**pid) && self.turns.get(pid).is_none_or(due)
         };
         wanted.extend(known.keys().filter(late));
