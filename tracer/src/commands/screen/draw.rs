@@ -218,3 +218,46 @@ impl Costs {
         Some(Own { cpu_ppm: [share(0), share(1)], resident })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::correlator::Correlator;
+    use crate::event::{Actor, Began, Body, Event, Kind, Ns, Operation, Outcome, SeenBy};
+    use crate::thresholds::{SECOND, Thresholds};
+
+    #[test]
+    fn what_begins_crosses_and_ends_is_drawn_at_once_and_what_grows_older_is_not() {
+        let unmount = || Operation {
+            kind: Kind::Unmount,
+            method: String::new(),
+            actor: Actor { pid: 5, tid: 5, g: None, goid: None },
+            begin: SECOND,
+            began: Began::Then,
+            object: 0,
+            container: None,
+            path: None,
+            device: None,
+            fs_type: None,
+            seen_by: SeenBy::Uprobe,
+        };
+        let mut correlator = Correlator::new(Thresholds::default());
+        let mut before: Option<Frame> = None;
+        let mut drawn_at_once = |at: Ns, body: Option<Body>| {
+            correlator.apply(&Event { at, body: body.unwrap_or(Body::InFlight(unmount())) });
+            let frame = correlator.tick(at);
+            let news = is_news(&frame, before.as_ref());
+            before = Some(frame);
+            news
+        };
+        let quiet = Body::Memory { dirty: 1, writeback: 0 };
+        assert!(drawn_at_once(SECOND, Some(quiet.clone())), "the first");
+        assert!(!drawn_at_once(SECOND + 1, Some(quiet.clone())));
+        assert!(drawn_at_once(3 * SECOND, None), "it is shown");
+        assert!(!drawn_at_once(4 * SECOND, None), "it is older");
+        assert!(drawn_at_once(SECOND + Thresholds::DEFAULT.unmount, None), "it crosses its threshold");
+        assert!(!drawn_at_once(7 * SECOND, None));
+        assert!(drawn_at_once(8 * SECOND, Some(Body::Ended(unmount(), Outcome::Done))), "it ends");
+        assert!(!drawn_at_once(9 * SECOND, Some(quiet)));
+    }
+}

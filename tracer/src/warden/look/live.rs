@@ -5,7 +5,7 @@ use super::{Looks, Opener, PATIENCE, one::Target, unreturned::unreturned};
 use crate::{
     event::{Body, Event, Kind, Ns, Operation, OperationId, Role},
     look,
-    node::{clock, contained::Outside},
+    node::{alive, clock, contained::Outside},
     thresholds::SECOND,
     warden::{
         Settings,
@@ -84,6 +84,8 @@ pub fn run(settings: &Settings, outbox: &Outbox, shared: &Shared) {
         let now = live.budget.take(&mut live.queue, clock::monotonic());
         if !now.is_empty() {
             live.round(now, shared);
+            // Now, and not after a rest: what is kept is locked memory.
+            live.forget(&known, shared);
             rounds += 1;
             if rounds.is_multiple_of(TOLD_EVERY) {
                 let spent = live.looks.spent.load(Ordering::Relaxed) / 1_000_000;
@@ -238,6 +240,8 @@ impl Live {
                     if let Ok(look) = &looked.look
                         && !look.note.is_empty()
                         && noted.len() < MOST_NOTED
+                        // Of a process that has ended meanwhile there is nothing to say.
+                        && alive::alive_since(pid).is_some()
                         && noted.insert(look.note.clone())
                     {
                         let text = format!("look at {} {pid}: {}", looked.process.comm, look.note);
