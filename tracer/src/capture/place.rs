@@ -80,12 +80,12 @@ pub enum PlaceError {
     #[error("{0} belongs to somebody else or others may write into it: remove it, or name a file (-o FILE)")]
     NotOurs(String),
     /// It cannot be made.
-    #[error("{path}: {source}")]
+    #[error("{path}: {why}")]
     Io {
         /// The file.
         path: String,
         /// Why.
-        source: io::Error,
+        why: io::Error,
     },
     /// It took too long.
     #[error(
@@ -105,9 +105,9 @@ pub fn create(path: Option<&Path>, name: &str, force: bool) -> Result<(Place, Ve
     let shown = path.as_deref().unwrap_or(Path::new(FOLDERS[0])).display().to_string();
     let job = move || {
         let mounts = Mounts::of(std::process::id())
-            .map_err(|e| PlaceError::Io { path: "the mount table".into(), source: io::Error::other(e) })?;
+            .map_err(|e| PlaceError::Io { path: "the mount table".into(), why: io::Error::other(e) })?;
         let path = match path {
-            Some(path) => std::path::absolute(&path).map_err(|source| io_error(&path, source))?,
+            Some(path) => std::path::absolute(&path).map_err(|why| io_error(&path, why))?,
             None => usual_folder(&mounts)?.join(name),
         };
         let warnings = judge(&mounts, &path, force, &disks_below)?;
@@ -120,8 +120,8 @@ pub fn create(path: Option<&Path>, name: &str, force: bool) -> Result<(Place, Ve
     }
 }
 
-fn io_error(path: &Path, source: io::Error) -> PlaceError {
-    PlaceError::Io { path: path.display().to_string(), source }
+fn io_error(path: &Path, why: io::Error) -> PlaceError {
+    PlaceError::Io { path: path.display().to_string(), why }
 }
 
 /// The first of the usual folders that is on a tmpfs.
@@ -137,7 +137,7 @@ fn usual_folder(mounts: &Mounts) -> Result<PathBuf, PlaceError> {
         Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(io_error(folder, error)),
         _ => {}
     }
-    let is = fs::symlink_metadata(folder).map_err(|source| io_error(folder, source))?;
+    let is = fs::symlink_metadata(folder).map_err(|why| io_error(folder, why))?;
     let ours = is.uid() == rustix::process::geteuid().as_raw();
     if !is.is_dir() || !ours || is.permissions().mode() & 0o022 != 0 {
         return Err(PlaceError::NotOurs(folder.display().to_string()));
@@ -185,11 +185,11 @@ fn judge(
 /// Makes the file: new, and for nobody else to read.
 fn make(mounts: &Mounts, path: PathBuf) -> Result<Place, PlaceError> {
     let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path);
-    let file = file.map_err(|source| match source.kind() {
+    let file = file.map_err(|why| match why.kind() {
         io::ErrorKind::AlreadyExists => PlaceError::Exists(path.display().to_string()),
-        _ => io_error(&path, source),
+        _ => io_error(&path, why),
     })?;
-    let mut place = Place::of(file, path.clone()).map_err(|source| io_error(&path, source))?;
+    let mut place = Place::of(file, path.clone()).map_err(|why| io_error(&path, why))?;
     let told = mounts.holding(&path).map(|mount| mount.device);
     // Some file systems have another number in the mount table than in their files.
     place.devices.extend(told);

@@ -109,8 +109,8 @@ pub struct Player<R: Read + Seek> {
 impl Player<File> {
     /// Opens a capture; `salvage` as in [`reader::open`].
     pub fn open(path: &Path, salvage: bool) -> Result<Player<File>, ReadError> {
-        let io = |source| ReadError::Io { after: 0, source };
-        let mut file = File::open(path).map_err(io)?;
+        let io = |why| ReadError::Io { after: 0, why };
+        let mut file = File::open(path).map_err(ReadError::Closed)?;
         let end = reader::last_time(&mut file).map_err(io)?;
         file.seek(SeekFrom::Start(0)).map_err(io)?;
         let reader = if salvage { Reader::salvage(file)? } else { Reader::new(file)? };

@@ -19,13 +19,16 @@ const LONGEST: usize = 16 << 20;
 #[derive(Debug, Error)]
 pub enum ReadError {
     /// The file itself could not be read.
-    #[error("reading after line {after}: {source}")]
+    #[error("reading after line {after}: {why}")]
     Io {
         /// The last line that was read.
         after: u64,
         /// Why.
-        source: io::Error,
+        why: io::Error,
     },
+    /// It could not be opened.
+    #[error("cannot open it: {0}")]
+    Closed(io::Error),
     /// It ends in the middle of a frame.
     #[error(
         "the capture is cut off at its end, in the frame at byte {at}; what stands before, {after} lines, is whole: \
@@ -138,7 +141,7 @@ pub struct Reader<R: Read> {
 
 /// Opens a capture; with `salvage` all that is whole is read, and what is not is a [`Line::Loss`] in its place.
 pub fn open(path: &Path, salvage: bool) -> Result<Reader<File>, ReadError> {
-    let file = File::open(path).map_err(|source| ReadError::Io { after: 0, source })?;
+    let file = File::open(path).map_err(ReadError::Closed)?;
     if salvage { Reader::salvage(file) } else { Reader::new(file) }
 }
 
@@ -296,7 +299,7 @@ impl<R: Read> Reader<R> {
         // What a line begins with is of no use without the rest.
         self.text.clear();
         let why = match trouble {
-            Trouble::Io(source) => return Err(ReadError::Io { after, source }),
+            Trouble::Io(why) => return Err(ReadError::Io { after, why }),
             Trouble::Cut if !self.salvage => return Err(ReadError::Cut { at: begin, after }),
             Trouble::Damaged(why) if !self.salvage => {
                 return Err(ReadError::Damaged { at: begin, after, why });
@@ -306,7 +309,7 @@ impl<R: Read> Reader<R> {
         };
         let bytes = match self.frames.resume() {
             Ok(bytes) => bytes,
-            Err(Trouble::Io(source)) => return Err(ReadError::Io { after, source }),
+            Err(Trouble::Io(why)) => return Err(ReadError::Io { after, why }),
             Err(_) => 0,
         };
         self.unread.stretches += 1;
@@ -339,7 +342,7 @@ impl<R: Read + Seek> Reader<R> {
     /// Goes on from a place where this reader was before.
     pub fn go_back(&mut self, mark: &Mark) -> Result<(), ReadError> {
         let after = mark.line;
-        self.frames.go(mark.frame).map_err(|source| ReadError::Io { after, source })?;
+        self.frames.go(mark.frame).map_err(|why| ReadError::Io { after, why })?;
         self.text.clear();
         (self.at, self.over, self.failed, self.end) = (0, false, false, false);
         (self.line, self.latest) = (mark.line, mark.latest);
@@ -366,7 +369,7 @@ impl<R: Read + Seek> Reader<R> {
             }
         };
         let mut from = first.frames.into_inner();
-        from.seek(SeekFrom::Start(0)).map_err(|source| ReadError::Io { after: 0, source })?;
+        from.seek(SeekFrom::Start(0)).map_err(|why| ReadError::Io { after: 0, why })?;
         Reader::without_header(from, true).with(header)
     }
 }

@@ -405,11 +405,11 @@ pub(super) mod tests {
         assert_eq!(folder.ids(2).unwrap().len(), 2);
         assert!(folder.names(ID).unwrap().sandbox);
         let link = folder.names("linked").unwrap_err();
-        assert_eq!(link.source.raw_os_error(), Some(libc::ELOOP), "{link}");
+        assert_eq!(link.why.raw_os_error(), Some(libc::ELOOP), "{link}");
         assert!(folder.names("large").unwrap_err().to_string().contains("larger than"));
         assert!(folder.names("missing").unwrap_err().is_gone());
         let outside = folder.names("../..").unwrap_err();
-        assert_eq!(outside.source.raw_os_error(), Some(libc::EXDEV), "{outside}");
+        assert_eq!(outside.why.raw_os_error(), Some(libc::EXDEV), "{outside}");
         assert!(Folder::of_shim(pid, &state.bundle("linked")).is_err());
 
         // The shim's own bundle is removed: the folder is still found through it.

@@ -72,7 +72,7 @@ pub fn configured(pid: u32) -> Result<Configured, ReadError> {
         }
     }
     for name in files {
-        match read_file(&inside(&name).to_string_lossy(), LARGEST).map_err(|e| e.source.to_string()) {
+        match read_file(&inside(&name).to_string_lossy(), LARGEST).map_err(|e| e.why.to_string()) {
             Ok(text) => match parse_file(&text) {
                 Ok(file) => found.take(file, &name),
                 Err(why) => found.troubles.push(format!("{name}: {why}")),
@@ -90,7 +90,7 @@ pub fn configured(pid: u32) -> Result<Configured, ReadError> {
         },
         // A kubelet whose CPU manager is off writes none.
         Err(why) if why.is_gone() => {}
-        Err(why) => found.troubles.push(format!("{state}: {}", why.source)),
+        Err(why) => found.troubles.push(format!("{state}: {}", why.why)),
     }
     found.root = Some(root.into());
     Ok(found)

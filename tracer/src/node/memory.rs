@@ -40,13 +40,12 @@ pub enum MemoryError {
         max: usize,
     },
     /// The kernel refused.
-    #[error("reading memory at {at:#x} failed: {source}")]
+    #[error("reading memory at {at:#x} failed: {why}")]
     Refused {
         /// Address.
         at: u64,
         /// What it said.
-        #[source]
-        source: io::Error,
+        why: io::Error,
     },
 }
 
@@ -155,7 +154,7 @@ impl Memory for ProcessMemory {
                 Err(e) if matches!(e.raw_os_error(), Some(libc::EIO | libc::EINVAL | libc::EFAULT)) => {
                     return Err(MemoryError::Short { at, wanted, got });
                 }
-                Err(source) => return Err(MemoryError::Refused { at, source }),
+                Err(why) => return Err(MemoryError::Refused { at, why }),
             }
         }
         Ok(())

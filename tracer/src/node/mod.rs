@@ -40,39 +40,38 @@ use rustix::fs::{Mode, OFlags};
 
 /// Why something about the node could not be read.
 #[derive(Debug, thiserror::Error)]
-#[error("cannot read {what}: {source}{}", hint(.source))]
+#[error("cannot read {what}: {why}{}", hint(.why))]
 pub struct ReadError {
     /// The file, as a person would type it.
     pub what: String,
     /// What the kernel, or a bound of ours, said.
-    #[source]
-    pub source: io::Error,
+    pub why: io::Error,
 }
 
 impl ReadError {
-    /// `what` could not be read because of `source`.
-    pub fn new(what: impl Into<String>, source: impl Into<io::Error>) -> Self {
-        ReadError { what: what.into(), source: source.into() }
+    /// `what` could not be read because of `why`.
+    pub fn new(what: impl Into<String>, why: impl Into<io::Error>) -> Self {
+        ReadError { what: what.into(), why: why.into() }
     }
 
     /// `what` was read and is not what it should be.
     pub fn malformed(what: impl Into<String>, seen: impl Into<String>) -> Self {
-        ReadError { what: what.into(), source: io::Error::new(io::ErrorKind::InvalidData, seen.into()) }
+        ReadError { what: what.into(), why: io::Error::new(io::ErrorKind::InvalidData, seen.into()) }
     }
 
     /// Whether the process or file is not there (any more): `ENOENT` or `ESRCH`.
     pub fn is_gone(&self) -> bool {
-        self.source.kind() == io::ErrorKind::NotFound || self.source.raw_os_error() == Some(libc::ESRCH)
+        self.why.kind() == io::ErrorKind::NotFound || self.why.raw_os_error() == Some(libc::ESRCH)
     }
 
     /// Whether the kernel does not do that: `EOPNOTSUPP`.
     pub fn is_unsupported(&self) -> bool {
-        self.source.raw_os_error() == Some(libc::EOPNOTSUPP)
+        self.why.raw_os_error() == Some(libc::EOPNOTSUPP)
     }
 
     /// Whether the kernel refused it: `EACCES` or `EPERM`.
     pub fn is_refused(&self) -> bool {
-        self.source.kind() == io::ErrorKind::PermissionDenied
+        self.why.kind() == io::ErrorKind::PermissionDenied
     }
 }
 

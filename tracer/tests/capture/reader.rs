@@ -97,7 +97,7 @@ proptest! {
         // Without it, the first damage is the end, and says where.
         match lines(&bytes) {
             Ok(read) => prop_assert_eq!(read, story),
-            Err(ReadError::Io { .. } | ReadError::Newer(_)) => prop_assert!(false),
+            Err(ReadError::Io { .. } | ReadError::Closed(_) | ReadError::Newer(_)) => prop_assert!(false),
             Err(_) => {}
         }
     }
