@@ -63,7 +63,7 @@ pub fn run(mut reader: Reader, outbox: &Outbox, shared: &Shared, fuse: Fuse, thr
         }
         let mut events = Vec::new();
         reader.records(|record| {
-            poller.rest.stir();
+            poller.rest.ended();
             match &record {
                 Record::ProcessGone(gone) => poller.replaced.push((gone.tgid, gone.header.at)),
                 // Once is enough.
@@ -74,11 +74,8 @@ pub fn run(mut reader: Reader, outbox: &Outbox, shared: &Shared, fuse: Fuse, thr
         });
         let now = clock::monotonic();
         if now >= next_poll {
-            let polled = poller.poll(&mut reader, shared, now, &mut events);
+            let polled = poller.poll(&mut reader, shared, now, thresholds, &mut events);
             next_poll = next_read(&poller.operations, now, thresholds);
-            if next_poll < now + POLL_EVERY {
-                poller.rest.stir(); // That something is there then is what is to be told.
-            }
             match polled {
                 Ok(()) => shared.note_in_flight(&poller.operations),
                 Err(error) => {
@@ -105,11 +102,14 @@ pub fn run(mut reader: Reader, outbox: &Outbox, shared: &Shared, fuse: Fuse, thr
 /// When to read what is in flight again: at the usual pace, or as soon as something passes a threshold.
 fn next_read(in_flight: &[Operation], now: Ns, thresholds: &Thresholds) -> Ns {
     let usual = now + POLL_EVERY;
-    let crossings =
-        in_flight.iter().flat_map(|op| thresholds.of(op.kind).map(|age| op.begin.saturating_add(age)));
-    let first = crossings.filter(|at| (now + 1..usual).contains(at)).min();
+    let first = crossings(in_flight, thresholds).filter(|at| (now + 1..usual).contains(at)).min();
     // Not one by one, where many do.
     first.map_or(usual, |at| at.max(now + GATHER))
+}
+
+/// When these pass their thresholds.
+fn crossings(in_flight: &[Operation], thresholds: &Thresholds) -> impl Iterator<Item = Ns> {
+    in_flight.iter().flat_map(|op| thresholds.of(op.kind).map(|age| op.begin.saturating_add(age)))
 }
 
 /// What looking costs, once a second; and whether attaching comes back.
@@ -241,7 +241,7 @@ impl Rest {
     /// there is something in them.
     fn may_skip(&mut self, begun: u64) -> bool {
         if std::mem::replace(&mut self.begun, begun) != begun {
-            self.stir();
+            self.same = 0;
         }
         self.skipped += 1;
         let reads_left_out = match self.found {
@@ -252,9 +252,11 @@ impl Rest {
         self.same >= 2 && self.skipped < reads_left_out
     }
 
-    /// Something has ended, or may have: what was found is no more.
-    fn stir(&mut self) {
-        self.same = 0;
+    /// Something has ended, or may have, or it matters whether it has: what was found may be no more.
+    fn ended(&mut self) {
+        if self.found != Found::Empty {
+            self.same = 0;
+        }
     }
 
     /// They were read.
@@ -286,8 +288,10 @@ struct Poller {
     alive: BTreeMap<u32, (Ns, Option<Ns>)>,
     waits: Vec<Wait>,
     ops: Vec<Op>,
-    /// Above the floor, as of the last poll.
+    /// Above the floor, as of the last read.
     operations: Vec<Operation>,
+    /// When the maps were read last.
+    read_at: Ns,
     /// Polls in a row that found nothing.
     empty: u32,
     /// Entries that are over but stay in the map until their thread unmounts again, as told already: key and begin.
@@ -306,14 +310,16 @@ impl Poller {
         reader: &mut Reader,
         shared: &Shared,
         now: Ns,
+        thresholds: &Thresholds,
         events: &mut Vec<Event>,
     ) -> anyhow::Result<()> {
         // Taken before the maps are read: what is there still was not left after the look either.
         let unreturned = take(&shared.unreturned);
         let has_skipped = self.lost.get(&LossPoint::Skipped).is_some_and(|count| *count > 0);
-        // Of what ended in a program that was skipped there is no record.
-        if has_skipped || !unreturned.is_empty() {
-            self.rest.stir();
+        let crosses = |at: Ns| self.read_at < at && at <= now;
+        // Of what ended in a program that was skipped there is no record; and who passes a threshold is told as being there.
+        if has_skipped || !unreturned.is_empty() || crossings(&self.operations, thresholds).any(crosses) {
+            self.rest.ended();
         }
         if self.rest.may_skip(reader.begun(Kind::RECORDED.into_iter().map(decode::number_of))) {
             if self.rest.found == Found::Old {
@@ -325,6 +331,7 @@ impl Poller {
             reader.in_flight(&mut self.waits, &mut self.ops)?;
             let begins = self.waits.iter().map(|wait| wait.begin).chain(self.ops.iter().map(|op| op.begin));
             self.rest.read(found(begins, now));
+            self.read_at = now;
         }
         self.forget_the_replaced(reader, shared, events)?;
         self.forget_the_dead(reader, shared, now, events)?;
@@ -666,10 +673,13 @@ mod tests {
         assert!(!rest.may_skip(7), "twice a second");
         rest.read(Found::Old);
         assert!(rest.may_skip(7));
-        rest.stir();
+        rest.ended();
         assert!(!rest.may_skip(7), "something has ended");
         rest.read(Found::Empty);
         assert!(!rest.may_skip(7), "that is another finding");
+        rest.read(Found::Empty);
+        rest.ended();
+        assert!(rest.may_skip(7), "nothing was there that could have ended");
         let second = SECOND;
         assert_eq!(found([].into_iter(), second), Found::Empty);
         assert_eq!(found([second, 2 * second].into_iter(), 4 * second), Found::Old);
