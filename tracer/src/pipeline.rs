@@ -48,6 +48,8 @@ pub struct Pipeline {
     begun: Ns,
     /// The last tick of the grid; 0 before the first.
     ticked: Ns,
+    /// The last of which there was a frame; 0 before the first.
+    told: Ns,
 }
 
 impl Pipeline {
@@ -67,6 +69,7 @@ impl Pipeline {
             heard: 0,
             begun: 0,
             ticked: 0,
+            told: 0,
         }
     }
 
@@ -78,8 +81,11 @@ impl Pipeline {
             let rests = self.ticked > self.heard && !self.stirred;
             return rests.then(|| next(SECOND).saturating_add(LATENESS));
         }
-        let rests = self.ticked > self.begun && !self.changed && self.correlator.is_steady(self.ticked);
-        rests.then(|| next(STEADY_EVERY).min(self.correlator.grows_at()).saturating_add(LATENESS))
+        let rests = self.ticked > self.begun && !self.changed;
+        if !rests || !self.correlator.is_steady(self.told, self.ticked) {
+            return None;
+        }
+        Some(next(STEADY_EVERY).min(self.correlator.next_news(self.told)).saturating_add(LATENESS))
     }
 
     /// Takes events in any order.
@@ -180,7 +186,7 @@ impl Pipeline {
                 self.apply(released);
             }
             let busy = !self.correlator.is_quiet();
-            let due = if busy && !self.changed && self.correlator.is_steady(tick) {
+            let due = if busy && !self.changed && self.correlator.is_steady(self.told, tick) {
                 tick.is_multiple_of(STEADY_EVERY)
             } else {
                 busy || self.stirred || tick.is_multiple_of(SECOND)
@@ -188,7 +194,7 @@ impl Pipeline {
             self.left_out = (busy && !due).then_some(tick);
             if due {
                 // What was there may be gone at the next tick without a word: that it is gone is news.
-                (self.stirred, self.changed) = (busy, false);
+                (self.stirred, self.changed, self.told) = (busy, false, tick);
                 each(self.correlator.tick(tick));
             }
             if self.left_out.is_none() {

@@ -22,7 +22,7 @@ pub const POLL_EVERY: Ns = 100 * MILLISECOND;
 pub const TICK_EVERY: Ns = 100 * MILLISECOND;
 /// What has lasted this long is shown, and what follows from it is known: a node on which nothing is younger changes slowly.
 pub const STEADY_AGE: Ns = 2 * SECOND;
-/// Such a node is read, and told of, this often, and whenever something begins or ends.
+/// Such a node is told of this often, and whenever something begins or ends.
 pub const STEADY_EVERY: Ns = 5 * TICK_EVERY;
 /// A record that comes later than this after a newer one is counted as late.
 pub const LATENESS: Ns = 200 * MILLISECOND;

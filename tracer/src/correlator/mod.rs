@@ -275,18 +275,23 @@ impl Correlator {
         self.operations.len() + settling + open + exits + self.failed.len() + self.unseen.len() == 0
     }
 
-    /// Whether at `now` only ages differ from what the last tick said, as long as [`Correlator::changes`] stays the same: all
-    /// that is in flight has lasted for long, and nothing waits for a tick.
-    pub fn is_steady(&self, now: Ns) -> bool {
-        let old = |since: Ns| now.saturating_sub(since) >= crate::thresholds::STEADY_AGE;
-        let pending = self.operations.sizes()[2] + self.failed.len() + self.unseen.len();
-        let told = self.incidents.announced() == 0 && now < self.incidents.grows_at();
-        told && pending == 0 && self.operations.iter().all(|f| old(f.since))
+    /// Whether at `now` only ages differ from what a tick at `before` said, as long as [`Correlator::changes`] stays the same:
+    /// all that is in flight has lasted for long, and nothing waits for a tick.
+    pub fn is_steady(&self, before: Ns, now: Ns) -> bool {
+        let old = |f: &operations::Flight| now.saturating_sub(f.since) >= crate::thresholds::STEADY_AGE;
+        let pending =
+            self.operations.sizes()[2] + self.failed.len() + self.unseen.len() + self.incidents.announced();
+        pending == 0 && self.operations.iter().all(old) && self.next_news(before) > now
     }
 
-    /// When an incident grows to its next doubling, if nothing changes.
-    pub fn grows_at(&self) -> Ns {
-        self.incidents.grows_at()
+    /// When age alone makes something known that a tick at `before` has not said: something passes a threshold, or an incident
+    /// grows to its next doubling.
+    pub fn next_news(&self, before: Ns) -> Ns {
+        let crossings = self
+            .operations
+            .iter()
+            .flat_map(|f| self.thresholds.of(f.op.kind).map(|threshold| f.since.saturating_add(threshold)));
+        crossings.filter(|at| *at > before).min().unwrap_or(Ns::MAX).min(self.incidents.grows_at())
     }
 
     /// How often what is in flight has changed, beyond being reported again.

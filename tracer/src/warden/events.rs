@@ -14,7 +14,7 @@ use crate::{
     decode,
     event::{Actor, Body, Event, Kind, LossPoint, Ns, Operation, OperationId, Outcome},
     node::{alive, clock, threads},
-    thresholds::{POLL_EVERY, STEADY_AGE, Thresholds, floor},
+    thresholds::{POLL_EVERY, STEADY_AGE, STEADY_EVERY, Thresholds, floor},
 };
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -63,7 +63,6 @@ pub fn run(mut reader: Reader, outbox: &Outbox, shared: &Shared, fuse: Fuse, thr
         }
         let mut events = Vec::new();
         reader.records(|record| {
-            poller.rest.ended();
             match &record {
                 Record::ProcessGone(gone) => poller.replaced.push((gone.tgid, gone.header.at)),
                 // Once is enough.
@@ -211,73 +210,59 @@ fn from_record(record: &Record, shared: &Shared, events: &mut Vec<Event>) {
     events.extend(body.map(|body| Event { at, body }));
 }
 
-/// What a read of the maps has found.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-enum Found {
-    /// Nothing.
-    Empty,
-    /// Only what had lasted for [`STEADY_AGE`].
-    Old,
-    /// Also what has begun since.
-    #[default]
-    Young,
-}
-
-/// Reading two empty maps costs a walk over all their buckets (0.8 ms in our test machine), and telling what was found has
-/// two processes work through it. While nothing begins, empty maps stay empty and need not be read; and while nothing ends
-/// either, of which there would be a record, what is in them is only older.
+/// Reading two empty maps costs a walk over all their buckets (0.8 ms in our test machine). While nothing begins, empty
+/// maps stay empty and need not be read.
 #[derive(Debug, Default)]
 struct Rest {
     begun: u64,
-    found: Found,
-    /// Reads since something has begun or ended that found the same.
-    same: u32,
+    /// Reads since something has begun that found both maps empty.
+    empty: u32,
     skipped: u32,
 }
 
 impl Rest {
-    /// Whether it is known what is in both maps; `begun` counts all begins so far. A begin is counted a moment before it
-    /// is in its map, so one read is not enough; and once a second the maps are read whatever was counted, and twice while
-    /// there is something in them.
+    /// Whether both maps are known to be empty; `begun` counts all begins so far. A begin is counted a moment before it
+    /// is in its map, so one empty read is not enough; and once a second the maps are read whatever was counted.
     fn may_skip(&mut self, begun: u64) -> bool {
         if std::mem::replace(&mut self.begun, begun) != begun {
-            self.same = 0;
+            self.empty = 0;
         }
         self.skipped += 1;
-        let reads_left_out = match self.found {
-            Found::Empty => 10,
-            Found::Old => 5,
-            Found::Young => 0,
-        };
-        self.same >= 2 && self.skipped < reads_left_out
-    }
-
-    /// Something has ended, or may have, or it matters whether it has: what was found may be no more.
-    fn ended(&mut self) {
-        if self.found != Found::Empty {
-            self.same = 0;
-        }
+        self.empty >= 2 && self.skipped < 10
     }
 
     /// They were read.
-    fn read(&mut self, found: Found) {
-        let same = std::mem::replace(&mut self.found, found) == found;
-        self.same = if same { self.same.saturating_add(1) } else { 1 };
+    fn read(&mut self, empty: bool) {
+        self.empty = if empty { self.empty.saturating_add(1) } else { 0 };
         self.skipped = 0;
     }
-}
-
-/// What entries with these begins are; a begin of 0 is one that is being filled in.
-fn found(begins: impl Iterator<Item = Ns>, now: Ns) -> Found {
-    let of = |begin: Ns| {
-        if begin != 0 && now.saturating_sub(begin) >= STEADY_AGE { Found::Old } else { Found::Young }
-    };
-    begins.map(of).fold(Found::Empty, |all, one| if all == Found::Young { all } else { one })
 }
 
 /// Whether a poll is told: one that found something, or the last of so many that found nothing if it says anything new.
 fn is_told(empty: u32) -> bool {
     empty <= EMPTY_TOLD || empty.is_multiple_of(EMPTY_TOLD_EVERY)
+}
+
+/// What was told last, and when: while the same lasts, and has for long, telling it again has two processes work through it
+/// and says nothing new.
+#[derive(Default)]
+struct Told {
+    operations: Vec<Operation>,
+    at: Ns,
+}
+
+impl Told {
+    /// Whether this need not be told at `now`, unless something else is.
+    fn may_wait(&self, operations: &[Operation], now: Ns, thresholds: &Thresholds) -> bool {
+        let lasts = |op: &Operation| now.saturating_sub(op.begin) >= STEADY_AGE;
+        // Who passes a threshold is told as being still there.
+        let crosses = |at: Ns| self.at < at && at <= now;
+        now.saturating_sub(self.at) < STEADY_EVERY
+            && !operations.is_empty()
+            && self.operations == operations
+            && operations.iter().all(lasts)
+            && !crossings(operations, thresholds).any(crosses)
+    }
 }
 
 /// Turns in-flight entries into events.
@@ -288,10 +273,9 @@ struct Poller {
     alive: BTreeMap<u32, (Ns, Option<Ns>)>,
     waits: Vec<Wait>,
     ops: Vec<Op>,
-    /// Above the floor, as of the last read.
+    /// Above the floor, as of the last poll.
     operations: Vec<Operation>,
-    /// When the maps were read last.
-    read_at: Ns,
+    last: Told,
     /// Polls in a row that found nothing.
     empty: u32,
     /// Entries that are over but stay in the map until their thread unmounts again, as told already: key and begin.
@@ -315,23 +299,12 @@ impl Poller {
     ) -> anyhow::Result<()> {
         // Taken before the maps are read: what is there still was not left after the look either.
         let unreturned = take(&shared.unreturned);
-        let has_skipped = self.lost.get(&LossPoint::Skipped).is_some_and(|count| *count > 0);
-        let crosses = |at: Ns| self.read_at < at && at <= now;
-        // Of what ended in a program that was skipped there is no record; and who passes a threshold is told as being there.
-        if has_skipped || !unreturned.is_empty() || crossings(&self.operations, thresholds).any(crosses) {
-            self.rest.ended();
-        }
         if self.rest.may_skip(reader.begun(Kind::RECORDED.into_iter().map(decode::number_of))) {
-            if self.rest.found == Found::Old {
-                return Ok(());
-            }
             self.waits.clear();
             self.ops.clear();
         } else {
             reader.in_flight(&mut self.waits, &mut self.ops)?;
-            let begins = self.waits.iter().map(|wait| wait.begin).chain(self.ops.iter().map(|op| op.begin));
-            self.rest.read(found(begins, now));
-            self.read_at = now;
+            self.rest.read(self.waits.is_empty() && self.ops.is_empty());
         }
         self.forget_the_replaced(reader, shared, events)?;
         self.forget_the_dead(reader, shared, now, events)?;
@@ -347,6 +320,7 @@ impl Poller {
             }
         }
         let mut still_told = BTreeSet::new();
+        let has_skipped = self.lost.get(&LossPoint::Skipped).is_some_and(|count| *count > 0);
         for op in &self.ops {
             let kind = decode::kind_of(&op.key);
             if !old(kind, op.begin) || kind.is_some_and(|kind| short(op, floor(kind))) {
@@ -368,6 +342,11 @@ impl Poller {
             }
         }
         self.told_before = std::mem::replace(&mut self.told, still_told);
+        if self.last.may_wait(&self.operations, now, thresholds) {
+            return Ok(());
+        }
+        self.last.at = now;
+        self.last.operations.clone_from(&self.operations);
         events.extend(self.operations.iter().map(|o| Event { at: now, body: Body::InFlight(o.clone()) }));
         self.empty = if self.operations.is_empty() { self.empty.saturating_add(1) } else { 0 };
         if !is_told(self.empty) {
@@ -644,46 +623,53 @@ mod tests {
     fn maps_are_read_while_something_begins_or_is_in_flight_and_once_a_second() {
         let mut rest = Rest::default();
         assert!(!rest.may_skip(7), "the first time");
-        rest.read(Found::Empty);
+        rest.read(true);
         assert!(!rest.may_skip(7), "what was counted may come a moment later");
-        rest.read(Found::Empty);
+        rest.read(true);
         for _ in 0..9 {
             assert!(rest.may_skip(7));
         }
         assert!(!rest.may_skip(7), "once a second");
-        rest.read(Found::Empty);
+        rest.read(true);
         assert!(rest.may_skip(7));
         assert!(!rest.may_skip(8), "something has begun");
-        rest.read(Found::Young);
+        rest.read(false);
         for _ in 0..20 {
             assert!(!rest.may_skip(8), "something is in flight");
-            rest.read(Found::Young);
+            rest.read(false);
         }
     }
 
     #[test]
-    fn what_lasts_is_read_twice_a_second_until_something_begins_or_ends() {
-        let mut rest = Rest { begun: 7, ..Rest::default() };
-        rest.read(Found::Old);
-        assert!(!rest.may_skip(7), "what was counted may come a moment later");
-        rest.read(Found::Old);
-        for _ in 0..4 {
-            assert!(rest.may_skip(7));
-        }
-        assert!(!rest.may_skip(7), "twice a second");
-        rest.read(Found::Old);
-        assert!(rest.may_skip(7));
-        rest.ended();
-        assert!(!rest.may_skip(7), "something has ended");
-        rest.read(Found::Empty);
-        assert!(!rest.may_skip(7), "that is another finding");
-        rest.read(Found::Empty);
-        rest.ended();
-        assert!(rest.may_skip(7), "nothing was there that could have ended");
-        let second = SECOND;
-        assert_eq!(found([].into_iter(), second), Found::Empty);
-        assert_eq!(found([second, 2 * second].into_iter(), 4 * second), Found::Old);
-        assert_eq!(found([3 * second, second].into_iter(), 4 * second), Found::Young);
-        assert_eq!(found([second, 0].into_iter(), 4 * second), Found::Young, "it is being filled in");
+    fn what_lasts_is_told_twice_a_second_and_what_begins_ends_or_passes_a_threshold_at_once() {
+        let thresholds = Thresholds::default();
+        let unmount = |begin: Ns| Operation {
+            kind: Kind::Unmount,
+            method: String::new(),
+            actor: Actor { pid: 7, tid: 8, g: None, goid: None },
+            begin,
+            began: crate::event::Began::Then,
+            object: 0,
+            container: None,
+            path: None,
+            device: None,
+            fs_type: None,
+            seen_by: crate::event::SeenBy::Tracepoint,
+        };
+        let (one, both) = (vec![unmount(SECOND)], vec![unmount(SECOND), unmount(2 * SECOND)]);
+        let told = |at: Ns| Told { operations: one.clone(), at };
+        let (at, soon) = (3_500 * MILLISECOND, 100 * MILLISECOND);
+        assert!(told(at).may_wait(&one, at + soon, &thresholds));
+        assert!(!told(at).may_wait(&one, at + STEADY_EVERY, &thresholds), "twice a second");
+        assert!(!told(at).may_wait(&both, at + soon, &thresholds), "one has begun");
+        assert!(!Told { operations: both, at }.may_wait(&one, at + soon, &thresholds), "one has ended");
+        assert!(!told(2 * SECOND).may_wait(&one, 2 * SECOND + soon, &thresholds), "it is young");
+        let crossing = SECOND + thresholds.unmount;
+        assert!(!told(crossing - soon).may_wait(&one, crossing, &thresholds), "it passes its threshold");
+        assert!(told(crossing).may_wait(&one, crossing + soon, &thresholds), "that was told");
+        assert!(
+            !Told::default().may_wait(&[], SECOND, &thresholds),
+            "that nothing is there has its own pace"
+        );
     }
 }

@@ -205,7 +205,7 @@ pub fn all(how: SeenBy) -> Result<()> {
         watch,
         how,
         // A twentieth of it must be longer than it takes to find an end by polling.
-        bytes: if how == SeenBy::Tracepoint || drops_nested { 10_000_000 } else { 3_000_000 },
+        bytes: if how == SeenBy::Tracepoint || drops_nested { 10_000_000 } else { 5_000_000 },
         drops_nested,
         again: Cell::new(0),
     };
@@ -614,7 +614,7 @@ pub fn unseen() -> Result<()> {
     }
     ensure!(survey.probes.len() == 4, "{:?}", survey.probes);
     let overlay = Overlay::new("ext4", "unseen", "")?;
-    overlay.dirty(3_000_000)?;
+    overlay.dirty(5_000_000)?;
     let at = overlay.at.clone();
     let did = does("unseen", move || umount(&at, 0));
     ensure!(did.errno == 0 && did.took() > SLOW, "the disk is not slow: {did:?}");
@@ -632,7 +632,7 @@ pub fn unseen() -> Result<()> {
 pub fn helper(role: &str, name: &str) -> Result<()> {
     machine::unshare_mounts()?;
     if role == "last" {
-        Overlay::new("ext4", name, "")?.dirty(3_000_000)?;
+        Overlay::new("ext4", name, "")?.dirty(5_000_000)?;
     }
     println!("r");
     let _ = std::io::stdin().read_line(&mut String::new());

@@ -30,7 +30,7 @@ pub fn unmounts() -> Result<()> {
     let watch = Watch::start(Settings { without, also: vec![pid], ..Settings::default() })?;
     for disk in ["ext4", "xfs"] {
         let overlay = Overlay::new(disk, "wrapper", "")?;
-        overlay.dirty(3_000_000)?;
+        overlay.dirty(5_000_000)?;
         shim.tell(&overlay.at)?;
         let (begin, end) = clock(&shim.until("deleted")?)?;
         ensure!(end - begin > SLOW, "the disk is not slow: {} ms", (end - begin) / 1_000_000);
