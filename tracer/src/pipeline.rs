@@ -165,7 +165,8 @@ impl Pipeline {
 
     /// It is `now`: applies what can no longer be overtaken, and gives the frame of each grid point passed, oldest
     /// first, to `each`. While nothing happens and nothing is in flight, whole seconds are enough, from the first frame
-    /// on that says so.
+    /// on that says so; while all that is in flight has lasted for long, half seconds, and each change has the grid points
+    /// before and after it.
     ///
     /// Returns the incidents that have opened since, ahead of the grid, in a frame of their own: to be told, and in the
     /// frames of the grid later.
