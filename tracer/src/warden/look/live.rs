@@ -36,8 +36,9 @@ const PATROL: Ns = 20 * SECOND;
 const AGAIN: Ns = SECOND;
 /// Where probes follow all of that, a look tells only where it sits: after twice the time each time, up to this.
 const SELDOM: Ns = 4 * SECOND;
-/// When something that had lasted long is over, what waited for it is about to be: for this time after that, what was told is
-/// looked at as often as something new.
+/// When the kernel is done with something that had lasted long, what waited for it is about to be over: for this time after
+/// that, what was told is looked at as often as something new. A call that was given up is no such sign: while a node is stuck
+/// there is one every few seconds.
 const RECOVERS: Ns = 2 * SECOND;
 /// Something new that a look has found is told once another has found it, after this time.
 const CONFIRM: Ns = SECOND / 5;
@@ -304,7 +305,7 @@ fn are_followed(events: &[Event], in_flight: &[Operation]) -> bool {
 #[derive(Default)]
 struct Ages {
     next: BTreeMap<OperationId, Ns>,
-    /// Whether one that was looked at is over since it was asked last.
+    /// Whether one that was looked at, and that the kernel did, is over since it was asked last.
     over: bool,
 }
 
@@ -318,16 +319,16 @@ impl Ages {
         now: Ns,
         ours: impl Fn(&Operation) -> bool,
     ) -> Vec<(&'o Operation, Ns)> {
+        let by_kernel = |kind: Kind| matches!(kind, Kind::Sync | Kind::SuperShutdown);
         let ids: BTreeSet<OperationId> = in_flight.iter().map(Operation::id).collect();
         let mut over = false;
         self.next.retain(|id, due| {
             let lasts = ids.contains(id);
-            over |= !lasts && *due > OLD;
+            over |= !lasts && *due > OLD && (id.kind == Kind::Unmount || by_kernel(id.kind));
             lasts
         });
         self.over = over;
-        let by_kernel = |o: &Operation| matches!(o.kind, Kind::Sync | Kind::SuperShutdown);
-        let told = |o: &&Operation| o.kind != Kind::Stalled && (!by_kernel(o) || ours(o));
+        let told = |o: &&Operation| o.kind != Kind::Stalled && (!by_kernel(o.kind) || ours(o));
         let mut if_due = |operation: &'o Operation| {
             let age = now.saturating_sub(operation.begin);
             let old = if operation.kind == Kind::ExitHandling { OLD_EXIT } else { OLD };
@@ -401,10 +402,22 @@ mod tests {
         // Another of the same kind is new, and the first is forgotten.
         assert!(ages.due(&[operation(Kind::CriCall, 19 * SECOND)], 20 * SECOND, |_| false).is_empty());
         assert_eq!(ages.next.len(), 1);
-        assert!(ages.over, "what was looked at is over");
+        assert!(!ages.over, "a call may have been given up");
         assert_eq!(ages.due(&blocked, 20 * SECOND, |_| false).len(), 1);
-        assert!(!ages.over, "it had not lasted");
         assert_eq!(ages.due(&blocked[1..], 40 * SECOND, |_| true).len(), 1, "ours");
+    }
+
+    #[test]
+    fn things_recover_when_the_kernel_is_done_with_what_had_lasted() {
+        let over_after = |kind, age| {
+            let mut ages = Ages::default();
+            ages.due(&[operation(kind, 0)], age, |_| true);
+            ages.due(&[], age + SECOND, |_| true);
+            ages.over
+        };
+        assert!(over_after(Kind::Unmount, 3 * SECOND) && over_after(Kind::Sync, 3 * SECOND));
+        assert!(!over_after(Kind::Unmount, SECOND), "it had not lasted");
+        assert!(!over_after(Kind::CriCall, 30 * SECOND), "it may have been given up");
     }
 
     #[test]
