@@ -174,7 +174,7 @@ impl Pipeline {
         /// After a pause (a stopped process, a suspended machine) the grid is taken up again instead of being filled in.
         const MOST_TICKS: u64 = 100;
         while let Some(tick) = self.grid.due(now.saturating_sub(LATENESS), MOST_TICKS) {
-            // Everything before `tick` is applied before it, nothing from it on.
+            // Everything before `tick` is applied before it; of what is later only what is beyond lateness by now.
             self.order.advance(tick.saturating_add(LATENESS));
             while let Some(released) = self.order.pop() {
                 // How long it was as it was is accounted for until now, not until the last frame.
