@@ -158,6 +158,7 @@ impl Pipeline {
         match &event.body {
             Body::InFlight(op) => !self.correlator.knows(&op.id()),
             Body::Ended(op, _) => self.correlator.knows(&op.id()),
+            Body::PollComplete { kinds, older_than } => self.correlator.misses(kinds, *older_than),
             Body::Woken { .. } | Body::ProcessGone { .. } => true,
             _ => false,
         }
@@ -394,6 +395,23 @@ mod tests {
         assert_eq!(within(15_600 * MILLISECOND, 16 * SECOND), begins, "before, after, and young: each tick");
         let ends = [(19_500, 2), (20_000, 2), (20_200, 2), (20_300, 1), (20_500, 1)];
         assert_eq!(within(19_500 * MILLISECOND, 21 * SECOND), ends);
+    }
+
+    #[test]
+    fn what_vanishes_after_long_was_there_until_the_grid_point_before() {
+        let mut pipeline = Pipeline::new(Thresholds::default());
+        let begin = 10 * SECOND + 250 * MILLISECOND;
+        let mut frames = Vec::new();
+        for tick in 101..=170 {
+            let at = tick * TICK_EVERY + 50 * MILLISECOND;
+            let there = (begin..14 * SECOND + 300 * MILLISECOND).contains(&at);
+            let seen = there.then(|| Event { at, body: Body::InFlight(unmount(begin)) });
+            pipeline.push(seen.into_iter().chain([poll(at)]).collect());
+            pipeline.advance(at, |frame| frames.push((frame.now / MILLISECOND, frame.in_flight_total)));
+        }
+        let around = frames.iter().filter(|(at, _)| (13_500..15_000).contains(at)).copied();
+        let expected = [(13_500, 1), (14_000, 1), (14_300, 1), (14_400, 0)];
+        assert_eq!(around.collect::<Vec<_>>(), expected);
     }
 
     #[test]

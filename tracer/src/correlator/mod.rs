@@ -299,6 +299,11 @@ impl Correlator {
         self.operations.changes()
     }
 
+    /// Whether a poll that is complete would end something that it has not found any more.
+    pub fn misses(&self, kinds: &[Kind], older_than: Ns) -> bool {
+        self.operations.misses(kinds, older_than)
+    }
+
     /// Whether this operation is in flight.
     pub fn knows(&self, id: &OperationId) -> bool {
         self.operations.contains(id)

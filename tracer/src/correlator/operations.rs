@@ -471,6 +471,17 @@ impl Operations {
         }
     }
 
+    /// Whether a poll of `kinds` that is complete would end something, since it was not reported since the poll before.
+    pub fn misses(&self, kinds: &[Kind], older_than: Ns) -> bool {
+        self.flights.values().any(|flight| {
+            let before = self.polls.get(flight.op.kind as usize).copied().flatten();
+            kinds.contains(&flight.op.kind)
+                && !is_found(&flight.op)
+                && flight.op.begin < older_than
+                && before.is_some_and(|(previous, _)| flight.reported <= previous)
+        })
+    }
+
     /// A poll of `kinds` is complete.
     pub fn complete(&mut self, kinds: &[Kind], older_than: Ns, at: Ns) {
         // Per kind: number of the poll before, and whether records were lost since.

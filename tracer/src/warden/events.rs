@@ -249,9 +249,19 @@ fn is_told(empty: u32) -> bool {
 struct Told {
     operations: Vec<Operation>,
     at: Ns,
+    /// When it was seen last that they are still there.
+    seen: Ns,
 }
 
 impl Told {
+    /// What is no more in flight and was seen there after it was told last: how long it has lasted hangs on that, where nobody
+    /// tells of its end.
+    fn vanished(&self, operations: &[Operation]) -> impl Iterator<Item = Event> {
+        let later = self.seen > self.at;
+        let gone = self.operations.iter().filter(move |op| later && !operations.contains(op));
+        gone.map(|op| Event { at: self.seen, body: Body::InFlight(op.clone()) })
+    }
+
     /// Whether this need not be told at `now`, unless something else is.
     fn may_wait(&self, operations: &[Operation], now: Ns, thresholds: &Thresholds) -> bool {
         let lasts = |op: &Operation| now.saturating_sub(op.begin) >= STEADY_AGE;
@@ -343,9 +353,11 @@ impl Poller {
         }
         self.told_before = std::mem::replace(&mut self.told, still_told);
         if self.last.may_wait(&self.operations, now, thresholds) {
+            self.last.seen = now;
             return Ok(());
         }
-        self.last.at = now;
+        events.extend(self.last.vanished(&self.operations));
+        (self.last.at, self.last.seen) = (now, now);
         self.last.operations.clone_from(&self.operations);
         events.extend(self.operations.iter().map(|o| Event { at: now, body: Body::InFlight(o.clone()) }));
         self.empty = if self.operations.is_empty() { self.empty.saturating_add(1) } else { 0 };
@@ -657,12 +669,20 @@ mod tests {
             seen_by: crate::event::SeenBy::Tracepoint,
         };
         let (one, both) = (vec![unmount(SECOND)], vec![unmount(SECOND), unmount(2 * SECOND)]);
-        let told = |at: Ns| Told { operations: one.clone(), at };
+        let told = |at: Ns| Told { operations: one.clone(), at, seen: at };
         let (at, soon) = (3_500 * MILLISECOND, 100 * MILLISECOND);
         assert!(told(at).may_wait(&one, at + soon, &thresholds));
         assert!(!told(at).may_wait(&one, at + STEADY_EVERY, &thresholds), "twice a second");
         assert!(!told(at).may_wait(&both, at + soon, &thresholds), "one has begun");
-        assert!(!Told { operations: both, at }.may_wait(&one, at + soon, &thresholds), "one has ended");
+        let seen = Told { operations: both.clone(), at, seen: at + soon };
+        assert!(!seen.may_wait(&one, at + 2 * soon, &thresholds), "one has ended");
+        let last: Vec<Event> = seen.vanished(&one).collect();
+        assert_eq!(
+            last,
+            [Event { at: at + soon, body: Body::InFlight(both[1].clone()) }],
+            "it was there until then"
+        );
+        assert_eq!(told(at).vanished(&[]).count(), 0, "that was told");
         assert!(!told(2 * SECOND).may_wait(&one, 2 * SECOND + soon, &thresholds), "it is young");
         let crossing = SECOND + thresholds.unmount;
         assert!(!told(crossing - soon).may_wait(&one, crossing, &thresholds), "it passes its threshold");
