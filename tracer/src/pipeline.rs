@@ -44,7 +44,7 @@ pub struct Pipeline {
     crossed: Ns,
     /// Time of the latest that came and is more than a sample.
     heard: Ns,
-    /// Time of the latest that came and is more than a sample, or another look at what is known to last.
+    /// Time of the latest that came and may begin or end something, beyond samples and other looks at what is known to last.
     begun: Ns,
     /// The last tick of the grid; 0 before the first.
     ticked: Ns,
@@ -98,11 +98,14 @@ impl Pipeline {
     /// Takes one event.
     pub fn push_one(&mut self, event: Event) {
         self.note_crossing(&event);
-        if !is_sample(&event.body) {
+        let sample = is_sample(&event.body);
+        if !sample {
             self.heard = self.heard.max(event.at);
-            if !is_closer_look(&event.body) || self.would_change(&event) {
-                self.begun = self.begun.max(event.at);
-            }
+        }
+        // A poll may end what it does not mention.
+        let poll = matches!(event.body, Body::PollComplete { .. });
+        if poll || !sample && (!is_closer_look(&event.body) || self.would_change(&event)) {
+            self.begun = self.begun.max(event.at);
         }
         if let Some(released) = self.order.push(event.at, event) {
             self.apply(released);
@@ -395,6 +398,23 @@ mod tests {
         assert_eq!(within(15_600 * MILLISECOND, 16 * SECOND), begins, "before, after, and young: each tick");
         let ends = [(19_500, 2), (20_000, 2), (20_200, 2), (20_300, 1), (20_500, 1)];
         assert_eq!(within(19_500 * MILLISECOND, 21 * SECOND), ends);
+    }
+
+    #[test]
+    fn age_alone_passes_a_threshold_and_doubles_at_once_though_nothing_is_read_again() {
+        let mut pipeline = Pipeline::new(Thresholds::default());
+        let begin = 10 * SECOND + 250 * MILLISECOND;
+        let report = Event { at: begin + MILLISECOND, body: Body::InFlight(unmount(begin)) };
+        let mut told = Vec::new();
+        for tick in 101..=320 {
+            pipeline.push(if tick == 103 { vec![report.clone()] } else { Vec::new() });
+            pipeline.advance(tick * TICK_EVERY, |frame| {
+                let change = frame.incidents.first().and_then(|incident| incident.change.clone());
+                told.extend(change.map(|change| (frame.now / MILLISECOND, format!("{change:?}"))));
+            });
+        }
+        let expected = [(15_300, "Crossed"), (20_300, "Grew"), (30_300, "Grew")];
+        assert_eq!(told, expected.map(|(at, change)| (at, change.to_owned())));
     }
 
     #[test]

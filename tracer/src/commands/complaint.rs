@@ -14,8 +14,10 @@ pub struct Complaint {
     lost: u64,
     /// When; 0 for never.
     at: Ns,
-    /// How many had been delivered when an attempt had failed and something waited, and since when that is so.
-    stands: Option<(u64, Ns)>,
+    /// Since when something waits and nothing gets away, as long as that is so.
+    stands: Option<Ns>,
+    /// How many had been delivered, and attempts made again, before that.
+    before: (u64, u64),
     /// Whether it was told last that something waits.
     waits: bool,
 }
@@ -25,14 +27,16 @@ impl Complaint {
     pub fn of(&mut self, count: &Count, now: Ns) -> Option<String> {
         let lost = count.failed + count.dropped;
         let waiting = count.taken.saturating_sub(count.delivered + lost);
-        let since = match self.stands.filter(|(delivered, _)| *delivered == count.delivered && waiting > 0) {
-            Some((_, since)) => since,
-            None => {
-                self.stands = (waiting > 0).then_some((count.delivered, now));
-                now
-            }
-        };
-        let late = count.again > 0 && waiting > 0 && now.saturating_sub(since) >= LATE;
+        if waiting == 0 {
+            (self.stands, self.before) = (None, (count.delivered, count.again));
+        } else if self.stands.is_none() || self.before.0 != count.delivered {
+            // An attempt that has failed already is one of those that wait, unless one of them has got away since.
+            let again = if self.before.0 == count.delivered { self.before.1 } else { count.again };
+            (self.stands, self.before) = (Some(now), (count.delivered, again));
+        }
+        // What was tried again before is none of those that wait: they may only be slow.
+        let stuck = self.stands.is_some_and(|since| now.saturating_sub(since) >= LATE);
+        let late = stuck && count.again > self.before.1;
         let new = lost.saturating_sub(self.lost);
         let soon = self.at > 0 && now.saturating_sub(self.at) < COMPLAIN_EVERY;
         let over = self.waits && waiting == 0;
@@ -75,5 +79,8 @@ mod tests {
             "webhook: all is delivered again; the last that failed: it hangs"
         );
         assert_eq!(says([7, 6, 1, 8], 500), "");
+        assert_eq!(says([8, 6, 1, 8], 600), "");
+        assert_eq!(says([8, 6, 1, 8], 609), "", "slow, and none of its attempts has failed");
+        assert_eq!(says([8, 6, 1, 9], 610), "webhook: 1 not delivered yet, tried again: it hangs");
     }
 }

@@ -147,12 +147,12 @@ impl Live {
         // Of what the kernel does itself, the memory of a Go program tells nothing; but where programs have no probes, nothing
         // else tells that one of their threads does it.
         let ours = |operation: &Operation| self.patrol && known.contains_key(&operation.actor.pid);
-        let mut latest = None;
+        let mut latest = 0;
         for (operation, since) in self.ages.due(blocked, now, ours) {
             let shim = operation.container.as_ref().and_then(|id| lock(&shared.shims).get(id).copied());
             let pids = [Some(operation.actor.pid), shim].into_iter().flatten();
             wanted.extend(pids.filter(|pid| !self.was_looked_at(*pid, since)));
-            latest = latest.max(Some(since));
+            latest = latest.max(since);
         }
         // What is found next may be followed by nobody.
         for pid in &wanted {
@@ -164,7 +164,7 @@ impl Live {
         if self.patrol {
             let daemons = known.iter().filter(|(_, k)| k.process.role != Role::Shim).map(|(pid, _)| *pid);
             // Who waits for what is blocked waits in a daemon.
-            let since = latest.unwrap_or_default().max(now.saturating_sub(PATROL));
+            let since = latest.max(now.saturating_sub(PATROL));
             wanted.extend(daemons.filter(|pid| !self.was_looked_at(*pid, since)));
         }
         let recovers = now < self.recovers_until;
