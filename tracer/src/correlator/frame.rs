@@ -568,12 +568,24 @@ pub struct RelistSummary {
     pub stand_in: bool,
     /// Age of the one in flight, if it is older than the floor.
     pub in_flight: Option<Ns>,
-    /// Slow ones that have ended and whose chain reached a leaf.
+    /// Slow ones that have ended and whose chain reached a leaf, or that are explained in hindsight.
     pub explained: u64,
     /// Slow ones that have ended and whose cause was not visible.
     pub unexplained: u64,
     /// The longest that has ended.
     pub longest: Ns,
+    /// Those that count as explained since this frame: it became known after their end.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub hindsight: Vec<Hindsight>,
+}
+
+/// A slow relist that was explained after its end.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hindsight {
+    /// Its begin.
+    pub begin: Ns,
+    /// By what.
+    pub explained: String,
 }
 
 /// Records lost at one place.

@@ -32,6 +32,8 @@ pub const FAILED_UNMOUNTS: usize = 256;
 pub const INCIDENTS: usize = 128;
 /// Slow relists (or list calls that stand for them) in flight.
 pub const SLOW_RELISTS: usize = 4_096;
+/// Slow relists that have ended unexplained and may still be explained in hindsight.
+pub const UNEXPLAINED: usize = 64;
 /// Operations by which an incident is known again when what it ends in changes.
 pub const INCIDENT_MEMBERS: usize = 256;
 
@@ -82,6 +84,9 @@ pub const SETTLE: Ns = crate::thresholds::floor(crate::event::Kind::LockWait) + 
 pub const UNREPORTED: Ns = crate::thresholds::floor(crate::event::Kind::ShimCall) + POLL_EVERY + LATENESS;
 /// A thread's site is believed this long.
 pub const SITE_FRESH: Ns = 5 * SECOND;
+/// A slow relist that is over may be explained so much later: starvation is told two seconds after its begin, or four where no quota
+/// can be read, by looks twice a second.
+pub const HINDSIGHT: Ns = 5 * SECOND;
 /// Semaphores of which it is remembered who released them last.
 pub const RELEASES: usize = 512;
 /// Where a goroutine sat is told this long after it was looked at. What is blocked is looked at again and again.

@@ -13,6 +13,7 @@
 //!                         and what helps, and how much it would have      (advice.rs, fixes.rs)
 //!                         and why it is not the unmount chain             (other_cause.rs)
 //!                         and shims that are left over                    (leaked.rs)
+//!                         and which slow relists they explain             (relists.rs)
 //!        ─> incidents     diagnoses over time, and what comes of them     (incident.rs, consequences.rs)
 //!        ─> frame         all of it as plain data                         (frame.rs)
 //! ```
@@ -40,6 +41,7 @@ mod operations;
 mod other_cause;
 mod outlook;
 mod pressure;
+mod relists;
 #[doc(hidden)]
 pub mod scenario;
 mod stalls;
@@ -64,7 +66,8 @@ use graph::{Graph, RELIST_CALLS};
 use incident::Incidents;
 use leaf::{Busy, FailedUnmounts};
 use operations::{Finished, Operations};
-use std::collections::{BTreeMap, BTreeSet};
+use relists::Relists;
+use std::collections::BTreeSet;
 
 /// `EBUSY`.
 const EBUSY: i32 = 16;
@@ -86,9 +89,7 @@ pub struct Correlator {
     news: Vec<News>,
     health: RelistHealth,
     critical: Critical,
-    relists: RelistSummary,
-    /// Slow relists in flight, and whether their chain has reached an end that explains them.
-    slow_relists: BTreeMap<OperationId, bool>,
+    relists: Relists,
 }
 
 impl Correlator {
@@ -107,8 +108,7 @@ impl Correlator {
             news: Vec::new(),
             health: RelistHealth::default(),
             critical: Critical::default(),
-            relists: RelistSummary::default(),
-            slow_relists: BTreeMap::new(),
+            relists: Relists::default(),
         }
     }
 
@@ -245,12 +245,7 @@ impl Correlator {
     }
 
     fn relisted(&mut self, f: &Finished, took: Ns) {
-        self.relists.longest = self.relists.longest.max(took);
-        let id = f.op.id();
-        if took >= self.thresholds.shown && !self.slow_relists.contains_key(&id) {
-            // It was over before a tick saw its chain.
-            self.relists.unexplained = self.relists.unexplained.saturating_add(1);
-        }
+        self.relists.ended(&f.op.id(), took, self.thresholds.shown);
         let limit = self.facts.kubelet_of(None).and_then(|k| k.request_timeout).unwrap_or(CRI_TIMEOUT);
         if f.outcome == Outcome::Done && took < limit {
             self.health.bad = None;
@@ -372,7 +367,7 @@ impl Correlator {
         );
         self.unseen.clear();
         self.news.clear();
-        self.sum_up_relists(&diagnoses, now);
+        let relists = self.relists.tick(&diagnoses, &self.operations, &self.facts, now);
         Frame {
             now,
             diagnoses: diagnoses.found.into_iter().map(|f| f.diagnosis).collect(),
@@ -380,7 +375,7 @@ impl Correlator {
             incidents,
             in_flight,
             in_flight_total,
-            relists: self.relists.clone(),
+            relists,
             losses: self.facts.losses(),
             dropped: self.dropped(),
             uncertain_ends: self.operations.uncertain_ends,
@@ -446,32 +441,6 @@ impl Correlator {
         (list, total)
     }
 
-    /// Splits slow relists into explained and unexplained.
-    fn sum_up_relists(&mut self, diagnoses: &diagnosis::Diagnoses, now: Ns) {
-        self.relists.stand_in = diagnoses.stand_in;
-        for f in &diagnoses.found {
-            let explained = explains(&f.diagnosis.ends_in);
-            for id in &f.relists {
-                if self.slow_relists.len() < limits::SLOW_RELISTS || self.slow_relists.contains_key(id) {
-                    *self.slow_relists.entry(id.clone()).or_insert(false) |= explained;
-                }
-            }
-        }
-        let over: Vec<(OperationId, bool)> = self
-            .slow_relists
-            .iter()
-            .filter(|(id, _)| !self.operations.contains(id))
-            .map(|(id, explained)| (id.clone(), *explained))
-            .collect();
-        for (id, explained) in over {
-            self.slow_relists.remove(&id);
-            let counter = if explained { &mut self.relists.explained } else { &mut self.relists.unexplained };
-            *counter = counter.saturating_add(1);
-        }
-        self.relists.in_flight =
-            diagnoses.found.iter().flat_map(|f| &f.relists).map(|id| now.saturating_sub(id.begin)).max();
-    }
-
     fn dropped(&self) -> Vec<Dropped> {
         let own = [
             ("operations in flight", limits::OPERATIONS, self.operations.refused),
@@ -501,10 +470,10 @@ impl Correlator {
             (self.failed.len(), limits::FAILED_UNMOUNTS),
             (open, limits::INCIDENTS),
             (over, limits::AFTERMATHS),
-            (self.slow_relists.len(), limits::SLOW_RELISTS),
             (self.unseen.len(), limits::SUBJECTS_SHOWN),
             (self.news.len(), limits::NEWS),
         ];
+        all.extend(self.relists.sizes());
         all.extend(self.exits.sizes());
         all.extend(self.facts.sizes());
         all

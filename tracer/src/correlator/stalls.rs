@@ -1,5 +1,6 @@
 //! Processes that do not run: frozen, stopped, held by a tracer, or starved. What waits for nothing else waits for them.
 
+use super::facts::Facts;
 use super::frame::{Confidence, EndsIn};
 use super::graph::{Graph, Next};
 use super::ground::Ground;
@@ -65,20 +66,19 @@ impl Graph<'_> {
         if !matches!(node.next, Next::Unseen { .. }) {
             return None;
         }
-        match node.flight.op.kind {
-            Kind::Relist | Kind::CriClient => {
-                let mut daemons = self.facts.pids_of(Role::Containerd);
-                match (daemons.next(), daemons.next()) {
-                    (Some(sole), None) => stalled.get(&sole).copied(),
-                    _ => None,
-                }
-            }
-            Kind::ShimCall => {
-                let shim = self.facts.container_of(node.container.as_deref()?)?.shim?;
-                stalled.get(&shim).copied()
-            }
-            _ => None,
+        stalled.get(&server_of(&node.flight.op, node.container.as_deref(), self.facts)?).copied()
+    }
+}
+
+/// The process that should serve a call.
+pub fn server_of(call: &Operation, container: Option<&str>, facts: &Facts) -> Option<u32> {
+    match call.kind {
+        Kind::Relist | Kind::CriClient => {
+            let mut daemons = facts.pids_of(Role::Containerd);
+            daemons.next().filter(|_| daemons.next().is_none())
         }
+        Kind::ShimCall => facts.container_of(container?)?.shim,
+        _ => None,
     }
 }
 

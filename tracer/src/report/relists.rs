@@ -145,6 +145,12 @@ impl Follower {
                 Seen { explained: None, because, incident: None, there: false, ended: None, served: false };
             self.keep(id.begin, id.begin.saturating_add(took), true, seen, clock);
         }
+        for late in &frame.relists.hindsight {
+            if let Some(relist) = self.slow.iter_mut().rev().find(|relist| relist.begin.at == late.begin) {
+                relist.explained = Some(late.explained.clone());
+                relist.because = None;
+            }
+        }
         if self.seen.is_empty() {
             self.covered.settle();
         }
