@@ -243,8 +243,20 @@ fn raise_file_limit() {
     }
 }
 
+/// Somebody has asked for the end, by this signal.
+#[derive(Clone, Copy, Debug)]
+pub struct Interrupted(&'static str);
+
+impl std::fmt::Display for Interrupted {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "interrupted by {}", self.0)
+    }
+}
+
+impl std::error::Error for Interrupted {}
+
 /// Runs a lab to its end, or to SIGINT, SIGTERM or SIGHUP; then takes away all that is in its ledger. A second Ctrl-C
-/// does not interrupt that.
+/// does not interrupt that. The error is an [`Interrupted`] then.
 pub fn run_interruptible<T>(lab: impl AsyncFnOnce(&Ledger) -> Result<T>) -> Result<T> {
     let ledger = Ledger::open()?;
     // Declared after the ledger, so dropped before it, also by a panic: with it go all tasks and their open files.
@@ -262,6 +274,6 @@ pub fn run_interruptible<T>(lab: impl AsyncFnOnce(&Ledger) -> Result<T>) -> Resu
             _ = hangup.recv() => "SIGHUP",
         };
         eprintln!("\n{by}: cleaning up");
-        bail!("interrupted by {by}")
+        Err(Interrupted(by).into())
     })
 }

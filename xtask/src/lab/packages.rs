@@ -36,6 +36,9 @@ pub const LAB: [Need; 8] = [
     need("dd", "coreutils"),
 ];
 
+/// What stories on XFS need beside it.
+pub const XFS: [Need; 1] = [need("mkfs.xfs", "xfsprogs")];
+
 /// What builds the Go programs that stories and benches probe.
 pub const GO: [Need; 1] = [need("go", "golang-go")];
 

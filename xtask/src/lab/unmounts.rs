@@ -34,6 +34,8 @@ pub struct Stay {
     pub call: libc::c_long,
     /// First time it was seen inside, ns of CLOCK_MONOTONIC.
     pub begin: u64,
+    /// Last time it was seen inside: until then it was there for certain.
+    pub last: u64,
     /// First time it was no longer seen inside; `None` while it lasts.
     pub end: Option<u64>,
     /// What it unmounts, read from the caller's memory; `None` for other calls.
@@ -42,6 +44,13 @@ pub struct Stay {
     pub waits_in: Vec<String>,
     /// First and last time it was seen to queue for a mutex of a super block's sync (`s_sync_lock`), by that stack.
     pub queued: Option<(u64, u64)>,
+}
+
+impl Stay {
+    /// Whether the thread was inside at that time for certain.
+    pub fn surely_at(&self, at: u64) -> bool {
+        (self.begin..=self.last).contains(&at)
+    }
 }
 
 /// A shorter stay blocks nobody, ns.
@@ -146,6 +155,7 @@ fn look(
     inside.retain(|tid, thread| match files.call_of(pid, *tid) {
         Some(call) if call == stays[thread.index].call => {
             thread.running = None;
+            stays[thread.index].last = now;
             if now - thread.looked > STACK_EVERY {
                 thread.looked = now;
                 let stack = stack_of(pid, *tid);
@@ -175,7 +185,7 @@ fn look(
         {
             inside.insert(tid, Inside { index: stays.len(), running: None, looked: now });
             let path = (call == libc::SYS_umount2).then(|| path_of(pid, tid)).flatten();
-            stays.push(Stay { tid, call, begin: now, path, ..Stay::default() });
+            stays.push(Stay { tid, call, begin: now, last: now, path, ..Stay::default() });
         }
     }
 }
@@ -250,6 +260,12 @@ mod tests {
         ];
         assert_eq!(blocked(&all), Some((100_000_000, 16_648_000_000)));
         assert_eq!(blocked(&[stay(1, Some(3)), stay(5, None)]), None);
+    }
+
+    #[test]
+    fn between_the_last_look_inside_and_the_first_outside_nothing_is_certain() {
+        let stay = Stay { begin: 10, last: 20, end: Some(25), ..Stay::default() };
+        assert_eq!([9, 10, 20, 21, 25].map(|at| stay.surely_at(at)), [false, true, true, false, false]);
     }
 
     #[test]

@@ -17,7 +17,7 @@ mod whole;
 use super::checks::Verdict;
 use super::containerd::Programs;
 use super::tracer::{self, Line};
-use super::{cleanup, machine, packages, run_interruptible, sys, watching};
+use super::{Interrupted, cleanup, machine, packages, run_interruptible, sys, watching};
 use crate::{binaries, kubelet};
 use anyhow::{Context, Result, bail};
 use language::{Caller, FileSystem, Program, Story};
@@ -61,9 +61,12 @@ pub struct Args {
     /// Version of containerd (1.4, 1.6, 1.7, 2.1)
     #[arg(long, value_name = "VERSION")]
     containerd: Option<String>,
-    /// How often each is played
+    /// How often all of it is played, one round after the other
     #[arg(long, default_value_t = 1)]
     repeat: usize,
+    /// Each round plays each story once, with the containerd after that of the round before
+    #[arg(long, conflicts_with = "containerd")]
+    in_turn: bool,
     /// Folder for what was seen: ground truth, frames, messages, logs, tables
     #[arg(long, value_name = "FOLDER")]
     keep: Option<PathBuf>,
@@ -93,6 +96,7 @@ impl Args {
             list: false,
             containerd: None,
             repeat: 1,
+            in_turn: false,
             keep: None,
             record: false,
             record_kept: false,
@@ -143,6 +147,9 @@ pub fn run(args: Args) -> Result<()> {
     // A machine of its own has what it needs, and nobody makes its disks there.
     if !machine::is_around() {
         packages::ensure(&packages::LAB)?;
+        if stories.iter().any(|story| story.node.file_system == FileSystem::Xfs) {
+            packages::ensure(&packages::XFS)?;
+        }
     }
     let stock = Stock {
         own: Programs::find(None)?.version(),
@@ -153,20 +160,35 @@ pub fn run(args: Args) -> Result<()> {
         without: args.without,
     };
     let mut results = Results::default();
-    for story in &stories {
-        let versions = match (&args.containerd, args.all) {
-            (Some(version), _) => vec![version.clone()],
-            (None, true) => story.containerd.clone(),
-            (None, false) => stock.usual(story).into_iter().collect(),
-        };
-        for version in &versions {
-            stock.play(story, version, args.repeat, &mut results);
+    for round in 1..=args.repeat {
+        if args.repeat > 1 {
+            println!("=== round {round} of {}", args.repeat);
         }
-        if versions.is_empty() {
-            stock.play(story, "", args.repeat, &mut results);
+        let folder = stock.folder(round, args.repeat);
+        let plays = stories.iter().flat_map(|story| {
+            let versions = match (&args.containerd, args.all || args.in_turn) {
+                (Some(version), _) => vec![version.clone()],
+                (None, true) => story.containerd.clone(),
+                (None, false) => stock.usual(story).into_iter().collect(),
+            };
+            let versions = if args.in_turn { turn(&versions, round).to_vec() } else { versions };
+            // One that is about no containerd is played once.
+            let versions = if versions.is_empty() { vec![String::new()] } else { versions };
+            versions.into_iter().map(move |version| (story, version))
+        });
+        for (story, version) in plays {
+            if let Err(interrupted) = stock.play(story, &version, &folder, &mut results) {
+                results.failed.push(interrupted.to_string());
+                return results.tell(args.record);
+            }
         }
     }
     results.tell(args.record)
+}
+
+/// Whose turn it is in that round, counted from 1; nobody's where there are none.
+fn turn(versions: &[String], round: usize) -> &[String] {
+    versions.chunks(1).cycle().nth(round - 1).unwrap_or_default()
 }
 
 /// What came of all stories.
@@ -232,54 +254,60 @@ impl Stock {
         {
             return Some(because);
         }
-        if story.node.file_system == FileSystem::Xfs
-            && sys::which("mkfs.xfs").is_none()
-            && !machine::is_around()
-        {
-            return Some("there is no mkfs.xfs: apt-get install xfsprogs".to_owned());
-        }
         self.programs(version).err().map(|error| format!("{error:#}"))
     }
 
-    /// Plays a story so often; one that cannot be played keeps no other from being played.
-    fn play(&self, story: &Story, version: &str, times: usize, results: &mut Results) {
+    /// Where a round keeps what was seen.
+    fn folder(&self, round: usize, rounds: usize) -> PathBuf {
+        if rounds > 1 { self.keep.join(format!("round-{round}")) } else { self.keep.clone() }
+    }
+
+    /// Plays a story; one that cannot be played keeps no other from being played. An error when somebody has asked for the end.
+    fn play(
+        &self,
+        story: &Story,
+        version: &str,
+        folder: &Path,
+        results: &mut Results,
+    ) -> Result<(), Interrupted> {
         let title = format!("{} {version}", story.name).trim().to_owned();
+        println!("--- story: {title}");
         if let Some(because) = self.cannot(story, version) {
-            println!("--- story: {title}\nSKIPPED {because}");
-            results.skipped.push(format!("{title}: {because}"));
-            return;
+            println!("SKIPPED {because}");
+            let skipped = format!("{title}: {because}");
+            // In every round for the same reason.
+            if !results.skipped.contains(&skipped) {
+                results.skipped.push(skipped);
+            }
+            return Ok(());
         }
-        for time in 1..=times {
-            println!(
-                "--- story: {title}{}",
-                if times > 1 { format!(", {time} of {times}") } else { String::new() }
-            );
-            results.played += 1;
-            let name = title.replace(' ', "-");
-            let name = if times > 1 { format!("{name}-{time}") } else { name };
-            let begin = sys::monotonic();
-            let keep = self.keep.join(name);
-            let played = self.play_once(story, version, &keep);
-            println!("{title} took {}", sys::seconds(sys::monotonic() - begin));
-            match played {
-                Ok((row, wrong)) => {
-                    results.failed.extend(wrong.into_iter().map(|line| format!("{title}: {line}")));
-                    results.rows.extend(row);
+        results.played += 1;
+        let keep = folder.join(title.replace(' ', "-"));
+        let begin = sys::monotonic();
+        let played = self.play_once(story, version, &keep);
+        println!("{title} took {}", sys::seconds(sys::monotonic() - begin));
+        match played {
+            Ok((row, wrong)) => {
+                results.failed.extend(wrong.into_iter().map(|line| format!("{title}: {line}")));
+                results.rows.extend(row);
+            }
+            Err(error) => {
+                if let Some(interrupted) = error.downcast_ref::<Interrupted>() {
+                    return Err(*interrupted);
                 }
-                Err(error) => {
-                    println!("FAILED {title}: {error:#}");
+                println!("FAILED {title}: {error:#}");
+                results.failed.push(format!("{title}: {error:#}"));
+                let exact = self.programs(version).ok().and_then(|programs| programs.version());
+                let exact = exact.unwrap_or_else(|| version.to_owned());
+                let row = Row { failed: 1, ..Row::new(&story.name, &exact) };
+                if let Err(error) = keep_row(&keep, &row) {
                     results.failed.push(format!("{title}: {error:#}"));
-                    let exact = self.programs(version).ok().and_then(|programs| programs.version());
-                    let exact = exact.unwrap_or_else(|| version.to_owned());
-                    let row = Row { failed: 1, ..Row::new(&story.name, &exact) };
-                    if let Err(error) = keep_row(&keep, &row) {
-                        results.failed.push(format!("{title}: {error:#}"));
-                    }
-                    results.rows.push(row);
                 }
+                results.rows.push(row);
             }
         }
         table::join(&mut results.rows);
+        Ok(())
     }
 
     /// Plays it once; what is wrong comes back as lines.
@@ -373,4 +401,17 @@ fn kept_rows(folder: &Path) -> Result<Vec<Row>> {
 fn store(folder: &Path, name: &str, text: &str) -> Result<()> {
     let file = folder.join(name);
     fs::write(&file, text).with_context(|| format!("writing {}", file.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::turn;
+
+    #[test]
+    fn each_containerd_has_its_turn() {
+        let versions = ["1.6", "1.7"].map(str::to_owned);
+        let turns: Vec<&[String]> = (1..=3).map(|round| turn(&versions, round)).collect();
+        assert_eq!(turns, [["1.6"], ["1.7"], ["1.6"]]);
+        assert!(turn(&[], 2).is_empty());
+    }
 }

@@ -152,9 +152,39 @@ pub fn record(rows: &[Row]) -> Result<()> {
         let line = row.markdown();
         lines.insert(key(&line).unwrap_or_default(), line);
     }
-    let mut text = format!("{BEFORE}\n{HEADING}\n");
+    let mut text = format!("{BEFORE}\n{}\n\n{HEADING}\n", sum_up(lines.values().map(String::as_str)));
     lines.values().for_each(|line| text += &format!("{line}\n"));
     fs::write(&file, text).with_context(|| format!("writing {}", file.display()))
+}
+
+/// In how many rounds the same must come of a story.
+const ROUNDS: usize = 10;
+
+/// What the lines come to: how often the stories were played, and which line is not as it should be.
+fn sum_up<'l>(lines: impl Iterator<Item = &'l str>) -> String {
+    let (mut times, mut differ, mut count) = (BTreeMap::new(), Vec::new(), 0);
+    for line in lines {
+        let cells: Vec<&str> = line.split('|').map(str::trim).collect();
+        let [_, story, version, played, ..] = cells[..] else { continue };
+        *times.entry(story).or_insert(0) += played.parse().unwrap_or(0);
+        count += 1;
+        if !line.ends_with("| agrees |") {
+            differ.push(format!("{story} {version}").trim().to_owned());
+        }
+    }
+    let all: usize = times.values().sum();
+    let seldom: Vec<String> = times
+        .iter()
+        .filter(|(_, times)| **times < ROUNDS)
+        .map(|(story, times)| format!("{story} ({times})"))
+        .collect();
+    let list = |list: &[String]| if list.is_empty() { "none".to_owned() } else { list.join(", ") };
+    format!(
+        "{count} lines, {all} plays of {} stories. Played less than {ROUNDS} times: {}. Lines that differ: {}.",
+        times.len(),
+        list(&seldom),
+        list(&differ)
+    )
 }
 
 /// What stands above the table.
@@ -171,5 +201,28 @@ compared; `cargo xtask story --list` says what each is about. This file is writt
 * *links found*: of the chains that must be shown while they last. *not seen: said so*: links of these that cannot be seen, with
   the words in which plegscope says so.
 * *worst duration*: the age of a link or a relist that was furthest from its clock, in any frame.
-* *first shown*: after all of the chain had begun.
+* *first shown*: after all of the chain had begun and plegscope was ready. Where the lab has no clock for a link, after an earlier
+  moment: the freeze or the starving (`stalled`: a relist has to begin after it), the unmount (`restart`: a list has to come after
+  the restart), the exit (`io-drain`).
 ";
+
+#[cfg(test)]
+mod tests {
+    use super::{Row, sum_up};
+
+    #[test]
+    fn plays_of_a_story_are_counted_over_all_containerds() {
+        let row =
+            |story, version, times, failed| Row { times, failed, ..Row::new(story, version) }.markdown();
+        let mut lines = vec![row("convoy", "1.6", 4, 0), row("convoy", "2.1", 6, 0)];
+        assert_eq!(
+            sum_up(lines.iter().map(String::as_str)),
+            "2 lines, 10 plays of 1 stories. Played less than 10 times: none. Lines that differ: none."
+        );
+        lines.push(row("xfs", "1.7", 9, 2));
+        assert_eq!(
+            sum_up(lines.iter().map(String::as_str)),
+            "3 lines, 19 plays of 2 stories. Played less than 10 times: xfs (9). Lines that differ: xfs 1.7."
+        );
+    }
+}

@@ -88,7 +88,13 @@ impl Beyond for Truth {
             first.map_or("never".to_owned(), |after| format!("{} after its begin", seconds(after))),
             first.is_some_and(|after| after <= SECOND + SECOND / 2),
         );
-        let Some((seen, diagnosis)) = ours.last() else { return };
+        // For a moment after its unmount the call goes on.
+        let unmounts = |seen: &Seen| self.unmounts.iter().find(|stay| stay.surely_at(now(seen)));
+        let found = ours.iter().rev().find_map(|(seen, diagnosis)| Some((seen, diagnosis, unmounts(seen)?)));
+        let Some((seen, diagnosis, stay)) = found else {
+            verdict.check("shown while the daemon unmounts", "yes", "no", false);
+            return;
+        };
         let unmount = links(diagnosis).find(|link| kind(link) == "Unmount");
         let shims = links(diagnosis).any(|link| link["who"]["pid"] != self.containerd);
         verdict.check(
@@ -102,10 +108,9 @@ impl Beyond for Truth {
             Some(now(seen) - begin),
             links(diagnosis).next().and_then(|link| link["age"].as_u64()),
         );
-        let since = self.unmounts.iter().find(|stay| stay.end.is_none_or(|end| end > now(seen)));
         verdict.duration(
             "age of the unmount",
-            since.map(|stay| now(seen) - stay.begin),
+            Some(now(seen) - stay.begin),
             unmount.and_then(|link| link["age"].as_u64()),
         );
         let (name, detail) = verdict::variant(&diagnosis["ends_in"]);

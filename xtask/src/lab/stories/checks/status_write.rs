@@ -86,10 +86,7 @@ impl Beyond for Truth {
             first.is_some_and(|after| after <= SECOND),
         );
         // What the update does behind its write, while the list still waits, is another matter.
-        let writes = |seen: &Seen| {
-            let inside = |stay: &Stay| (stay.begin..=stay.end.unwrap_or(u64::MAX)).contains(&now(seen));
-            self.writes.iter().any(inside)
-        };
+        let writes = |seen: &Seen| self.writes.iter().any(|stay| stay.surely_at(now(seen)));
         let Some((seen, diagnosis)) = ours.iter().rev().find(|(seen, _)| writes(seen)) else {
             verdict.check("shown while the daemon writes", "yes", "no", false);
             return;
