@@ -245,7 +245,7 @@ impl Correlator {
     }
 
     fn relisted(&mut self, f: &Finished, took: Ns) {
-        self.relists.ended(&f.op.id(), took, self.thresholds.shown);
+        self.relists.ended(f, &self.facts, self.thresholds.shown);
         let limit = self.facts.kubelet_of(None).and_then(|k| k.request_timeout).unwrap_or(CRI_TIMEOUT);
         if f.outcome == Outcome::Done && took < limit {
             self.health.bad = None;

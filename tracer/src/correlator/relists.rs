@@ -6,9 +6,9 @@
 use super::diagnosis::{Diagnoses, explains};
 use super::facts::Facts;
 use super::frame::{Hindsight, RelistSummary};
-use super::operations::Operations;
+use super::operations::{Finished, Operations};
 use super::{limits, stalls, words};
-use crate::event::{Kind, Ns, OperationId};
+use crate::event::{Kind, Ns, Operation, OperationId};
 use std::collections::{BTreeMap, VecDeque};
 
 /// Keeps count.
@@ -34,13 +34,24 @@ struct Slow {
 }
 
 impl Relists {
-    /// One has ended, after `took`; whether that is slow is for `shown` to say.
-    pub fn ended(&mut self, id: &OperationId, took: Ns, shown: Ns) {
+    /// One has ended; whether it was slow is for `shown` to say.
+    pub fn ended(&mut self, f: &Finished, facts: &Facts, shown: Ns) {
+        let took = f.at.saturating_sub(f.op.begin);
         self.summary.longest = self.summary.longest.max(took);
-        if took >= shown && !self.slow.contains_key(id) {
+        if took >= shown && !self.slow.contains_key(&f.op.id()) {
             // It was over before a tick saw its chain.
-            self.summary.unexplained = self.summary.unexplained.saturating_add(1);
+            let needs = needs(&f.op, f.op.container.as_deref(), facts);
+            self.unexplained(Slow { begin: f.op.begin, seen: f.at, explained: false, needs });
         }
+    }
+
+    /// One has ended unexplained.
+    fn unexplained(&mut self, slow: Slow) {
+        self.summary.unexplained = self.summary.unexplained.saturating_add(1);
+        if self.unexplained.len() >= limits::UNEXPLAINED {
+            self.unexplained.pop_front();
+        }
+        self.unexplained.push_back(slow);
     }
 
     /// Splits slow relists into explained and unexplained.
@@ -56,8 +67,7 @@ impl Relists {
             let explained = explains(&f.diagnosis.ends_in);
             let needs = f.diagnosis.chain.links.last().filter(|_| !explained).map_or(Vec::new(), |link| {
                 let container = link.subject.as_ref().map(|subject| subject.id.as_str());
-                let server = stalls::server_of(&link.operation, container, facts);
-                [Some(link.operation.actor.pid), server].into_iter().flatten().collect()
+                needs(&link.operation, container, facts)
             });
             for id in &f.relists {
                 if self.slow.len() < limits::SLOW_RELISTS || self.slow.contains_key(id) {
@@ -73,22 +83,14 @@ impl Relists {
                 }
             }
         }
-        let (summary, unexplained) = (&mut self.summary, &mut self.unexplained);
-        self.slow.retain(|id, slow| {
-            if operations.contains(id) {
-                return true;
-            }
+        let over = self.slow.extract_if(.., |id, _| !operations.contains(id)).map(|(_, slow)| slow);
+        for slow in over.collect::<Vec<_>>() {
             if slow.explained {
-                summary.explained = summary.explained.saturating_add(1);
+                self.summary.explained = self.summary.explained.saturating_add(1);
             } else {
-                summary.unexplained = summary.unexplained.saturating_add(1);
-                if unexplained.len() >= limits::UNEXPLAINED {
-                    unexplained.pop_front();
-                }
-                unexplained.push_back(slow.clone());
+                self.unexplained(slow);
             }
-            false
-        });
+        }
         self.look_back(operations, facts, now);
         self.summary.in_flight =
             diagnoses.found.iter().flat_map(|f| &f.relists).map(|id| now.saturating_sub(id.begin)).max();
@@ -120,4 +122,10 @@ impl Relists {
     pub fn sizes(&self) -> [(usize, usize); 2] {
         [(self.slow.len(), limits::SLOW_RELISTS), (self.unexplained.len(), limits::UNEXPLAINED)]
     }
+}
+
+/// Whoever must run so that an operation goes on that waits for nothing else as far as is known: its process, and the one that
+/// should serve it.
+fn needs(op: &Operation, container: Option<&str>, facts: &Facts) -> Vec<u32> {
+    [Some(op.actor.pid), stalls::server_of(op, container, facts)].into_iter().flatten().collect()
 }

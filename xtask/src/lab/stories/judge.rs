@@ -59,6 +59,17 @@ pub fn judge(story: &Story, record: &Record) -> Judged {
     Judged { truth: judge.truth, said: judge.said, row: judge.row }
 }
 
+/// What the longest relist has taken, at least and at most, where a kubelet's metric says so. One that gets next to no CPU time
+/// comes to reading its clock seconds after it has begun a relist, which may have begun at any time after the one before.
+fn late_clock(record: &Record, [least, most]: [u64; 2]) -> [u64; 2] {
+    if record.mark("Starve(\"kubelet\")").is_err() {
+        return [least, most];
+    }
+    let relists: Vec<&Call> = record.calls_of("relist", None).collect();
+    let apart = relists.windows(2).filter_map(|two| Some(two[1].end?.saturating_sub(two[0].begin)));
+    [least, apart.fold(most, u64::max)]
+}
+
 /// Whether two durations (ns) are the same.
 fn agree(truth: u64, said: u64) -> bool {
     truth.abs_diff(said) as f64 <= (truth as f64 * TOLERANCE).max(SLACK as f64)
@@ -594,7 +605,7 @@ impl Judge<'_> {
         if slow && watched && !self.record.others_list {
             // A client that stands for the kubelet makes no relist that could be seen: its list call stands for it.
             let stall = match self.record.kubelet {
-                Some(kubelet) => Some(self.late_clock(kubelet.longest_relist)),
+                Some(kubelet) => Some(late_clock(self.record, kubelet.longest_relist)),
                 None => self.record.longest("ListContainers").map(|call| [call.age(call.begin); 2]),
             };
             let said = last["longest"].as_u64();
@@ -606,17 +617,6 @@ impl Judge<'_> {
             let shown = |one: Option<u64>| one.map_or("-".to_owned(), seconds);
             self.said.check("longest relist, when over", shown(stall), shown(said), right);
         }
-    }
-
-    /// What the longest relist has taken, at least and at most. A kubelet that gets next to no CPU time comes to reading its clock
-    /// seconds after it has begun a relist: that may have begun at any time after the one before.
-    fn late_clock(&self, [least, most]: [u64; 2]) -> [u64; 2] {
-        if self.record.mark("Starve(\"kubelet\")").is_err() {
-            return [least, most];
-        }
-        let relists: Vec<&Call> = self.record.calls_of("relist", None).collect();
-        let apart = relists.windows(2).filter_map(|two| Some(two[1].end?.saturating_sub(two[0].begin)));
-        [least, apart.fold(most, u64::max)]
     }
 
     /// How plegscope itself fared.

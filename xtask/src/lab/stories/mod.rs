@@ -76,6 +76,9 @@ pub struct Args {
     /// Play nothing: write all that was kept, also by several runs into folders below `--keep`, into docs/truth.md
     #[arg(long, conflicts_with_all = ["names", "all", "record"])]
     record_kept: bool,
+    /// Add to what is recorded, instead of writing it anew: for plays of the same plegscope
+    #[arg(long)]
+    add: bool,
     /// Only play the stories and compare the lab's own clocks with each other
     #[arg(long)]
     without_plegscope: bool,
@@ -100,6 +103,7 @@ impl Args {
             keep: None,
             record: false,
             record_kept: false,
+            add: false,
             without_plegscope: false,
             whole_chain: false,
             without: None,
@@ -128,7 +132,7 @@ pub fn run(args: Args) -> Result<()> {
         let mut rows = kept_rows(&keep)?;
         table::join(&mut rows);
         println!("{} lines", rows.len());
-        return table::record(&rows);
+        return table::record(&rows, args.add);
     }
     let all = language::names()?;
     let wanted: Vec<&str> = match (args.all || args.list, args.names.is_empty()) {
@@ -160,6 +164,7 @@ pub fn run(args: Args) -> Result<()> {
         without: args.without,
     };
     let mut results = Results::default();
+    let record = args.record.then_some(args.add);
     for round in 1..=args.repeat {
         if args.repeat > 1 {
             println!("=== round {round} of {}", args.repeat);
@@ -179,11 +184,11 @@ pub fn run(args: Args) -> Result<()> {
         for (story, version) in plays {
             if let Err(interrupted) = stock.play(story, &version, &folder, &mut results) {
                 results.failed.push(interrupted.to_string());
-                return results.tell(args.record);
+                return results.tell(record);
             }
         }
     }
-    results.tell(args.record)
+    results.tell(record)
 }
 
 /// Whose turn it is in that round, counted from 1; nobody's where there are none.
@@ -201,14 +206,15 @@ struct Results {
 }
 
 impl Results {
-    /// Prints the table, and what failed as the last; an error when something did.
-    fn tell(self, record: bool) -> Result<()> {
+    /// Prints the table, and what failed as the last; an error when something did. `record`: whether it is added to what is
+    /// recorded, if it is recorded at all.
+    fn tell(self, record: Option<bool>) -> Result<()> {
         if !self.rows.is_empty() {
             println!("\n{}", table::HEADING);
             self.rows.iter().for_each(|row| println!("{}", row.markdown()));
         }
-        if record {
-            table::record(&self.rows)?;
+        if let Some(add) = record {
+            table::record(&self.rows, add)?;
         }
         println!("\n{} played, {} skipped", self.played, self.skipped.len());
         self.skipped.iter().for_each(|line| println!("SKIPPED {line}"));

@@ -6,6 +6,7 @@ use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fs;
+use std::path::Path;
 
 /// What came of one story.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -131,59 +132,58 @@ pub fn join(rows: &mut Vec<Row>) {
     *rows = joined;
 }
 
-/// Writes the lines into `docs/truth.md`; what was recorded of other stories stays.
-pub fn record(rows: &[Row]) -> Result<()> {
-    let file = workspace().join("docs/truth.md");
-    let text = fs::read_to_string(&file).unwrap_or_default();
-    let key = |line: &str| -> Option<String> {
-        let cells: Vec<&str> = line.split('|').map(str::trim).collect();
-        (cells.len() > 10 && !cells[1].starts_with("---") && cells[1] != "story")
-            .then(|| cells[1..3].join(" "))
+/// What [`record`] writes the table from.
+const ROWS: &str = "docs/truth.json";
+
+/// Writes the lines into `docs/truth.md`; what was recorded of other stories stays. With `add` they are added to what was
+/// recorded of the same ones, which is right only for plays of the same plegscope.
+pub fn record(rows: &[Row], add: bool) -> Result<()> {
+    let file = workspace().join(ROWS);
+    let mut all = recorded(&file)?;
+    let same = |one: &Row| rows.iter().any(|row| row.story == one.story && row.version == one.version);
+    all.retain(|one| add || !same(one));
+    all.extend(rows.iter().cloned());
+    join(&mut all);
+    all.sort_by(|a, b| (&a.story, &a.version).cmp(&(&b.story, &b.version)));
+    let write = |file: &Path, text: String| {
+        fs::write(file, text).with_context(|| format!("writing {}", file.display()))
     };
-    let mut lines: BTreeMap<String, String> =
-        text.lines().filter_map(|line| Some((key(line)?, line.to_owned()))).collect();
-    for row in rows {
-        // A play that failed early was once kept under what was asked for, `1.6`, and not under what it turned out to be.
-        let short = |key: &str| {
-            let asked = key.strip_prefix(&row.story).and_then(|rest| rest.strip_prefix(' '));
-            asked.is_some_and(|asked| asked != row.version && row.version.starts_with(asked))
-        };
-        lines.retain(|key, _| !short(key));
-        let line = row.markdown();
-        lines.insert(key(&line).unwrap_or_default(), line);
+    // A line each, so that a difference can be read.
+    let lines: Vec<String> = all.iter().map(serde_json::to_string).collect::<Result<_, _>>()?;
+    write(&file, format!("[\n{}\n]\n", lines.join(",\n")))?;
+    let table: Vec<String> = all.iter().map(Row::markdown).collect();
+    let text = format!("{BEFORE}\n{}\n\n{HEADING}\n{}\n", sum_up(&all), table.join("\n"));
+    write(&workspace().join("docs/truth.md"), text)
+}
+
+/// What was recorded so far.
+fn recorded(file: &Path) -> Result<Vec<Row>> {
+    match fs::read_to_string(file) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Vec::new()),
+        text => {
+            let text = text.with_context(|| format!("reading {}", file.display()))?;
+            serde_json::from_str(&text).with_context(|| format!("reading {}", file.display()))
+        }
     }
-    let mut text = format!("{BEFORE}\n{}\n\n{HEADING}\n", sum_up(lines.values().map(String::as_str)));
-    lines.values().for_each(|line| text += &format!("{line}\n"));
-    fs::write(&file, text).with_context(|| format!("writing {}", file.display()))
 }
 
 /// In how many rounds the same must come of a story.
 const ROUNDS: usize = 10;
 
 /// What the lines come to: how often the stories were played, and which line is not as it should be.
-fn sum_up<'l>(lines: impl Iterator<Item = &'l str>) -> String {
-    let (mut times, mut differ, mut count) = (BTreeMap::new(), Vec::new(), 0);
-    for line in lines {
-        let cells: Vec<&str> = line.split('|').map(str::trim).collect();
-        let [_, story, version, played, ..] = cells[..] else { continue };
-        *times.entry(story).or_insert(0) += played.parse().unwrap_or(0);
-        count += 1;
-        if !line.ends_with("| agrees |") {
-            differ.push(format!("{story} {version}").trim().to_owned());
-        }
-    }
+fn sum_up(rows: &[Row]) -> String {
+    let mut times = BTreeMap::new();
+    rows.iter().for_each(|row| *times.entry(&row.story).or_insert(0) += row.times);
     let all: usize = times.values().sum();
-    let seldom: Vec<String> = times
-        .iter()
-        .filter(|(_, times)| **times < ROUNDS)
-        .map(|(story, times)| format!("{story} ({times})"))
-        .collect();
-    let list = |list: &[String]| if list.is_empty() { "none".to_owned() } else { list.join(", ") };
+    let list = |all: Vec<String>| if all.is_empty() { "none".to_owned() } else { all.join(", ") };
+    let seldom = times.iter().filter(|(_, times)| **times < ROUNDS);
+    let differ = rows.iter().filter(|row| row.failed > 0);
     format!(
-        "{count} lines, {all} plays of {} stories. Played less than {ROUNDS} times: {}. Lines that differ: {}.",
+        "{} lines, {all} plays of {} stories. Played less than {ROUNDS} times: {}. Lines that differ: {}.",
+        rows.len(),
         times.len(),
-        list(&seldom),
-        list(&differ)
+        list(seldom.map(|(story, times)| format!("{story} ({times})")).collect()),
+        list(differ.map(|row| format!("{} {}", row.story, row.version)).collect()),
     )
 }
 
@@ -194,7 +194,8 @@ const BEFORE: &str = "\
 Every story is a real containerd (each version with its own shim), real containers and something that really blocks. Clocks
 that have nothing to do with plegscope say what happened: the client's or the kubelet's own, `strace -T`, what `/proc` and the
 kernel's stacks tell of each thread, the daemons' logs and metrics. `cargo xtask story NAME` plays one and prints what was
-compared; `cargo xtask story --list` says what each is about. This file is written by `cargo xtask story --record`.
+compared; `cargo xtask story --list` says what each is about. This file is written by `cargo xtask story --record`, from
+`docs/truth.json`.
 
 * *times*: how often it was played; a line holds the worst of all.
 * *wrong names*: pods, devices and writers that were named and are not it. *wrong containers*: blamed without a part in it.
@@ -212,16 +213,15 @@ mod tests {
 
     #[test]
     fn plays_of_a_story_are_counted_over_all_containerds() {
-        let row =
-            |story, version, times, failed| Row { times, failed, ..Row::new(story, version) }.markdown();
-        let mut lines = vec![row("convoy", "1.6", 4, 0), row("convoy", "2.1", 6, 0)];
+        let row = |story, version, times, failed| Row { times, failed, ..Row::new(story, version) };
+        let mut rows = vec![row("convoy", "1.6", 4, 0), row("convoy", "2.1", 6, 0)];
         assert_eq!(
-            sum_up(lines.iter().map(String::as_str)),
+            sum_up(&rows),
             "2 lines, 10 plays of 1 stories. Played less than 10 times: none. Lines that differ: none."
         );
-        lines.push(row("xfs", "1.7", 9, 2));
+        rows.push(row("xfs", "1.7", 9, 2));
         assert_eq!(
-            sum_up(lines.iter().map(String::as_str)),
+            sum_up(&rows),
             "3 lines, 19 plays of 2 stories. Played less than 10 times: xfs (9). Lines that differ: xfs 1.7."
         );
     }

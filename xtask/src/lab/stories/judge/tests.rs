@@ -3,7 +3,7 @@
 use super::*;
 use crate::lab::kubelet_like::Call;
 use crate::lab::stories::language;
-use crate::lab::stories::record::{Pod, Run};
+use crate::lab::stories::record::{Mark, Pod, Run};
 use crate::lab::tracer::Line;
 use crate::lab::unmounts::Stay;
 use serde_json::json;
@@ -275,4 +275,22 @@ fn a_false_incident_a_late_word_and_a_wrong_age_fail() {
         one["chain"]["links"][0]["operation"]["kind"] = json!("ExitHandling");
     });
     assert_eq!(wrong(never), ["chain", "exit in a chain"]);
+}
+
+#[test]
+fn a_starved_kubelets_relist_has_taken_no_longer_than_since_the_one_before() {
+    let relist = |begin: u64, end: u64| Call {
+        method: "relist".to_owned(),
+        container: None,
+        begin: begin * SECOND,
+        end: Some(end * SECOND),
+        error: None,
+    };
+    let step = |step: &str| Mark { step: step.to_owned(), begin: 0, end: SECOND };
+    let of = |step: Mark| {
+        let calls = vec![relist(10, 12), relist(20, 26), relist(30, 31)];
+        late_clock(&Record { marks: vec![step], calls, ..Record::default() }, [2 * SECOND; 2])
+    };
+    assert_eq!(of(step("Starve(\"kubelet\")")), [2 * SECOND, 16 * SECOND]);
+    assert_eq!(of(step("Starve(\"containerd\")")), [2 * SECOND; 2]);
 }
