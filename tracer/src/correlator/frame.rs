@@ -574,7 +574,7 @@ pub struct RelistSummary {
     pub unexplained: u64,
     /// The longest that has ended.
     pub longest: Ns,
-    /// Those that count as explained since this frame: it became known after their end.
+    /// Those that count as explained from this frame on: by what became known after their end. They were unexplained before.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub hindsight: Vec<Hindsight>,
 }

@@ -33,6 +33,13 @@ struct Slow {
     needs: Vec<u32>,
 }
 
+impl Slow {
+    /// Whether at least half of it came after that: what began only at its end has not made it slow.
+    fn mostly_after(&self, at: Ns) -> bool {
+        self.seen.saturating_sub(at) >= self.seen.saturating_sub(self.begin) / 2 && at < self.seen
+    }
+}
+
 impl Relists {
     /// One has ended; whether it was slow is for `shown` to say.
     pub fn ended(&mut self, f: &Finished, facts: &Facts, shown: Ns) {
@@ -105,7 +112,7 @@ impl Relists {
             let stall = operations
                 .iter()
                 .map(|flight| &flight.op)
-                .filter(|op| op.kind == Kind::Stalled && op.begin < slow.seen)
+                .filter(|op| op.kind == Kind::Stalled && slow.mostly_after(op.begin))
                 .find(|op| slow.needs.contains(&op.actor.pid));
             if let Some(stall) = stall {
                 summary.explained = summary.explained.saturating_add(1);
