@@ -138,7 +138,8 @@ fn names_of_any_length_make_no_ticket_too_long() {
 }
 
 /// An update that began when hundreds of calls waited already, and that goes on when they are let go of, is a part of the
-/// incident that they all waited for; so is the exit that is to be tried again.
+/// incident that they all waited for; so are the last of these calls, which were let go of and have not run yet or not come
+/// back yet, and the exit that is to be tried again.
 #[test]
 fn the_last_of_a_crowd_belongs_to_its_incident() {
     let content = std::fs::read_to_string(
@@ -168,14 +169,25 @@ fn the_last_of_a_crowd_belongs_to_its_incident() {
     for name in ["call-update", "status", "wait-status", "update", "list", "wait2"] {
         writeln!(text, "41.06 end {name}").unwrap();
     }
+    let (woken, running) = (crowd.end - 1, crowd.end - 2);
     for i in crowd {
-        writeln!(text, "41.06 end wait{i}\n41.06 end list{i}").unwrap();
+        match i {
+            i if i == woken => {
+                writeln!(text, "41.06 woken 100:113:g13#13 100:120:g2{i}#1{i} semaphore=0xc00020000c")
+            }
+            i if i == running => writeln!(text, "41.06 end wait{i}"),
+            i => writeln!(text, "41.06 end wait{i}\n41.06 end list{i}"),
+        }
+        .unwrap();
     }
     text.push_str(
         "41.1 tick
          41.15 end status2
-         41.15 end update2
-         41.2 until 43.0
+         41.15 end update2\n",
+    );
+    writeln!(text, "41.15 end wait{woken}\n41.15 end list{woken}\n41.15 end list{running}").unwrap();
+    text.push_str(
+        "41.2 until 43.0
          43.5 op exit3 exit 100:110:g10#10 container=aa
          43.52 end exit3
          43.6 tick\n",
@@ -189,6 +201,7 @@ fn the_last_of_a_crowd_belongs_to_its_incident() {
     assert!(waiting > Some(limits::INCIDENT_MEMBERS as u64 / 2), "{waiting:?}");
     let freed = frames.iter().find(|frame| frame.now == 41_100_000_000).expect("a tick");
     assert_eq!(of(freed, "UpdateSync"), 1, "it goes on, and nothing is seen below it");
+    assert!(of(freed, "ListContainers") > 0, "they are shown while they have not come back");
     let ids: BTreeSet<&str> =
         frames.iter().flat_map(|frame| &frame.incidents).map(|one| one.id.as_str()).collect();
     assert_eq!(ids, BTreeSet::from(["unmount-300-aaaaaaaaaaaa"]));

@@ -213,6 +213,17 @@ impl Inputs<'_> {
         path.last().is_some_and(|&tip| matches!(self.graph.nodes[tip].next, Next::Returned { .. }))
     }
 
+    /// Whether what a call waited for has only just let go of it: the lock was handed to it, or it has the lock. That it waits
+    /// for something else cannot have been reported yet.
+    fn is_let_go(&self, path: &[usize]) -> bool {
+        let Some(tip) = path.last().map(|&tip| &self.graph.nodes[tip]) else { return false };
+        let has_lock = self.graph.operations.settling(&tip.flight.op.actor);
+        let has_lock = has_lock.filter(|wait| wait.since >= tip.since).map(|wait| wait.ended);
+        let since = tip.flight.woken.max(has_lock);
+        !matches!(tip.next, Next::To { .. })
+            && since.is_some_and(|at| at.saturating_add(limits::SETTLE) > self.now)
+    }
+
     /// From an operation to where its chain ends. A node that comes again is the last of the path a second time.
     fn walk(&self, from: usize) -> Vec<usize> {
         let mut path = vec![from];
@@ -589,6 +600,10 @@ impl Inputs<'_> {
         };
         let mut taken = vec![false; self.graph.nodes.len()];
         for walk in walks {
+            // Hundreds are let go of at once, more than an incident remembers as its own: they cross nothing once more.
+            if matches!(walk.head, Head::CriCall | Head::ListCall) && self.is_let_go(&walk.path) {
+                continue;
+            }
             for (i, &n) in walk.path.iter().enumerate() {
                 // A list call counts for a relist only where a way begins.
                 if i > 0 && std::mem::replace(&mut taken[n], true) {
