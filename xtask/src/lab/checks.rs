@@ -67,6 +67,11 @@ impl Verdict {
         self.0.iter().filter(|check| check.agree == Some(false)).count()
     }
 
+    /// How many comparisons were made.
+    pub fn compared(&self) -> usize {
+        self.0.iter().filter(|check| check.agree.is_some()).count()
+    }
+
     /// What does not agree, a line each.
     pub fn wrong(&self) -> impl Iterator<Item = String> {
         self.0

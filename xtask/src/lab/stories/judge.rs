@@ -55,7 +55,6 @@ pub fn judge(story: &Story, record: &Record) -> Judged {
         judge.relists();
         judge.ends();
     }
-    judge.row.failed = judge.truth.wrong().count() + judge.said.wrong().count();
     Judged { truth: judge.truth, said: judge.said, row: judge.row }
 }
 

@@ -210,8 +210,7 @@ impl Results {
     /// recorded, if it is recorded at all.
     fn tell(self, record: Option<bool>) -> Result<()> {
         if !self.rows.is_empty() {
-            println!("\n{}", table::HEADING);
-            self.rows.iter().for_each(|row| println!("{}", row.markdown()));
+            print!("\n{}", table::markdown(&self.rows));
         }
         if let Some(add) = record {
             table::record(&self.rows, add)?;
@@ -295,7 +294,7 @@ impl Stock {
         match played {
             Ok((row, wrong)) => {
                 results.failed.extend(wrong.into_iter().map(|line| format!("{title}: {line}")));
-                results.rows.extend(row);
+                results.rows.push(row);
             }
             Err(error) => {
                 if let Some(interrupted) = error.downcast_ref::<Interrupted>() {
@@ -303,9 +302,7 @@ impl Stock {
                 }
                 println!("FAILED {title}: {error:#}");
                 results.failed.push(format!("{title}: {error:#}"));
-                let exact = self.programs(version).ok().and_then(|programs| programs.version());
-                let exact = exact.unwrap_or_else(|| version.to_owned());
-                let row = Row { failed: 1, ..Row::new(&story.name, &exact) };
+                let row = Row { differed: 1, ..self.row(story, version) };
                 if let Err(error) = keep_row(&keep, &row) {
                     results.failed.push(format!("{title}: {error:#}"));
                 }
@@ -316,17 +313,41 @@ impl Stock {
         Ok(())
     }
 
+    /// A line in which nothing stands yet, for a play with that version.
+    fn row(&self, story: &Story, version: &str) -> Row {
+        let exact = match story.program {
+            Some(Program::Fuse) => Some("-".to_owned()), // it needs none
+            _ => self.programs(version).ok().and_then(|programs| programs.version()),
+        };
+        let compared = story.program.map(|_| 0);
+        Row { compared, ..Row::new(&story.name, &exact.unwrap_or_else(|| version.to_owned())) }
+    }
+
     /// Plays it once; what is wrong comes back as lines.
-    fn play_once(&self, story: &Story, version: &str, keep: &Path) -> Result<(Option<Row>, Vec<String>)> {
+    fn play_once(&self, story: &Story, version: &str, keep: &Path) -> Result<(Row, Vec<String>)> {
         let _ = fs::remove_dir_all(keep); // of an earlier run
         fs::create_dir_all(keep).with_context(|| format!("creating {}", keep.display()))?;
         let programs = self.programs(version)?;
-        if let Some(program) = story.program {
-            let verdict = self.program(program, &programs, keep)?;
-            print!("{}", verdict.table());
-            store(keep, "table.txt", &verdict.table())?;
-            return Ok((None, verdict.wrong().collect()));
-        }
+        let (mut row, mut verdicts) = match story.program {
+            Some(program) => {
+                let verdict = self.program(program, &programs, keep)?;
+                let compared = Some(verdict.compared());
+                (Row { compared, ..self.row(story, version) }, vec![verdict])
+            }
+            None => self.chains(story, programs, keep)?,
+        };
+        verdicts.retain(|verdict| !verdict.0.is_empty());
+        let wrong: Vec<String> = verdicts.iter().flat_map(Verdict::wrong).collect();
+        row.differed = usize::from(!wrong.is_empty());
+        let tables: Vec<String> = verdicts.iter().map(Verdict::table).collect();
+        print!("{}", tables.concat());
+        store(keep, "table.txt", &tables.concat())?;
+        keep_row(keep, &row)?;
+        Ok((row, wrong))
+    }
+
+    /// Plays a story that is about chains, and holds them against the truth.
+    fn chains(&self, story: &Story, programs: Programs, keep: &Path) -> Result<(Row, Vec<Verdict>)> {
         let begin = sys::monotonic();
         let say = move |text: &str| println!("{:>6.1} s  {text}", (sys::monotonic() - begin) as f64 / 1e9);
         let record = run_interruptible(async |ledger| {
@@ -353,13 +374,7 @@ impl Stock {
             row.to_device = seen.to_device;
             store(keep, "attached.json", &serde_json::to_string_pretty(&seen.attached)?)?;
         }
-        verdicts.retain(|verdict| !verdict.0.is_empty());
-        row.failed = verdicts.iter().flat_map(Verdict::wrong).count();
-        let tables: Vec<String> = verdicts.iter().map(Verdict::table).collect();
-        print!("{}", tables.concat());
-        store(keep, "table.txt", &tables.concat())?;
-        keep_row(keep, &row)?;
-        Ok((Some(row), verdicts.iter().flat_map(Verdict::wrong).collect()))
+        Ok((row, verdicts))
     }
 
     fn program(&self, program: Program, programs: &Programs, keep: &Path) -> Result<Verdict> {

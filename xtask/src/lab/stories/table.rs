@@ -1,4 +1,4 @@
-//! The table of all stories: one line for each that was played, for `docs/truth.md`.
+//! The tables of all stories: one line for each that was played, for `docs/truth.md`.
 
 use crate::lab::sys::seconds;
 use crate::lab::tracer::workspace;
@@ -32,9 +32,12 @@ pub struct Row {
     /// Frames in which the chain ends in the sync of the slow disk, of those in which it must, where that was asked.
     #[serde(default)]
     pub to_device: Option<(usize, usize)>,
-    /// Checks that failed.
-    pub failed: usize,
-    /// How often it was played, with the same result.
+    /// How much was compared in a story that is a program of its own: only that and the next two say something then.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub compared: Option<usize>,
+    /// In how many plays something was not as it should be.
+    pub differed: usize,
+    /// How often it was played.
     pub times: usize,
 }
 
@@ -62,8 +65,21 @@ impl Row {
         self.incidents.1.saturating_sub(self.incidents.0)
     }
 
+    /// Whether all of its plays were as they should be.
+    fn agrees(&self) -> String {
+        match (self.differed, self.times) {
+            (0, _) => "agrees".to_owned(),
+            (_, 1) => "DIFFERS".to_owned(),
+            (plays, _) => format!("DIFFERS in {plays}"),
+        }
+    }
+
     /// The line in Markdown.
-    pub fn markdown(&self) -> String {
+    fn markdown(&self) -> String {
+        if let Some(compared) = self.compared {
+            let (story, version, times) = (&self.story, &self.version, self.times);
+            return format!("| {story} | {version} | {times} | {compared} | {} |", self.agrees());
+        }
         let worst = apart(self.worst);
         let links = match self.links {
             (_, 0) => "-".to_owned(),
@@ -84,7 +100,7 @@ impl Row {
             self.wrong_names,
             self.wrong_containers,
             self.first_shown.map_or("-".to_owned(), seconds),
-            if self.failed == 0 { "agrees" } else { "DIFFERS" },
+            self.agrees(),
         )
     }
 }
@@ -97,10 +113,34 @@ pub fn apart(duration: Option<(u64, u64)>) -> String {
     })
 }
 
-/// Heading of the table.
-pub const HEADING: &str = "\
+/// Heading of the table of stories that end in chains, or must not.
+const HEADING: &str = "\
 | story | containerd | times | incidents told of expected | false | wrong names | wrong containers | links found | not seen: said so | worst duration | first shown | |
 |---|---|---|---|---|---|---|---|---|---|---|---|";
+
+/// What stands above the table of the stories that are programs of their own.
+const PROGRAMS: &str = "\
+## What it does to the node and for its users
+
+These stories are not about a chain. Each makes comparisons of its own: what the node's programs and mounts were like without
+plegscope and with it, what the kernel and `/proc` say of it, what it answers on a node that is stuck already. *compared*: how much
+of that there was in a play, at least. `stopped-root` is played in a virtual machine (`cargo xtask vm --story stopped-root`).
+
+| story | containerd | times | compared | |
+|---|---|---|---|---|";
+
+/// The tables in Markdown; one that has no lines is left out.
+pub fn markdown(rows: &[Row]) -> String {
+    let table = |heading: &str, is_program: bool| {
+        let lines: String = rows
+            .iter()
+            .filter(|row| row.compared.is_some() == is_program)
+            .map(|row| format!("{}\n", row.markdown()))
+            .collect();
+        (!lines.is_empty()).then(|| format!("{heading}\n{lines}"))
+    };
+    [table(HEADING, false), table(PROGRAMS, true)].into_iter().flatten().collect::<Vec<_>>().join("\n")
+}
 
 /// Several lines of the same story with the same containerd become one: the worst of each.
 pub fn join(rows: &mut Vec<Row>) {
@@ -112,7 +152,7 @@ pub fn join(rows: &mut Vec<Row>) {
             continue;
         };
         one.times += row.times;
-        one.failed += row.failed;
+        one.differed += row.differed;
         one.wrong_names = one.wrong_names.max(row.wrong_names);
         one.wrong_containers = one.wrong_containers.max(row.wrong_containers);
         if row.incidents.0.abs_diff(row.incidents.1) > one.incidents.0.abs_diff(one.incidents.1) {
@@ -128,6 +168,7 @@ pub fn join(rows: &mut Vec<Row>) {
             one.off(truth, said);
         }
         one.shown(row.first_shown);
+        one.compared = one.compared.min(row.compared);
     }
     *rows = joined;
 }
@@ -151,8 +192,7 @@ pub fn record(rows: &[Row], add: bool) -> Result<()> {
     // A line each, so that a difference can be read.
     let lines: Vec<String> = all.iter().map(serde_json::to_string).collect::<Result<_, _>>()?;
     write(&file, format!("[\n{}\n]\n", lines.join(",\n")))?;
-    let table: Vec<String> = all.iter().map(Row::markdown).collect();
-    let text = format!("{BEFORE}\n{}\n\n{HEADING}\n{}\n", sum_up(&all), table.join("\n"));
+    let text = format!("{BEFORE}\n{}\n\n{}", sum_up(&all), markdown(&all));
     write(&workspace().join("docs/truth.md"), text)
 }
 
@@ -177,7 +217,7 @@ fn sum_up(rows: &[Row]) -> String {
     let all: usize = times.values().sum();
     let list = |all: Vec<String>| if all.is_empty() { "none".to_owned() } else { all.join(", ") };
     let seldom = times.iter().filter(|(_, times)| **times < ROUNDS);
-    let differ = rows.iter().filter(|row| row.failed > 0);
+    let differ = rows.iter().filter(|row| row.differed > 0);
     format!(
         "{} lines, {all} plays of {} stories. Played less than {ROUNDS} times: {}. Lines that differ: {}.",
         rows.len(),
@@ -209,11 +249,32 @@ compared; `cargo xtask story --list` says what each is about. This file is writt
 
 #[cfg(test)]
 mod tests {
-    use super::{Row, sum_up};
+    use super::{PROGRAMS, Row, join, markdown, sum_up};
+
+    #[test]
+    fn programs_have_a_table_of_their_own() {
+        let program = Row { compared: Some(9), ..Row::new("hung", "1.6") };
+        let mut rows = vec![program.clone(), Row::new("xfs", "1.7"), Row { compared: Some(7), ..program }];
+        join(&mut rows);
+        let text = markdown(&rows);
+        let (chains, programs) = text.split_once(PROGRAMS).expect("both tables");
+        assert_eq!(programs, "\n| hung | 1.6 | 2 | 7 | agrees |\n");
+        assert_eq!(chains.lines().filter(|line| line.starts_with("| xfs | 1.7 | 1 |")).count(), 1);
+        assert!(!markdown(&rows[1..]).contains("compared"), "no table without lines");
+    }
+
+    #[test]
+    fn a_line_says_in_how_many_plays_it_differs() {
+        let row = |differed| Row { differed, ..Row::new("xfs", "1.7") };
+        assert!(row(1).markdown().ends_with("| DIFFERS |"));
+        let mut rows = vec![row(0), row(1), row(0), row(1)];
+        join(&mut rows);
+        assert!(rows[0].markdown().ends_with("| DIFFERS in 2 |"));
+    }
 
     #[test]
     fn plays_of_a_story_are_counted_over_all_containerds() {
-        let row = |story, version, times, failed| Row { times, failed, ..Row::new(story, version) };
+        let row = |story, version, times, differed| Row { times, differed, ..Row::new(story, version) };
         let mut rows = vec![row("convoy", "1.6", 4, 0), row("convoy", "2.1", 6, 0)];
         assert_eq!(
             sum_up(&rows),

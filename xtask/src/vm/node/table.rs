@@ -70,9 +70,7 @@ impl Seen {
         let row = match json(&kept.join("row.json")) {
             Ok(row) => row,
             // The story came to no end; why is known already.
-            // It is a program, which has no chains.
-            Err(_) if failed.is_empty() && story.program.is_some() => Row::new(&story.name, containerd),
-            Err(_) if !failed.is_empty() => Row { failed: 1, ..Row::new(&story.name, containerd) },
+            Err(_) if !failed.is_empty() => Row { differed: 1, ..Row::new(&story.name, containerd) },
             Err(error) => return Err(error),
         };
         let attached: Option<Attached> = json(&kept.join("attached.json")).ok();
@@ -92,8 +90,11 @@ impl Seen {
 
     /// In a few words.
     pub fn words(&self) -> String {
-        let (found, of) = self.row.links;
-        format!("{} ({found} of {of} links)", if self.wrong.is_empty() { "agrees" } else { "DIFFERS" })
+        let what = match (self.row.compared, self.row.links) {
+            (Some(compared), _) => format!("{compared} comparisons"),
+            (None, (found, of)) => format!("{found} of {of} links"),
+        };
+        format!("{} ({what})", if self.wrong.is_empty() { "agrees" } else { "DIFFERS" })
     }
 
     fn markdown(&self) -> String {
@@ -113,7 +114,7 @@ impl Seen {
             row.links.0,
             row.links.1,
             row.to_device.map_or("-".to_owned(), |(frames, of)| format!("{frames} of {of} frames")),
-            if row.failed == 0 && self.wrong.is_empty() { "agrees" } else { "DIFFERS" },
+            if row.differed == 0 && self.wrong.is_empty() { "agrees" } else { "DIFFERS" },
         )
     }
 }
