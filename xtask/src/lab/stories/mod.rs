@@ -209,8 +209,8 @@ impl Results {
     /// Prints the table, and what failed as the last; an error when something did. `record`: whether it is added to what is
     /// recorded, if it is recorded at all.
     fn tell(self, record: Option<bool>) -> Result<()> {
-        if !self.rows.is_empty() {
-            print!("\n{}", table::markdown(&self.rows));
+        for table in table::tables(&self.rows).iter().filter(|table| !table.is_empty()) {
+            print!("\n{table}");
         }
         if let Some(add) = record {
             table::record(&self.rows, add)?;

@@ -118,28 +118,31 @@ const HEADING: &str = "\
 | story | containerd | times | incidents told of expected | false | wrong names | wrong containers | links found | not seen: said so | worst duration | first shown | |
 |---|---|---|---|---|---|---|---|---|---|---|---|";
 
-/// What stands above the table of the stories that are programs of their own.
-const PROGRAMS: &str = "\
+/// Heading of the table of stories that are programs of their own.
+const PROGRAMS_HEADING: &str = "\
+| story | containerd | times | compared | |
+|---|---|---|---|---|";
+
+/// What stands above that table.
+const BEFORE_PROGRAMS: &str = "\
 ## What it does to the node and for its users
 
 These stories are not about a chain. Each makes comparisons of its own: what the node's programs and mounts were like without
 plegscope and with it, what the kernel and `/proc` say of it, what it answers on a node that is stuck already. *compared*: how much
 of that there was in a play, at least. `stopped-root` is played in a virtual machine (`cargo xtask vm --story stopped-root`).
+";
 
-| story | containerd | times | compared | |
-|---|---|---|---|---|";
-
-/// The tables in Markdown; one that has no lines is left out.
-pub fn markdown(rows: &[Row]) -> String {
+/// The tables in Markdown, of stories about chains and of programs; one that would have no lines is empty.
+pub fn tables(rows: &[Row]) -> [String; 2] {
     let table = |heading: &str, is_program: bool| {
         let lines: String = rows
             .iter()
             .filter(|row| row.compared.is_some() == is_program)
             .map(|row| format!("{}\n", row.markdown()))
             .collect();
-        (!lines.is_empty()).then(|| format!("{heading}\n{lines}"))
+        if lines.is_empty() { lines } else { format!("{heading}\n{lines}") }
     };
-    [table(HEADING, false), table(PROGRAMS, true)].into_iter().flatten().collect::<Vec<_>>().join("\n")
+    [table(HEADING, false), table(PROGRAMS_HEADING, true)]
 }
 
 /// Several lines of the same story with the same containerd become one: the worst of each.
@@ -192,7 +195,8 @@ pub fn record(rows: &[Row], add: bool) -> Result<()> {
     // A line each, so that a difference can be read.
     let lines: Vec<String> = all.iter().map(serde_json::to_string).collect::<Result<_, _>>()?;
     write(&file, format!("[\n{}\n]\n", lines.join(",\n")))?;
-    let text = format!("{BEFORE}\n{}\n\n{}", sum_up(&all), markdown(&all));
+    let [chains, programs] = tables(&all);
+    let text = format!("{BEFORE}\n{}\n\n{chains}\n{BEFORE_PROGRAMS}\n{programs}", sum_up(&all));
     write(&workspace().join("docs/truth.md"), text)
 }
 
@@ -249,18 +253,19 @@ compared; `cargo xtask story --list` says what each is about. This file is writt
 
 #[cfg(test)]
 mod tests {
-    use super::{PROGRAMS, Row, join, markdown, sum_up};
+    use super::{Row, join, sum_up, tables};
 
     #[test]
     fn programs_have_a_table_of_their_own() {
         let program = Row { compared: Some(9), ..Row::new("hung", "1.6") };
         let mut rows = vec![program.clone(), Row::new("xfs", "1.7"), Row { compared: Some(7), ..program }];
         join(&mut rows);
-        let text = markdown(&rows);
-        let (chains, programs) = text.split_once(PROGRAMS).expect("both tables");
-        assert_eq!(programs, "\n| hung | 1.6 | 2 | 7 | agrees |\n");
-        assert_eq!(chains.lines().filter(|line| line.starts_with("| xfs | 1.7 | 1 |")).count(), 1);
-        assert!(!markdown(&rows[1..]).contains("compared"), "no table without lines");
+        let [chains, programs] = tables(&rows);
+        let lines = |table: &str| table.lines().skip(2).map(str::to_owned).collect::<Vec<_>>();
+        assert_eq!(lines(&programs), ["| hung | 1.6 | 2 | 7 | agrees |"]);
+        assert_eq!(lines(&chains).len(), 1);
+        assert!(lines(&chains)[0].starts_with("| xfs | 1.7 | 1 |"));
+        assert_eq!(tables(&rows[1..])[1], "", "no heading without lines");
     }
 
     #[test]
