@@ -171,21 +171,17 @@ fn later(call: &Call, frames: &[Seen], verdict: &mut Verdict) {
     );
 }
 
-/// When it is over that is seen; it is when the exit has been handled as well.
-fn ended(truth: &Truth, handled: u64, frames: &[Seen], verdict: &mut Verdict) {
-    let Some((_, unmounted)) = truth.blocked_unmount() else {
-        return verdict.check("live: the end", "an unmount that ended", "none", false);
-    };
-    let over = unmounted.max(handled);
-    // Without news there is no frame: the last one says what holds from then on. It may be older than what the lab has seen late.
+/// No chain of it after the end. Without news there is no frame: the last one says what holds from then on. It is no older than the
+/// end of the unmount, but may be older than `over`: that the exit was handled the lab hears late.
+fn gone(container: &str, unmounted: u64, over: u64, frames: &[Seen], verdict: &mut Verdict) {
     let after = |seen: &&Seen| now(seen) > over + SOON;
-    let last = frames.last();
+    let last = frames.last().filter(|seen| now(seen) + LAG >= unmounted);
     let late: Vec<String> = frames
         .iter()
         .filter(after)
         .chain(last)
         .flat_map(|seen| list(&seen.frame, "diagnoses"))
-        .filter(|one| one.to_string().contains(&truth.container))
+        .filter(|one| one.to_string().contains(container))
         .map(verdict::words)
         .collect();
     verdict.check(
@@ -198,6 +194,15 @@ fn ended(truth: &Truth, handled: u64, frames: &[Seen], verdict: &mut Verdict) {
         ),
         late.is_empty() && last.is_some(),
     );
+}
+
+/// When it is over that is seen; it is when the exit has been handled as well.
+fn ended(truth: &Truth, handled: u64, frames: &[Seen], verdict: &mut Verdict) {
+    let Some((_, unmounted)) = truth.blocked_unmount() else {
+        return verdict.check("live: the end", "an unmount that ended", "none", false);
+    };
+    let over = unmounted.max(handled);
+    gone(&truth.container, unmounted, over, frames, verdict);
     let mut incidents: Vec<(&str, Option<u64>)> = Vec::new();
     for incident in frames.iter().flat_map(|seen| list(&seen.frame, "incidents")) {
         let about = incident.to_string().contains(&truth.container);
@@ -285,5 +290,30 @@ mod tests {
         assert_eq!(judge(&[frame(8_000, stuck(6_000, false))]), 1, "a wrong age");
         assert_eq!(judge(&[frame(8_000, stuck(7_000, true))]), 1, "not exact");
         assert_eq!(judge(&[frame(9_500, stuck(8_500, false))]), 2, "after it was over");
+    }
+
+    #[test]
+    fn the_last_frame_holds_from_the_end_on() {
+        const SECOND: u64 = 1_000_000_000;
+        let (unmounted, over) = (30 * SECOND, 32 * SECOND);
+        let judge = |at: &[(u64, bool)]| {
+            let stuck = |is_stuck: bool| if is_stuck { json!(["c1"]) } else { json!([]) };
+            let frames: Vec<Seen> = at.iter().map(|(at, is_stuck)| frame(*at, stuck(*is_stuck))).collect();
+            let mut verdict = Verdict::default();
+            gone("c1", unmounted, over, &frames, &mut verdict);
+            verdict.failures()
+        };
+        let during = (29 * SECOND, true);
+        assert_eq!(judge(&[during, (over, false)]), 0);
+        assert_eq!(judge(&[during, (unmounted, false)]), 0, "before the lab heard that the exit was handled");
+        assert_eq!(judge(&[during, (over, true)]), 1, "it stays");
+        assert_eq!(
+            judge(&[during, (unmounted, false), (over + SOON + 1, true), (60 * SECOND, false)]),
+            1,
+            "again"
+        );
+        assert_eq!(judge(&[during, (29 * SECOND, false)]), 1, "gone before the unmount was");
+        assert_eq!(judge(&[during]), 1, "no frame of the end");
+        assert_eq!(judge(&[]), 1);
     }
 }
