@@ -19,7 +19,7 @@ use super::containerd::Programs;
 use super::tracer::{self, Line};
 use super::{Interrupted, cleanup, machine, packages, run_interruptible, sys, watching};
 use crate::{binaries, kubelet};
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use language::{Caller, FileSystem, Program, Story};
 use record::Record;
 use std::fs;
@@ -331,8 +331,9 @@ impl Stock {
         let (mut row, mut verdicts) = match story.program {
             Some(program) => {
                 let verdict = self.program(program, &programs, keep)?;
-                let compared = Some(verdict.compared());
-                (Row { compared, ..self.row(story, version) }, vec![verdict])
+                let compared = verdict.compared();
+                ensure!(compared > 0, "nothing was compared");
+                (Row { compared: Some(compared), ..self.row(story, version) }, vec![verdict])
             }
             None => self.chains(story, programs, keep)?,
         };
